@@ -1,0 +1,101 @@
+# Every task of the project. `make` alone lists them.
+#
+# Builds: build/editable holds the core, the Python modules (written to kvstore/) and the native
+# tests; build/werror, build/address and build/thread are trees of their own.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON_VENV := $(BIN)/python
+BUILD := build/editable
+JOBS ?= $(shell nproc)
+PYTEST_WORKERS ?= 2
+FUZZ_SECONDS ?= 60
+CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
+CXX_FILES = $$(git ls-files -co --exclude-standard '*.cpp' '*.hpp' '*.h' | grep -v third_party/)
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' \
+	  | column -t -s '|'
+
+.PHONY: setup
+setup: ## make .venv and build everything into it
+	@scripts/setup.sh
+	@$(MAKE) --no-print-directory build
+	@echo "ready: $(BIN)/kvstore, $(BIN)/kvstore-node, $(BIN)/kvstore-bench"
+
+$(PYTHON_VENV):
+	@scripts/setup.sh
+
+.PHONY: build
+build: $(PYTHON_VENV) ## bring the native parts up to date
+	@test -e $(BUILD)/CMakeCache.txt || scripts/setup.sh
+	@$(CMAKE) -S . -B $(BUILD) -DKVSTORE_BUILD_TESTS=ON >build/configure.log \
+	  || { cat build/configure.log; exit 1; }
+	@$(CMAKE) --build $(BUILD) -j $(JOBS)
+
+.PHONY: native-tests
+native-tests: doctest build
+	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target kvstore_native_tests
+
+.PHONY: doctest
+doctest: $(PYTHON_VENV)
+	@test -e /usr/include/doctest/doctest.h || $(PYTHON_VENV) scripts/debs.py doctest-dev
+
+.PHONY: demo
+demo: build ## two memory nodes, two clients, a prefix-cache replay, every byte checked
+	@$(BIN)/kvstore demo
+
+.PHONY: test
+test: native-tests ## all tests that need no root, no virtual machine and no engine
+	@$(PYTHON_VENV) -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not network" $(TESTS)
+
+.PHONY: check
+check: $(PYTHON_VENV) ## style, types, generated files, and a build without warnings
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(PYTHON_VENV) scripts/generate.py --check
+	@$(PYTHON_VENV) -m pytest tests/test_tidy.py
+	@$(MAKE) --no-print-directory werror
+
+.PHONY: werror
+werror: doctest
+	@$(CMAKE) -S . -B build/werror -G Ninja -DKVSTORE_WERROR=ON -DKVSTORE_BUILD_TESTS=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja >build/configure.log \
+	  || { cat build/configure.log; exit 1; }
+	@$(CMAKE) --build build/werror -j $(JOBS) --target kvstore_core kvstore_native_tests
+
+.PHONY: format
+format: $(PYTHON_VENV) ## rewrite the sources in the project's format
+	@$(BIN)/ruff check --fix-only -q . || true
+	@$(BIN)/ruff format -q .
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+.PHONY: generate
+generate: $(PYTHON_VENV) ## write the generated files anew (_native.pyi, gRPC stubs)
+	@$(PYTHON_VENV) scripts/generate.py
+
+.PHONY: sanitize
+sanitize: doctest ## native tests under ASan, UBSan and TSan (clang-19), then the fuzzers
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) JOBS=$(JOBS) scripts/sanitize.sh
+
+.PHONY: bench
+bench: build ## the figures of the README, also written to build/bench
+	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target kvstore_native_benches
+	@mkdir -p build/bench
+	@set -e; for program in $(BUILD)/benches/*_bench; do echo "== $$program"; $$program; done
+	@set -e; for script in $(wildcard bench/*.py); do echo "== $$script"; \
+	  $(PYTHON_VENV) $$script; done
+	$(BIN)/kvstore-bench kv --json >build/bench/kv.json
+	$(BIN)/kvstore-bench peers --json >build/bench/peers.json
+
+.PHONY: ci
+ci: ## every stage with its wall time: what .ci/run runs
+	@scripts/ci.sh
+
+.PHONY: clean
+clean: ## remove what was built, not .venv
+	@rm -rf build/editable build/wheel build/werror build/address build/thread kvstore/*.so

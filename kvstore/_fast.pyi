@@ -1,0 +1,100 @@
+"""The extension module of native/python: the hot path of `kvstore.Store`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from kvstore.errors import KvError
+from kvstore.types import Buffer, Key, Value
+
+def bind(
+    data_path_address: int,
+    export_buffer: Callable[[object, bool], object],
+    kv_error: type[Exception],
+    /,
+) -> None: ...
+def allocator() -> int: ...
+def take_bytes(slot_address: int, /) -> bytes | None: ...
+
+class DataPath:
+    def get(self, key: Key, *, timeout_s: float | None = None) -> bytes | None: ...
+    def get_versioned(
+        self, key: Key, *, timeout_s: float | None = None
+    ) -> tuple[bytes, int] | None: ...
+    def get_into(
+        self, key: Key, buffer: Buffer, *, timeout_s: float | None = None
+    ) -> int | None: ...
+    def contains(self, key: Key, *, timeout_s: float | None = None) -> bool: ...
+    def put(
+        self,
+        key: Key,
+        value: Value,
+        *,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> int: ...
+    def put_from(
+        self,
+        key: Key,
+        value: Value,
+        *,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> int: ...
+    def delete(
+        self, key: Key, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> bool: ...
+    def get_many(
+        self, keys: Iterable[Key], *, timeout_s: float | None = None
+    ) -> list[bytes | KvError | None]: ...
+    def get_versioned_many(
+        self, keys: Iterable[Key], *, timeout_s: float | None = None
+    ) -> list[tuple[bytes, int] | KvError | None]: ...
+    def get_many_into(
+        self, keys: Iterable[Key], buffers: Iterable[Buffer], *, timeout_s: float | None = None
+    ) -> list[int | KvError | None]: ...
+    def contains_many(
+        self, keys: Iterable[Key], *, timeout_s: float | None = None
+    ) -> list[bool | KvError]: ...
+    def put_many(
+        self,
+        items: Mapping[Any, Value] | Iterable[tuple[Key, Value]],
+        *,
+        if_absent: bool = False,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> list[int | KvError]: ...
+    def put_from_many(
+        self,
+        items: Mapping[Any, Value] | Iterable[tuple[Key, Value]],
+        *,
+        if_absent: bool = False,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> list[int | KvError]: ...
+    def delete_many(
+        self, keys: Iterable[Key], *, timeout_s: float | None = None
+    ) -> list[bool | KvError]: ...
+    def match_prefix(self, keys: Iterable[Key], *, timeout_s: float | None = None) -> int: ...
+    def __getitem__(self, key: Key, /) -> bytes: ...
+    def __setitem__(self, key: Key, value: Value, /) -> None: ...
+    def __delitem__(self, key: Key, /) -> None: ...
+    def __contains__(self, key: Key, /) -> bool: ...
+    def _get_coded(self, key: Key, timeout_s: float | None = ...) -> tuple[bytes, int] | None: ...
+    def _put_coded(
+        self,
+        key: Key,
+        value: Value,
+        codec: int,
+        *,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> int: ...
+    def _open(self, client_address: int, timeout_s: float | None, /) -> None: ...
+    def _refresh(self) -> None: ...
+    def _shut(self) -> int: ...

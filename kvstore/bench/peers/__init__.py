@@ -1,0 +1,1 @@
+"""The systems that `kvstore-bench peers` compares, each behind one small interface."""

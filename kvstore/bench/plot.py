@@ -1,0 +1,58 @@
+"""Pictures of bench rows. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvstore.bench.document import Row
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise click.ClickException("--plot needs the Python package matplotlib") from error
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    return figure, axes
+
+
+def plot_ratios(rows: Sequence[Row], path: Path) -> None:
+    """One bar a ratio, drawn as a share of its target; the line at 1 is the target."""
+    ratios = [row for row in rows if row.get("kind") == "ratio" and row.get("ratio")]
+    figure, axes = _figure(9, 1 + 0.4 * max(1, len(ratios)))
+    labels, shares, colours = [], [], []
+    for row in ratios:
+        share = row["ratio"] / row["target"]
+        if row["comparison"] == "at_most":
+            share = 1 / share
+        variant = f" ({row['variant']})" if row["variant"] else ""
+        name = f"{row['fabric']} {row['operation']}{variant} / {row['against']}"
+        labels.append(f"{name}: {row['ratio']:.2f}")
+        shares.append(share)
+        colours.append("tab:green" if row["pass"] else "tab:red")
+    axes.barh(range(len(labels)), shares, color=colours)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("share of the target (1 and above: met)")
+    figure.savefig(path, dpi=120)
+
+
+def plot_latency(rows: Sequence[Row], path: Path) -> None:
+    """Latency percentiles of each row."""
+    figure, axes = _figure(7, 4)
+    names = ("p50_us", "p99_us", "p999_us")
+    for row in rows:
+        label = f"{row['fabric']} {row['operation']} {row['value_bytes']} B x{row['batch']}"
+        axes.plot(names, [row[name] for name in names], marker="o", label=label)
+    axes.set_yscale("log")
+    axes.set_ylabel("microseconds a call")
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,1 @@
+"""The `kvstore` command: keys, nodes, diagnosis and the demonstration."""

@@ -1,0 +1,1 @@
+"""The client: `Store`, `connect`, and what stands between them and the native core."""

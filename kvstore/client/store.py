@@ -1,0 +1,281 @@
+"""`Store`: the store as a Python object."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from kvstore.client import values
+from kvstore.client.native import DataPath, lib, plain_error
+from kvstore.errors import (
+    BufferTooSmall,
+    ConditionFailed,
+    Fenced,
+    InternalError,
+    KeyInvalid,
+    KvError,
+    NodeUnreachable,
+)
+from kvstore.types import ClientStats, Key, MemberState
+
+if TYPE_CHECKING:
+    from kvstore.client.native import NativeClient
+    from kvstore.cluster.membership import Membership
+    from kvstore.node.memory_node import MemoryNode
+
+#: Walks over the whole store may take this long for each node unless told otherwise.
+WALK_TIMEOUT_S: Final = 60.0
+#: How long the end of the process waits for the calls of other threads.
+EXIT_WAIT_S: Final = 1.0
+
+
+class Store(DataPath):
+    """A key-value store on one or more memory nodes. Made by `kvstore.connect`.
+
+    All threads of a process may share one. It works like a dict of bytes as well: `store[key]`,
+    `store[key] = value`, `del store[key]`, `key in store`, `len(store)`, `for key in store`. As a
+    context manager it closes itself. A forked child gets ForkedError and connects anew.
+
+    Keys are bytes-like or text (its UTF-8 form), 1 to 1,024 bytes. Values are contiguous buffers:
+    bytes, bytearray, memoryview, numpy arrays, torch tensors on the CPU; they are read and filled
+    in place. Each key is linearizable. Every call ends by its deadline: `timeout_s`, or the
+    store's, or a default that grows with the size of the value.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        client: NativeClient,
+        *,
+        timeout_s: float | None = None,
+        node: MemoryNode | None = None,
+    ) -> None:
+        self._membership = membership
+        self._client = client
+        self._node = node
+        self._default_timeout_s = timeout_s
+        self._process_id = os.getpid()
+        self._close_lock = threading.Lock()
+        self._closed = False
+        self._open(client.address, timeout_s)
+        this = weakref.ref(self)
+
+        def attached() -> None:
+            store = this()
+            if store is not None:
+                store._refresh()
+
+        membership.on_attached(attached)
+        _open_stores.add(self)
+
+    # ---- structured values ----
+
+    def put_object(
+        self,
+        key: Key,
+        value: object,
+        *,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Store a structured value under `key` and return its version; see `put`.
+
+        Takes None, bool, int, float, str, bytes, and lists and dicts of them. They are stored as
+        msgpack; pickle is never used.
+        """
+        return self._put_coded(
+            key,
+            values.pack(value),
+            values.CODEC_MSGPACK,
+            if_version=if_version,
+            if_absent=if_absent,
+            ttl_s=ttl_s,
+            timeout_s=timeout_s,
+        )
+
+    def get_object(self, key: Key, default: Any = None, *, timeout_s: float | None = None) -> Any:
+        """Return the value that `put_object` stored, or `default` if there is no such key.
+
+        Tuples come back as lists. CodecMismatch if the value was stored by `put`.
+        """
+        found = self._get_coded(key, timeout_s=timeout_s)
+        return default if found is None else values.unpack(*found)
+
+    # ---- the whole store ----
+
+    def size(self, *, timeout_s: float = WALK_TIMEOUT_S) -> int:
+        """Count the keys of all nodes. What changes meanwhile may be counted or not."""
+        return sum(self._client.count(i, timeout_s) for i in range(len(self._membership.members)))
+
+    def __len__(self) -> int:
+        return self.size()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def clear(self, *, timeout_s: float = WALK_TIMEOUT_S) -> int:
+        """Delete every key of all nodes and return how many there were.
+
+        Keys that others put meanwhile may stay.
+        """
+        return sum(self._client.clear(i, timeout_s) for i in range(len(self._membership.members)))
+
+    def keys(self, *, timeout_s: float = WALK_TIMEOUT_S) -> Iterator[bytes]:
+        """Walk over the keys of all nodes, in no order.
+
+        A key that is there from beginning to end is seen exactly once; what changes meanwhile may
+        be seen or not. The walk keeps the keys of one node in mind to see none of them twice.
+        """
+        for index in range(len(self._membership.members)):
+            seen: set[bytes] = set()
+            for page in self._client.scan(index, timeout_s):
+                for key in page:
+                    if key not in seen:
+                        seen.add(key)
+                        yield key
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.keys()
+
+    # ---- the store itself ----
+
+    def stats(self) -> ClientStats:
+        """Return what this store has done since it was opened."""
+        return self._client.stats()
+
+    def members(self) -> list[MemberState]:
+        """Return how each memory node looks from here."""
+        return self._membership.states()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Refuse calls from now on, wait for those under way, and leave the nodes.
+
+        An embedded node ends with its store. May be called again, by any thread.
+        """
+        self._close(None)
+
+    def _close(self, wait_s: float | None) -> None:
+        """Close; give up and leave the rest to the end of the process after `wait_s`."""
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+            if os.getpid() != self._process_id:
+                self._shut()
+                return
+            give_up = None if wait_s is None else time.monotonic() + wait_s
+            # Each call under way ends by its own deadline.
+            while self._shut() > 0:
+                if give_up is not None and time.monotonic() >= give_up:
+                    return
+                time.sleep(0.0005)
+            if self._membership.close(wait_s) and self._node is not None:
+                self._node.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) is False:
+            self._close(EXIT_WAIT_S)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<{type(self).__name__} {', '.join(self._membership.members)}: {state}>"
+
+    # ---- errors ----
+
+    def _error(self, status: int, key: object, needed: int, version: int) -> KvError:
+        """Return the typed error of a status. The extension module calls this."""
+        if status == lib.KV_KEY_INVALID:
+            return KeyInvalid(_why_key_is_invalid(key))
+        name = _shown(key)
+        if status == lib.KV_BUFFER_TOO_SMALL:
+            return BufferTooSmall(
+                f"the value of key {name} has {needed} bytes, more than the buffer: give one of"
+                f" {needed} bytes",
+                needed=needed,
+            )
+        if status == lib.KV_CONDITION_FAILED:
+            has = f"has version {version}" if version else "is absent or has another version"
+            return ConditionFailed(
+                f"key {name} {has}: read it again (get_versioned) and decide anew", version=version
+            )
+        if status in (lib.KV_NODE_UNREACHABLE, lib.KV_NO_ATTACHMENT, lib.KV_FENCED):
+            self._membership.notice()
+            where = self._where(key)
+            if status == lib.KV_FENCED:
+                return Fenced(
+                    f"the node {where} of key {name} has cut this client off, which attaches again"
+                    " by itself: try again"
+                )
+            return NodeUnreachable(
+                f"the node {where} of key {name} is down; its keys are not moved to others, and the"
+                " store attaches again by itself once the node is back"
+            )
+        error = plain_error(status)
+        if key is None or isinstance(error, InternalError):
+            return error
+        return type(error)(f"key {name}: {error}")
+
+    def _where(self, key: object) -> str:
+        try:
+            raw = key.encode() if isinstance(key, str) else bytes(key)  # type: ignore[call-overload]
+            return self._membership.describe(self._client.member_of(raw))
+        except (KvError, TypeError, IndexError):
+            return "?"
+
+
+def _why_key_is_invalid(key: object) -> str:
+    if isinstance(key, str):
+        try:
+            size = len(key.encode())
+        except UnicodeEncodeError:
+            return f"the key {key!r} has no UTF-8 form: give bytes"
+    elif isinstance(key, bytes | bytearray | memoryview):
+        size = memoryview(key).nbytes
+    else:
+        return f"a key is bytes or str, not {type(key).__name__}"
+    if size == 0:
+        return "a key is empty: give 1 to 1,024 bytes"
+    if size > lib.KV_KEY_BYTES_MAX:
+        return f"a key of {size} bytes is too long: give 1 to 1,024, such as a hash of it"
+    return "the memory of the key is not contiguous: give bytes(key)"
+
+
+def _shown(key: object) -> str:
+    text = repr(bytes(key) if isinstance(key, memoryview) else key)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _close_at_exit() -> None:
+    for store in list(_open_stores):
+        store._close(EXIT_WAIT_S)
+
+
+# The nodes hear of the end from the closing sockets at the latest; this tells them in order.
+atexit.register(_close_at_exit)

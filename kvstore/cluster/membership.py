@@ -1,0 +1,342 @@
+"""The static membership of a store: the nodes it spreads its keys over, and their attachments.
+
+The list never changes: keys of a dead node are not moved to others. While at least one member is
+not up, and only then, a daemon thread tries to attach to it, with a pause that doubles from 0.2 s
+to 5 s. A node that was started anew is attached like any other; it is empty, and `restarts` counts
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from kvstore.client.native import FABRICS, STATE_UP, NativeClient, state_name
+from kvstore.errors import (
+    ConfigurationError,
+    DomainMismatch,
+    Fenced,
+    KvError,
+    LayoutMismatch,
+    MembershipMismatch,
+    NodeUnreachable,
+)
+from kvstore.types import MemberState
+
+if TYPE_CHECKING:
+    from kvstore.cluster.control import Attachment, ControlClient
+    from kvstore.cluster.tls import TlsConfig
+    from kvstore.node.memory_node import MemoryNode
+
+ATTACH_TIMEOUT_S: Final = 5.0
+_DETACH_TIMEOUT_S: Final = 1.0
+_PROBE_FIRST_S: Final = 0.2
+_PROBE_LAST_S: Final = 5.0
+
+
+class Attacher:
+    """How to attach to one member. Each call of `attach` is a new attempt from the beginning."""
+
+    #: What people call the member.
+    address: str
+
+    def cluster_id(self, members: tuple[str, ...], timeout_s: float) -> str:
+        """Ask the member which cluster it belongs to; empty if it does not matter here."""
+        return ""
+
+    def attach(
+        self, client: NativeClient, index: int, members: tuple[str, ...], timeout_s: float
+    ) -> None:
+        """Attach the client to the member, or raise a KvError."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what the attacher holds."""
+
+
+class LocalAttacher(Attacher):
+    """A node in this process."""
+
+    def __init__(self, node: MemoryNode, address: str) -> None:
+        self.address = address
+        self._node = node
+
+    def attach(
+        self, client: NativeClient, index: int, members: tuple[str, ...], timeout_s: float
+    ) -> None:
+        """See Attacher."""
+        client.attach_local(index, self._node.handle)
+
+
+class ShmAttacher(Attacher):
+    """A node of this host, found by its socket alone."""
+
+    def __init__(self, name: str, secret: str | None) -> None:
+        self.address = f"shm://{name}"
+        self._name = name
+        self._secret = secret
+
+    def attach(
+        self, client: NativeClient, index: int, members: tuple[str, ...], timeout_s: float
+    ) -> None:
+        """See Attacher."""
+        client.attach_shm(index, self._name, secret=self._secret, timeout_s=timeout_s)
+
+
+class ControlAttacher(Attacher):
+    """A node reached through its control plane; over shm where it is on this host, else tcp."""
+
+    def __init__(
+        self, address: str, *, token: str | None, tls: TlsConfig | None, allow_shm: bool
+    ) -> None:
+        self.address = address
+        self._token = token
+        self._tls = tls
+        self._allow_shm = allow_shm
+        self._control_client: ControlClient | None = None
+        self._pending: Attachment | None = None
+
+    def cluster_id(self, members: tuple[str, ...], timeout_s: float) -> str:
+        """See Attacher. The admission is kept for the `attach` that follows."""
+        self._pending = self._admit("", members, timeout_s)
+        return self._pending.cluster_id
+
+    def attach(
+        self, client: NativeClient, index: int, members: tuple[str, ...], timeout_s: float
+    ) -> None:
+        """See Attacher."""
+        deadline = time.monotonic() + timeout_s
+        found, self._pending = self._pending, None
+        if found is None:
+            found = self._admit("", members, timeout_s)
+        admission = (found.registration, found.token)
+        if self._allow_shm and found.shm_name:
+            try:
+                client.attach_shm(
+                    index,
+                    found.shm_name,
+                    node_id=found.node_id,
+                    admission=admission,
+                    timeout_s=_left(deadline),
+                )
+            except (MembershipMismatch, LayoutMismatch, DomainMismatch):
+                raise
+            except KvError:
+                # Another host, container or user: the socket is not there, or not for this client.
+                if not found.tcp_port:
+                    raise
+            else:
+                return
+        if not found.tcp_port:
+            raise ConfigurationError(
+                f"{self.address} serves no tcp: start it with --data-port, or use kv:// on its host"
+            )
+        client.attach_tcp(
+            index,
+            found.tcp_host,
+            found.tcp_port,
+            incarnation=found.incarnation,
+            admission=admission,
+            timeout_s=_left(deadline),
+        )
+
+    def close(self) -> None:
+        """Give back an admission that was never used, and close the control client.
+
+        The end of an attachment that was used the node notices by itself.
+        """
+        control, self._control_client = self._control_client, None
+        if control is None:
+            return
+        if self._pending is not None:
+            with contextlib.suppress(KvError):
+                control.detach(self._pending.registration, timeout_s=_DETACH_TIMEOUT_S)
+        control.close()
+
+    def _admit(self, cluster_id: str, members: tuple[str, ...], timeout_s: float) -> Attachment:
+        if self._control_client is None:
+            from kvstore.cluster.control import ControlClient
+
+            self._control_client = ControlClient(self.address, token=self._token, tls=self._tls)
+        return self._control_client.attach(
+            cluster_id=cluster_id,
+            members=members,
+            peer=f"{socket.gethostname()}/{os.getpid()}",
+            timeout_s=timeout_s,
+        )
+
+
+class Membership:
+    """The members of one store and the thread that brings them back."""
+
+    def __init__(self, members: tuple[str, ...], attachers: Sequence[Attacher]) -> None:
+        self.members = members
+        self._attachers = tuple(attachers)
+        self._client: NativeClient | None = None
+        self._on_attached: Callable[[], None] = lambda: None
+        self._errors = [""] * len(members)
+        self._attach_lock = threading.Lock()
+        self._prober_lock = threading.Lock()
+        self._prober: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._process_id = os.getpid()
+
+    def open(
+        self, *, lanes: int, address_cache_entries: int, timeout_s: float = ATTACH_TIMEOUT_S
+    ) -> NativeClient:
+        """Open the native client and attach it to every member that is there.
+
+        Raises what the first member said if none could be attached, and at once what no waiting
+        mends: a wrong token, another member list, another layout.
+        """
+        failure: KvError | None = None
+        cluster_id = ""
+        for index, attacher in enumerate(self._attachers):
+            try:
+                cluster_id = attacher.cluster_id(self.members, timeout_s) or cluster_id
+            except NodeUnreachable as error:
+                self._errors[index] = str(error)
+                failure = failure or error
+        if failure is not None and all(self._errors):
+            raise failure
+        client = NativeClient(
+            cluster_id, self.members, lanes=lanes, address_cache_entries=address_cache_entries
+        )
+        try:
+            self._attach_first(client, timeout_s)
+        except BaseException:
+            client.close()
+            raise
+        self._client = client
+        if any(self._errors):
+            self.notice()
+        return client
+
+    def _attach_first(self, client: NativeClient, timeout_s: float) -> None:
+        failure: KvError | None = None
+        for index, attacher in enumerate(self._attachers):
+            if self._errors[index]:
+                continue
+            try:
+                attacher.attach(client, index, self.members, timeout_s)
+            except MembershipMismatch as error:
+                error.ours = error.ours or self.members
+                raise
+            except NodeUnreachable as error:
+                self._errors[index] = str(error)
+                failure = failure or error
+        if failure is not None and all(self._errors):
+            raise failure
+
+    def on_attached(self, callback: Callable[[], None]) -> None:
+        """Have this called, on the thread that probes, after each later attachment."""
+        self._on_attached = callback
+
+    def describe(self, index: int) -> str:
+        """Return the address of a member and, if it is known, why it cannot be attached."""
+        reason = self._errors[index]
+        return self._attachers[index].address + (f" ({reason})" if reason else "")
+
+    def states(self) -> list[MemberState]:
+        """Return how each member looks from here."""
+        client = self._client
+        if client is None:
+            return []
+        states = []
+        for index, attacher in enumerate(self._attachers):
+            state = client.member_state(index)
+            attached = state.state != 0
+            known = attached and state.fabric < len(FABRICS)
+            states.append(
+                MemberState(
+                    address=attacher.address,
+                    fabric=FABRICS[state.fabric] if known else "",
+                    state=state_name(state.state),
+                    restarts=int(state.restarts),
+                    node_id=int(state.node_id),
+                    incarnation=int(state.incarnation),
+                    registration=int(state.registration),
+                    last_error=self._errors[index],
+                )
+            )
+        return states
+
+    def notice(self) -> None:
+        """Start probing unless it is under way. Called by whoever met a member that is down."""
+        if self._closing.is_set() or os.getpid() != self._process_id:
+            return
+        with self._prober_lock:
+            if self._prober is not None:
+                return
+            self._prober = threading.Thread(
+                target=self._probe, name="kvstore-membership", daemon=True
+            )
+            self._prober.start()
+
+    def close(self, wait_s: float | None = None) -> bool:
+        """Stop probing and close the client; the caller has ended all calls on the data path.
+
+        Returns whether the client is closed; see `NativeClient.close`.
+        """
+        self._closing.set()
+        if os.getpid() != self._process_id:
+            return False
+        with self._attach_lock:
+            for attacher in self._attachers:
+                attacher.close()
+            return self._client is None or self._client.close(wait_s)
+
+    def _probe(self) -> None:
+        pauses = [_PROBE_FIRST_S] * len(self._attachers)
+        due = [0.0] * len(self._attachers)
+        while not self._closing.is_set():
+            down = self._down()
+            if not down:
+                with self._prober_lock:
+                    # Decided under the lock: a `notice` after this starts another thread.
+                    down = self._down()
+                    if not down:
+                        self._prober = None
+                        return
+            for index in down:
+                if time.monotonic() >= due[index] and not self._try_attach(index):
+                    due[index] = time.monotonic() + pauses[index]
+                    pauses[index] = min(2 * pauses[index], _PROBE_LAST_S)
+            down = self._down()
+            wake = min((due[index] for index in down), default=0.0)
+            self._closing.wait(max(0.0, wake - time.monotonic()))
+
+    def _down(self) -> list[int]:
+        client = self._client
+        if client is None or self._closing.is_set():
+            return []
+        try:
+            count = len(self._attachers)
+            return [i for i in range(count) if client.member_state(i).state != STATE_UP]
+        except KvError:
+            return []
+
+    def _try_attach(self, index: int) -> bool:
+        with self._attach_lock:
+            if self._client is None or self._closing.is_set():
+                return True
+            try:
+                self._attachers[index].attach(self._client, index, self.members, ATTACH_TIMEOUT_S)
+            except Fenced:
+                # The old attachment; the next attempt asks for another.
+                return False
+            except KvError as error:
+                self._errors[index] = str(error)
+                return False
+        self._errors[index] = ""
+        self._on_attached()
+        return True
+
+
+def _left(deadline: float) -> float:
+    return max(0.05, deadline - time.monotonic())

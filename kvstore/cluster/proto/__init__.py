@@ -1,0 +1,1 @@
+"""Generated gRPC stubs of the control plane; see proto/ and scripts/generate_proto.py."""

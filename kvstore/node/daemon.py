@@ -1,0 +1,155 @@
+"""The life of a daemon: start, serve, drain, end.
+
+The main thread sleeps in the kernel until a signal comes. The first SIGTERM or SIGINT drains: no
+new attachment, `NOT_SERVING` to probes, a short grace for clients to leave, then the end. A second
+one exits at once. There is nothing to clean up after `kill -9`: the region is anonymous memory.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+from typing import Final
+
+from kvstore.node import metrics
+from kvstore.node.config import NodeConfig
+from kvstore.node.log import Log
+from kvstore.node.memory_node import MemoryNode
+from kvstore.node.service import ControlServer
+
+_DONE: Final = b"\0"
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_GRACE_STEP_S: Final = 0.1
+_CALLS_GRACE_S: Final = 1.0
+
+
+class SignalPipe:
+    """Turns signals into bytes that can be waited for. One a process, made by the main thread."""
+
+    def __init__(self) -> None:
+        """Takes over SIGTERM and SIGINT."""
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        # The interpreter's own handler, which runs in C, writes the signal's number.
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, _ignore)
+
+    def wait(self) -> bytes:
+        """Sleeps until something was written, and returns it."""
+        select.select([self._reader], [], [])
+        return self._reader.recv(64)
+
+    def write_done(self) -> None:
+        """Wakes the main thread from another one."""
+        self._writer.send(_DONE)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """The byte in the pipe is what counts."""
+
+
+def run(config: NodeConfig, log: Log) -> int:
+    """Serves until told to end; returns the exit code. `ConfigurationError` if it cannot start."""
+    began = time.monotonic()
+    node = MemoryNode(
+        capacity_bytes=config.capacity_bytes,
+        shm_name=config.shm_name,
+        tcp_host=config.listen_host,
+        tcp_port=config.data_port,
+        tcp_threads=config.data_threads,
+        eviction=config.eviction,
+        consistency=config.consistency,
+        hugepages=config.hugepages,
+        membership_lease_ms=config.membership_lease_ms,
+        fence_after_ms=config.fence_after_ms,
+        secret=config.token,
+        cluster_id=config.cluster_id,
+        members=config.members,
+    )
+    with node:
+        server = ControlServer(
+            node,
+            log,
+            token=config.token,
+            certificate=config.certificate,
+            advertise=config.advertise,
+        )
+        signals = SignalPipe()
+        port = server.start(config.listen_host, config.listen_port)
+        places: dict[str, object] = {
+            "listen": _address(config.listen_host, port),
+            "data_port": node.describe().data_port,
+            "shm": config.shm_name or "",
+            "pid": os.getpid(),
+        }
+        if config.metrics_port is not None:
+            places["metrics_port"] = metrics.serve(
+                node,
+                lambda: server.token_check.refused,
+                config.listen_host,
+                config.metrics_port,
+            )
+        log.info("started", seconds=round(time.monotonic() - began, 3), **_settings(config))
+        log.ready(**places)
+        return _serve(node, server, signals, config.grace_s, log)
+
+
+def _serve(
+    node: MemoryNode, server: ControlServer, signals: SignalPipe, grace_s: float, log: Log
+) -> int:
+    first = signal.Signals(signals.wait()[0])
+    log.info("draining", signal=first.name, grace_s=grace_s)
+
+    def end() -> None:
+        try:
+            _drain(node, server, grace_s, log)
+        finally:
+            signals.write_done()
+
+    # Ends in a thread of its own, so that a second signal is seen whatever the end waits for.
+    threading.Thread(target=end, name="drain", daemon=True).start()
+    written = signals.wait()
+    if written[:1] != _DONE:
+        log.warning("ending at once", signal=signal.Signals(written[0]).name)
+        os._exit(1)
+    log.info("ended")
+    return 0
+
+
+def _drain(node: MemoryNode, server: ControlServer, grace_s: float, log: Log) -> None:
+    server.drain()
+    deadline = time.monotonic() + grace_s
+    while (left := _clients_attached(node)) and time.monotonic() < deadline:
+        time.sleep(_GRACE_STEP_S)
+    if left:
+        log.warning("clients still attached", clients=left)
+    server.stop(_CALLS_GRACE_S)
+    node.close()
+
+
+def _clients_attached(node: MemoryNode) -> int:
+    stats = node.stats()
+    return stats["clients_live"] + stats["clients_stalled"]
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _settings(config: NodeConfig) -> dict[str, object]:
+    return {
+        "capacity_bytes": config.capacity_bytes,
+        "eviction": config.eviction,
+        "consistency": config.consistency,
+        "hugepages": config.hugepages,
+        "token": config.token is not None,
+        "tls": config.certificate is not None,
+        "members": list(config.members),
+    }

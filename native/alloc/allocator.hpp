@@ -1,0 +1,123 @@
+// The second level of allocation: blocks of one size class inside extents that this client owns.
+//
+// Taking and giving back a block of an own extent is local. A block of another client's extent goes
+// back through the bitmap at that extent's start: anyone sets a bit there, only the owner clears it
+// (FUSEE, FAST'23, section 4.3). Blocks of an extent of their own are released as segments by
+// whoever retired them.
+//
+// Thread-safe: the lanes of a client share it.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "alloc/segments.hpp"
+
+namespace kvstore {
+
+struct Block {
+  uint64_t offset = 0;
+  unsigned size_class = 0;
+
+  uint64_t bytes() const { return layout::class_bytes(size_class); }
+};
+
+struct TakeResult {
+  Status status = Status::kOutOfMemory;
+  Block block;
+};
+
+struct OwnedExtent {
+  Extent extent;
+  unsigned size_class = 0;
+  layout::ExtentShape shape{};
+  uint32_t free_count = 0;
+  bool listed = false;    // in its class's list of extents with free blocks
+  bool leaving = false;   // empty, about to be released: nothing is taken from it
+  std::vector<uint64_t> free_bits;
+  std::vector<uint64_t> touched_bits;  // taken since the last scrub began
+
+  uint64_t block_offset(const layout::Geometry& geometry, uint32_t index) const {
+    return geometry.segment_offset(extent.segment) + shape.first_block_offset +
+           index * layout::class_bytes(size_class);
+  }
+};
+
+class BlockAllocator {
+ public:
+  explicit BlockAllocator(SegmentTable& segments);
+  ~BlockAllocator();
+
+  // A free block of an own extent, without a verb.
+  std::optional<Block> take_local(unsigned size_class);
+
+  // A block: an own free one, one that others gave back, one of a new extent, one of an adopted
+  // extent, in this order. kOutOfMemory if none of these is to be had.
+  Task<TakeResult> take(Remote& remote, unsigned size_class);
+
+  // Gives back blocks that nobody can hold any more, wherever they lie. What can't be given back
+  // because the connection broke is left to the sweep.
+  Task<Status> give_back(Remote& remote, const std::vector<Block>& blocks);
+
+  // Gives back a block that never was published.
+  Task<Status> give_back_unused(Remote& remote, Block block);
+
+  // Takes in what others have set free in own extents; at most `extents_max` of them are read.
+  Task<Status> harvest(Remote& remote, unsigned extents_max);
+
+  // Returns own extents that became empty to the node.
+  Task<Status> release_empty(Remote& remote);
+
+  bool owns(uint64_t offset) const;
+  // Blocks of the class that can be taken without a verb.
+  uint64_t free_blocks(unsigned size_class) const;
+  uint64_t owned_blocks(unsigned size_class) const;
+
+  // The own extents, for the scrub: copies of what it needs.
+  struct ExtentView {
+    Extent extent;
+    unsigned size_class;
+    layout::ExtentShape shape;
+    std::vector<uint64_t> free_bits;
+  };
+  std::vector<ExtentView> begin_scrub();
+  // Frees those of `dead_bits` that are neither free nor taken since the scrub began.
+  uint64_t end_scrub(uint64_t segment, const std::vector<uint64_t>& dead_bits);
+
+  void forbid_full_scans_until(uint64_t when_ns) { table_full_until_ns_ = when_ns; }
+
+ private:
+  struct Class {
+    std::vector<OwnedExtent*> with_free;
+    uint64_t free_blocks = 0;
+    uint64_t owned_blocks = 0;
+    uint64_t owned_segments = 0;
+  };
+
+  std::optional<Block> take_locked(unsigned size_class);
+  void free_locked(OwnedExtent& extent, uint32_t index);
+  bool free_if_owned(Block block);
+  OwnedExtent* add_extent(const Extent& extent, unsigned size_class,
+                          const layout::ExtentShape& shape, const std::vector<uint64_t>& free_bits);
+  uint32_t wanted_run(unsigned size_class) const;
+  Task<Status> grow(Remote& remote, unsigned size_class);
+  Task<Status> adopt(Remote& remote, unsigned size_class);
+  Task<Status> set_foreign_bit(Remote& remote, Block block);
+  Task<Status> harvest_extent(Remote& remote, uint64_t segment);
+
+  SegmentTable& segments_;
+  mutable std::mutex mutex_;
+  std::vector<Class> classes_;
+  std::vector<std::unique_ptr<OwnedExtent>> extents_;
+  OwnedExtent** extent_of_segment_;  // one pointer a segment, zero pages until used
+  std::vector<OwnedExtent*> empty_;
+  size_t harvest_next_ = 0;
+  std::atomic<uint64_t> table_full_until_ns_{0};
+  std::atomic<uint64_t> adopt_hint_{0};
+};
+
+}  // namespace kvstore

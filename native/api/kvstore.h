@@ -1,0 +1,343 @@
+/* The C ABI of the native core: the only door between it and any other language.
+ *
+ * Data path: acquire a session, run calls in it, read the outcomes, release it. A session is one
+ * lane through the client (its own connections and scratch memory) and belongs to one thread from
+ * acquire to release. Everything else is set-up.
+ *
+ * Functions that return int return a kv_status. Functions that take `error` write one line there,
+ * NUL-terminated and cut to `error_bytes`, when they fail. No function throws.
+ *
+ * Text between "cdef begin" and "cdef end" is also what cffi compiles the Python module from.
+ */
+#ifndef KVSTORE_API_KVSTORE_H
+#define KVSTORE_API_KVSTORE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cdef begin */
+
+enum kv_limits {
+  KV_ABI_VERSION = 1,
+  KV_KEY_BYTES_MAX = 1024,
+  KV_TOKEN_BYTES = 16,
+  KV_NAME_BYTES = 256,
+  /* A get without a buffer leaves values up to this size in the session's arena. */
+  KV_ARENA_VALUE_BYTES = 65536
+};
+
+enum kv_status {
+  KV_OK = 0,
+  KV_ABSENT = 1,            /* no such key */
+  KV_PENDING = 2,           /* kv_run with KV_RUN_INLINE: it would have to wait; call it again */
+  KV_CONDITION_FAILED = 3,  /* if_absent: the key exists; if_version: it has another version */
+  KV_OUT_OF_MEMORY = 4,     /* the node is full and evicts nothing */
+  KV_NODE_UNREACHABLE = 5,  /* the key's node is down; nothing was applied */
+  KV_DEADLINE_EXCEEDED = 6, /* nothing was applied */
+  KV_OUTCOME_UNKNOWN = 7,   /* the connection broke on the deciding CAS and it can't be told */
+  KV_KEY_INVALID = 8,       /* empty or longer than KV_KEY_BYTES_MAX */
+  KV_VALUE_TOO_LARGE = 9,   /* cannot fit in the node, however empty */
+  KV_BUFFER_TOO_SMALL = 10, /* data_bytes says what is needed */
+  KV_CORRUPT = 11,          /* remote bytes failed their checks again and again */
+  KV_FORKED = 12,           /* the client was opened in the parent process */
+  KV_CLOSED = 13,           /* the client or node is closed */
+  KV_INTERRUPTED = 14,      /* the interrupt check said so */
+  KV_REFUSED = 15,          /* token, domain, layout, membership: the error line says which */
+  KV_NO_ATTACHMENT = 16,    /* this member was never attached */
+  KV_FENCED = 17,           /* the node fenced this client out: attach again */
+  KV_INVALID = 18,          /* an argument makes no sense: a defect of the caller */
+  KV_BUSY = 19              /* no session was free before the deadline */
+};
+
+enum kv_fabric_kind { KV_FABRIC_LOCAL = 0, KV_FABRIC_SHM = 1, KV_FABRIC_TCP = 2, KV_FABRIC_VERBS = 3 };
+enum kv_eviction { KV_EVICTION_NONE = 0, KV_EVICTION_SAMPLED_LRU = 1 };
+enum kv_consistency { KV_LINEARIZABLE = 0, KV_REGULAR = 1 };
+
+const char* kv_version(void);
+const char* kv_status_name(int status); /* "KV_ABSENT" */
+const char* kv_status_text(int status); /* one clear sentence */
+
+/* ---- memory node --------------------------------------------------------------------------- */
+
+typedef struct kv_node kv_node;
+
+typedef struct kv_node_config {
+  uint64_t capacity_bytes;   /* the whole region, index and all; at least 8 MiB */
+  const char* shm_name;      /* NULL: no shm; with '/': a socket path; else an abstract socket */
+  const char* tcp_host;      /* NULL: no tcp agent */
+  uint32_t tcp_port;         /* 0: any free one */
+  uint32_t tcp_threads;      /* 0: one */
+  uint32_t eviction;         /* kv_eviction */
+  uint32_t consistency;      /* kv_consistency */
+  uint32_t hugepages;        /* 1: MFD_HUGETLB */
+  uint32_t membership_lease_ms; /* 0: 5000 */
+  uint32_t fence_after_ms;   /* kill a stopped shm client after this long; 0: never */
+  const char* secret;        /* what direct shm attachments must present; NULL or "": same user */
+  const char* cluster_id;    /* NULL or "": set by the first client */
+  const char* members;       /* sorted, joined by '\n'; NULL or "": set by the first client */
+} kv_node_config;
+
+typedef struct kv_node_description {
+  uint64_t node_id;      /* random, new at each start */
+  uint64_t incarnation;  /* likewise */
+  uint64_t region_bytes;
+  uint32_t layout_version;
+  uint32_t domain;       /* kv_atomic_domain: 1 cpu, 2 verbs */
+  uint32_t tcp_port;     /* 0: no agent */
+  uint32_t eviction;
+  uint32_t consistency;
+  uint32_t membership_lease_ms;
+  char shm_name[256];    /* "": no shm */
+  char cluster_id[256];
+  char members[4096];    /* sorted, joined by '\n' */
+} kv_node_description;
+
+/* What a client needs to attach: given by the control plane to authenticated peers only. */
+typedef struct kv_admission {
+  uint32_t registration;
+  uint8_t token[16];
+} kv_admission;
+
+typedef struct kv_node_stats {
+  uint64_t capacity_bytes;
+  uint64_t segment_bytes;
+  uint64_t segments_total;
+  uint64_t segments_free;
+  uint64_t index_bytes;      /* subtables and their eviction metadata */
+  uint64_t object_bytes;     /* segments that hold objects */
+  uint64_t subtables;
+  uint64_t global_depth;
+  uint64_t keys;             /* live slots, counted when asked */
+  uint64_t clients_live;
+  uint64_t clients_total;
+  uint64_t clients_fenced;   /* died or were cut off */
+  uint64_t clients_stalled;  /* stopped, and hold reclamation back */
+  uint64_t global_epoch;
+  uint64_t safe_epoch;
+  uint64_t blocks_swept;     /* returned from dead clients */
+  uint64_t uptime_ms;
+  uint64_t tcp_connections_open;
+  uint64_t tcp_batches;
+  uint64_t tcp_reads;
+  uint64_t tcp_writes;
+  uint64_t tcp_atomics;
+  uint64_t tcp_bytes_in;
+  uint64_t tcp_bytes_out;
+  uint64_t tcp_refused_frames;
+  uint64_t tcp_refused_bounds;
+  uint64_t tcp_refused_tokens;
+  uint64_t shm_refused;
+} kv_node_stats;
+
+typedef struct kv_client_record {
+  uint32_t registration;
+  uint32_t fabric;      /* kv_fabric_kind */
+  uint32_t process_id;  /* 0 where it isn't on this host */
+  uint32_t state;       /* 1 live, 2 stalled, 3 fenced, being swept */
+  uint64_t published_epoch;
+  uint64_t silent_ms;   /* since its heartbeat changed */
+  char peer[256];
+} kv_client_record;
+
+kv_node* kv_node_open(const kv_node_config* config, char* error, uint64_t error_bytes);
+void kv_node_describe(kv_node* node, kv_node_description* description);
+int kv_node_admit(kv_node* node, const char* peer, kv_admission* admission, char* error,
+                  uint64_t error_bytes);
+/* Fences a registration and has what it held swept. KV_ABSENT if there is no such one. */
+int kv_node_dismiss(kv_node* node, uint32_t registration);
+/* Sets the cluster once; later calls with the same values are KV_OK, with others KV_REFUSED. */
+int kv_node_set_members(kv_node* node, const char* cluster_id, const char* members, char* error,
+                        uint64_t error_bytes);
+void kv_node_read_stats(kv_node* node, kv_node_stats* stats);
+uint32_t kv_node_clients(kv_node* node, kv_client_record* records, uint32_t capacity);
+/* Refuses new attachments from here on. */
+void kv_node_drain(kv_node* node);
+/* Clients still attached find the region dead. */
+void kv_node_close(kv_node* node);
+
+/* ---- client -------------------------------------------------------------------------------- */
+
+typedef struct kv_client kv_client;
+typedef struct kv_session kv_session;
+
+typedef struct kv_client_config {
+  uint32_t lanes;                 /* sessions that can run at once; 0: 8 */
+  uint32_t address_cache_entries; /* keys whose slot is remembered; 0: 65536; 1: none */
+  const char* cluster_id;
+  const char* members;            /* sorted, joined by '\n': rendezvous hashing spreads keys over them */
+} kv_client_config;
+
+typedef struct kv_member_state {
+  uint32_t fabric;       /* kv_fabric_kind */
+  uint32_t state;        /* 0 never attached, 1 up, 2 down, 3 fenced */
+  uint32_t registration;
+  uint32_t restarts;     /* attachments that found another incarnation */
+  uint64_t node_id;
+  uint64_t incarnation;
+} kv_member_state;
+
+/* Counters since the client was opened, over all members and sessions. */
+typedef struct kv_client_stats {
+  uint64_t operations;
+  uint64_t reads;             /* verbs */
+  uint64_t writes;
+  uint64_t cas;
+  uint64_t faa;
+  uint64_t round_trips;       /* batches that a call waited for */
+  uint64_t heartbeat_verbs;   /* leases and epochs, not in the counts above */
+  uint64_t bytes_read;
+  uint64_t bytes_written;
+  uint64_t cas_conflicts;     /* retries because somebody else won */
+  uint64_t verify_retries;    /* an object failed its checks and was read again */
+  uint64_t splits;
+  uint64_t evictions;
+  uint64_t address_hits;
+  uint64_t address_stale;
+  uint64_t limbo_bytes;       /* retired, not yet reusable */
+  uint64_t reconnects;
+} kv_client_stats;
+
+kv_client* kv_client_open(const kv_client_config* config, char* error, uint64_t error_bytes);
+void kv_client_close(kv_client* client);
+
+/* Each replaces an earlier attachment of that member, also after a restart of the node.
+ * `member` is an index into the member list. */
+int kv_client_attach_local(kv_client* client, uint32_t member, kv_node* node, char* error,
+                           uint64_t error_bytes);
+/* With `admission` NULL the secret is presented instead. `node_id` 0 accepts any node. */
+int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_name, uint64_t node_id,
+                         const kv_admission* admission, const char* secret, uint64_t timeout_ns,
+                         char* error, uint64_t error_bytes);
+int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, uint32_t port,
+                         uint64_t incarnation, const kv_admission* admission, uint64_t timeout_ns,
+                         char* error, uint64_t error_bytes);
+int kv_client_member(kv_client* client, uint32_t member, kv_member_state* state);
+uint32_t kv_client_member_of(kv_client* client, const void* key, uint64_t key_bytes);
+void kv_client_read_stats(kv_client* client, kv_client_stats* stats);
+/* 1 if every attached member completes inline (local, shm), so that calls rarely wait. */
+int kv_client_is_inline(kv_client* client);
+
+/* ---- data path ----------------------------------------------------------------------------- */
+
+enum kv_call_kind { KV_GET = 1, KV_PUT = 2, KV_DELETE = 3, KV_CONTAINS = 4 };
+enum kv_call_flags {
+  KV_IF_ABSENT = 1,  /* put: only if the key is absent */
+  KV_IF_VERSION = 2, /* put, delete: only if the current version is `if_version` */
+  KV_PROBE = 4       /* get, contains: a miss need not be final (one round trip less) */
+};
+enum kv_run_flags {
+  KV_RUN_INLINE = 1  /* return KV_PENDING instead of waiting */
+};
+
+typedef struct kv_call kv_call;
+struct kv_call {
+  uint32_t kind;        /* kv_call_kind */
+  uint32_t flags;       /* kv_call_flags */
+  const void* key;
+  uint64_t key_bytes;
+  const void* value;    /* put: the bytes; must stay valid and unchanged until the call is done */
+  uint64_t value_bytes;
+  void* buffer;         /* get: where the value goes; NULL: see `allocate` */
+  uint64_t buffer_bytes; /* bytes of it past the value's end are left unspecified */
+  /* get without a buffer: called on the calling thread for a value of more than
+   * KV_ARENA_VALUE_BYTES; NULL from it is KV_OUT_OF_MEMORY. Called a second time only if the value
+   * was replaced meanwhile by one of another length; the last memory counts. Without it the value
+   * goes to memory of the session, as smaller ones do. */
+  void* (*allocate)(void* context, kv_call* call, uint64_t bytes);
+  void* context;
+  uint64_t if_version;
+  uint64_t ttl_ms;      /* put: 0 lives until deleted or evicted */
+  uint32_t codec;       /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack */
+  /* outcome */
+  int32_t status;
+  const void* data;     /* get: the value; valid until the session is released */
+  uint64_t data_bytes;
+  uint64_t version;     /* get, contains, put: of the value; delete: of what was deleted */
+};
+
+/* Waits for a free session until the time-out (0: does not wait). KV_BUSY, KV_FORKED, KV_CLOSED. */
+int kv_session_acquire(kv_client* client, uint64_t timeout_ns, kv_session** session);
+void kv_session_release(kv_session* session);
+
+/* Runs the calls, overlapping their round trips, until each has an outcome or the time-out, and
+ * returns KV_OK; or KV_PENDING with KV_RUN_INLINE, and then must be called again on the same
+ * session (calls NULL, count 0) until it returns KV_OK, before anything else. The same key twice
+ * in one run: the calls run in any order. */
+int kv_run(kv_session* session, kv_call* calls, uint32_t count, uint64_t timeout_ns,
+           uint32_t flags);
+
+/* While a call waits, the check runs every 50 ms and after each signal; 1 ends the call with
+ * KV_INTERRUPTED. NULL: none. Process-wide. */
+void kv_set_interrupt_check(int (*interrupted)(void));
+
+/* Calls of the default time-out: base + bytes / (100 MB/s). */
+uint64_t kv_default_timeout_ns(uint64_t bytes);
+
+/* ---- whole-store walks --------------------------------------------------------------------- */
+
+typedef struct kv_scan_entry {
+  uint64_t version;
+  uint64_t value_bytes;
+  uint64_t key_bytes;
+  uint8_t key[1024];
+} kv_scan_entry;
+
+/* One page of the live keys of a member; `cursor` starts at 0 and is UINT64_MAX after the last
+ * page. Keys that stay are seen at least once. Returns KV_OK and sets `count`. */
+int kv_scan(kv_session* session, uint32_t member, uint64_t* cursor, kv_scan_entry* entries,
+            uint32_t capacity, uint32_t* count, uint64_t timeout_ns);
+int kv_count(kv_session* session, uint32_t member, uint64_t* keys, uint64_t timeout_ns);
+/* Deletes every key that is there when it comes by. */
+int kv_clear(kv_session* session, uint32_t member, uint64_t* deleted, uint64_t timeout_ns);
+
+/* ---- asynchronous form --------------------------------------------------------------------- */
+
+/* One native thread and one session serve any number of submissions at once. */
+typedef struct kv_async kv_async;
+kv_async* kv_async_open(kv_client* client, char* error, uint64_t error_bytes);
+int kv_async_descriptor(kv_async* async); /* an eventfd: readable when there is something to reap */
+/* `calls` and all they point to stay valid until `tag` is reaped. Values without a buffer come
+ * through `allocate`, called on the native thread, whatever their size. */
+int kv_async_submit(kv_async* async, kv_call* calls, uint32_t count, uint64_t timeout_ns,
+                    uint64_t tag);
+uint32_t kv_async_reap(kv_async* async, uint64_t* tags, uint32_t capacity);
+void kv_async_close(kv_async* async); /* what is under way is waited for */
+
+/* ---- diagnosis ----------------------------------------------------------------------------- */
+
+/* The numbers of native/layout by name; returns 0 past the last index. */
+int kv_layout_number(uint32_t index, const char** name, uint64_t* value);
+const char* kv_crc32c_implementation(void);
+uint32_t kv_crc32c(uint32_t crc, const void* data, uint64_t bytes);
+uint32_t kv_crc32c_copy(uint32_t crc, void* destination, const void* source, uint64_t bytes);
+
+/* A closed loop of single calls in native code, to measure without the caller's language. Keys are
+ * `keys` keys of `key_bytes` each, one after the other; order holds `operations` indexes into
+ * them. latency_ns, if not NULL, receives one figure an operation. Returns elapsed nanoseconds, or
+ * 0 if a call failed. */
+uint64_t kv_bench_loop(kv_client* client, uint32_t kind, const void* keys, uint64_t key_bytes,
+                       const uint32_t* order, uint64_t operations, const void* value,
+                       uint64_t value_bytes, uint32_t batch, uint32_t* latency_ns);
+
+/* The table through which a second extension module reaches the data path; see native/python. */
+typedef struct kv_data_path {
+  uint32_t abi_version;
+  int (*session_acquire)(kv_client*, uint64_t, kv_session**);
+  void (*session_release)(kv_session*);
+  int (*run)(kv_session*, kv_call*, uint32_t, uint64_t, uint32_t);
+  uint64_t (*default_timeout_ns)(uint64_t);
+  int (*is_inline)(kv_client*);
+  void (*set_interrupt_check)(int (*)(void));
+} kv_data_path;
+const kv_data_path* kv_get_data_path(void);
+
+/* cdef end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

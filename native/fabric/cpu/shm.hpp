@@ -1,0 +1,18 @@
+// The shm fabric: the region is mapped into this process, operations complete inline with the
+// processor's own atomics (the `cpu` atomic domain, shared with tcp).
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "fabric/fabric.h"
+
+namespace kvstore {
+
+// `region_dead` turns nonzero when the node has gone: memory that outlives it must not be taken for
+// the store, so every batch looks at it before and after. Both pointers outlive the connection.
+kv_connection* shm_connection(void* region, uint64_t region_bytes,
+                              const std::atomic<uint32_t>* region_dead);
+
+}  // namespace kvstore

@@ -1,0 +1,54 @@
+#include "index/candidate.hpp"
+
+#include <cstring>
+
+#include "base/assert.hpp"
+
+namespace kvstore {
+
+Task<Status> examine(Remote& remote, const layout::Geometry& geometry, const Key& key,
+                     std::span<Candidate> candidates, std::span<kv_op> first) {
+  constexpr unsigned kFirstMax = 4;
+  KV_ASSERT(candidates.size() <= kCandidatesMax && first.size() <= kFirstMax);
+  const size_t bytes = layout::kHeaderBytes + key.bytes;
+  const Scratch scratch(bytes * kCandidatesMax);
+  kv_op ops[kFirstMax + kCandidatesMax];
+  unsigned count = 0;
+  for (const kv_op& op : first) ops[count++] = op;
+  bool read[kCandidatesMax] = {};
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    const layout::Slot slot = candidates[i].ref.slot;
+    if (!geometry.holds_block(slot.offset(), slot.size_class())) {
+      candidates[i].verdict = Candidate::Verdict::kUnsound;
+    } else if (layout::class_bytes(slot.size_class()) < bytes) {
+      candidates[i].verdict = Candidate::Verdict::kOther;  // too small to hold the key
+    } else {
+      read[i] = true;
+      ops[count++] = read_op(slot.offset(), scratch.data() + i * bytes, bytes);
+    }
+  }
+  if (count > 0) {
+    if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
+      co_return from_fabric(s);
+    }
+    for (size_t i = 0; i < first.size(); ++i) first[i].result = ops[i].result;
+  }
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (!read[i]) continue;
+    Candidate& candidate = candidates[i];
+    const unsigned char* object = scratch.data() + i * bytes;
+    candidate.header = layout::load_header(object);
+    if (!layout::sound(candidate.header, candidate.ref.slot.address(),
+                       candidate.ref.slot.size_class())) {
+      candidate.verdict = Candidate::Verdict::kUnsound;
+    } else if (candidate.header.key_bytes == key.bytes && candidate.header.key_hash == key.hash &&
+               std::memcmp(object + layout::kHeaderBytes, key.data, key.bytes) == 0) {
+      candidate.verdict = Candidate::Verdict::kMatch;
+    } else {
+      candidate.verdict = Candidate::Verdict::kOther;
+    }
+  }
+  co_return Status::kOk;
+}
+
+}  // namespace kvstore

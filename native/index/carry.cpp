@@ -1,0 +1,240 @@
+// Carrying the entries of one group to the new subtable: step 4 of a split.
+
+#include <algorithm>
+#include <array>
+
+#include "base/assert.hpp"
+#include "index/split.hpp"
+#include "layout/object.hpp"
+
+namespace kvstore {
+
+using layout::Bucket;
+using layout::BucketHeader;
+using layout::Slot;
+
+namespace {
+
+constexpr unsigned kSlots = layout::kSlotsPerGroup;
+// A pass ends early only where a writer was faster at one of 21 slots.
+constexpr unsigned kPassesMax = 4096;
+
+struct Group {
+  Bucket buckets[layout::kBucketsPerGroup];
+
+  BucketHeader header(unsigned bucket) const { return BucketHeader{buckets[bucket].header}; }
+  Slot slot(unsigned i) const {
+    return Slot{buckets[i / layout::kSlotsPerBucket].slots[i % layout::kSlotsPerBucket]};
+  }
+};
+
+uint64_t slot_offset(uint64_t group_offset, unsigned i) {
+  return group_offset + i / layout::kSlotsPerBucket * layout::kBucketBytes + 8 +
+         i % layout::kSlotsPerBucket * 8;
+}
+
+// The work on one group; all state of the coroutines below.
+struct Carry {
+  Remote& remote;
+  const layout::Geometry& geometry;
+  uint64_t source;  // offsets of the group in both subtables
+  uint64_t target;
+  Group old_group;
+  Group new_group;
+  std::array<uint64_t, kSlots> stays{};  // slot words whose key is known to stay
+};
+
+Task<Status> read_groups(Carry& carry) {
+  kv_op ops[2] = {read_op(carry.source, &carry.old_group, layout::kGroupBytes),
+                  read_op(carry.target, &carry.new_group, layout::kGroupBytes)};
+  co_return from_fabric(co_await carry.remote.batch(ops));
+}
+
+// From here on nobody inserts a key of the new subtable into the old group: whoever tries finds the
+// header changed, and withdraws.
+Task<Status> raise_depth(Carry& carry) {
+  kv_op ops[layout::kBucketsPerGroup];
+  unsigned count = 0;
+  for (unsigned b = 0; b < layout::kBucketsPerGroup; ++b) {
+    const BucketHeader seen = carry.old_group.header(b);
+    const unsigned depth = carry.new_group.header(b).depth();
+    if (seen.depth() >= depth) continue;
+    const BucketHeader raised = BucketHeader::make(depth, seen.suffix(), false);
+    ops[count++] = cas_op(carry.source + b * layout::kBucketBytes, seen.word, raised.word);
+  }
+  if (count == 0) co_return Status::kOk;
+  co_return from_fabric(co_await carry.remote.batch({ops, count}));
+}
+
+// Which occupied slots have to go: reads the headers of objects not looked at before.
+// `unsettled` counts slots that can't be judged now.
+Task<Status> choose_movers(Carry& carry, std::array<bool, kSlots>& moves, unsigned& unsettled) {
+  const unsigned depth = carry.new_group.header(0).depth();
+  layout::ObjectHeader headers[kSlots];
+  kv_op ops[kSlots];
+  unsigned slots[kSlots];
+  unsigned count = 0;
+  for (unsigned i = 0; i < kSlots; ++i) {
+    const Slot slot = carry.old_group.slot(i);
+    moves[i] = slot.moving();
+    if (slot.empty() || slot.tentative() || slot.moving() || carry.stays[i] == slot.word) continue;
+    if (!carry.geometry.holds_block(slot.offset(), slot.size_class())) continue;
+    slots[count] = i;
+    ops[count++] = read_op(slot.offset(), &headers[i], layout::kHeaderBytes);
+  }
+  if (count == 0) co_return Status::kOk;
+  if (const uint32_t s = co_await carry.remote.batch({ops, count}); s != KV_FABRIC_OK) {
+    co_return from_fabric(s);
+  }
+  for (unsigned n = 0; n < count; ++n) {
+    const unsigned i = slots[n];
+    const Slot slot = carry.old_group.slot(i);
+    if (!layout::sound(headers[i], slot.address(), slot.size_class())) {
+      ++unsettled;  // replaced since the slot was read
+    } else if ((headers[i].key_hash >> (depth - 1) & 1) != 0) {
+      moves[i] = true;
+    } else {
+      carry.stays[i] = slot.word;
+    }
+  }
+  co_return Status::kOk;
+}
+
+// Kills tentative entries (their inserters begin again) and freezes those that move.
+Task<Status> freeze(Carry& carry, const std::array<bool, kSlots>& moves, bool& again) {
+  kv_op ops[kSlots];
+  unsigned slots[kSlots];
+  unsigned count = 0;
+  for (unsigned i = 0; i < kSlots; ++i) {
+    const Slot slot = carry.old_group.slot(i);
+    Slot next;
+    if (slot.tentative()) {
+      next = slot.emptied();
+    } else if (moves[i] && !slot.moving()) {
+      next = slot.with_flags(Slot::kMoving | (slot.flags() & Slot::kShared));
+    } else {
+      continue;
+    }
+    slots[count] = i;
+    ops[count++] = cas_op(slot_offset(carry.source, i), slot.word, next.word);
+  }
+  if (count == 0) co_return Status::kOk;
+  if (const uint32_t s = co_await carry.remote.batch({ops, count}); s != KV_FABRIC_OK) {
+    co_return from_fabric(s);
+  }
+  for (unsigned n = 0; n < count; ++n) {
+    const unsigned i = slots[n];
+    Bucket& bucket = carry.old_group.buckets[i / layout::kSlotsPerBucket];
+    if (ops[n].result == ops[n].operand) {
+      bucket.slots[i % layout::kSlotsPerBucket] = ops[n].desire;
+    } else {
+      again = true;
+    }
+  }
+  co_return Status::kOk;
+}
+
+// Copies frozen entries into the same places of the new group.
+Task<Status> copy(Carry& carry, std::array<Slot, kSlots>& copies) {
+  kv_op ops[kSlots];
+  unsigned slots[kSlots];
+  unsigned count = 0;
+  for (unsigned i = 0; i < kSlots; ++i) {
+    const Slot slot = carry.old_group.slot(i);
+    if (!slot.moving()) continue;
+    const Slot there = carry.new_group.slot(i);
+    if (!there.empty()) {
+      copies[i] = there;  // another helper's copy
+      continue;
+    }
+    const uint64_t flags = Slot::kMoving | (slot.flags() & Slot::kShared);
+    copies[i] =
+        there.successor(slot.fingerprint(), flags, slot.size_class(), slot.address());
+    slots[count] = i;
+    ops[count++] = cas_op(slot_offset(carry.target, i), there.word, copies[i].word);
+  }
+  if (count == 0) co_return Status::kOk;
+  if (const uint32_t s = co_await carry.remote.batch({ops, count}); s != KV_FABRIC_OK) {
+    co_return from_fabric(s);
+  }
+  for (unsigned n = 0; n < count; ++n) {
+    if (ops[n].result != ops[n].operand) copies[slots[n]] = Slot{ops[n].result};
+  }
+  co_return Status::kOk;
+}
+
+// Empties the old places, then commits the copies: in this order in one batch.
+Task<Status> commit(Carry& carry, const std::array<Slot, kSlots>& copies) {
+  kv_op ops[2 * kSlots];
+  unsigned count = 0;
+  for (unsigned i = 0; i < kSlots; ++i) {
+    const Slot slot = carry.old_group.slot(i);
+    if (!slot.moving() || copies[i].address() != slot.address()) continue;
+    ops[count++] = cas_op(slot_offset(carry.source, i), slot.word, slot.emptied().word);
+    if (!copies[i].moving()) continue;
+    const Slot live = copies[i].with_flags(copies[i].flags() & Slot::kShared);
+    ops[count++] = cas_op(slot_offset(carry.target, i), copies[i].word, live.word);
+  }
+  if (count == 0) co_return Status::kOk;
+  co_return from_fabric(co_await carry.remote.batch({ops, count}));
+}
+
+Task<Status> mark_filled(Carry& carry) {
+  kv_op ops[layout::kBucketsPerGroup];
+  unsigned count = 0;
+  for (unsigned b = 0; b < layout::kBucketsPerGroup; ++b) {
+    const BucketHeader seen = carry.new_group.header(b);
+    if (!seen.filling()) continue;
+    const BucketHeader filled = BucketHeader::make(seen.depth(), seen.suffix(), false);
+    ops[count++] = cas_op(carry.target + b * layout::kBucketBytes, seen.word, filled.word);
+  }
+  if (count == 0) co_return Status::kOk;
+  co_return from_fabric(co_await carry.remote.batch({ops, count}));
+}
+
+bool filling(const Group& group) {
+  return group.header(0).filling() || group.header(1).filling() || group.header(2).filling();
+}
+
+bool sane(const Group& group) {
+  for (unsigned b = 0; b < layout::kBucketsPerGroup; ++b) {
+    if (group.header(b).depth() == 0 || group.header(b).depth() > 32) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint64_t source,
+                         uint64_t target, unsigned group, uint64_t deadline_ns) {
+  const uint64_t at = group * layout::kGroupBytes;
+  Carry carry{remote, geometry, source + at, target + at, {}, {}, {}};
+  if (const Status s = co_await read_groups(carry); s != Status::kOk) co_return s;
+  if (!sane(carry.new_group)) co_return Status::kCorrupt;
+  if (!filling(carry.new_group)) co_return Status::kOk;
+  if (const Status s = co_await raise_depth(carry); s != Status::kOk) co_return s;
+
+  for (unsigned pass = 0; pass < kPassesMax; ++pass) {
+    if (const Status s = co_await read_groups(carry); s != Status::kOk) co_return s;
+    if (!filling(carry.new_group)) co_return Status::kOk;
+
+    std::array<bool, kSlots> moves{};
+    unsigned unsettled = 0;
+    if (const Status s = co_await choose_movers(carry, moves, unsettled); s != Status::kOk) {
+      co_return s;
+    }
+    bool again = unsettled > 0 && pass + 1 < kPassesMax / 64;
+    if (const Status s = co_await freeze(carry, moves, again); s != Status::kOk) co_return s;
+    std::array<Slot, kSlots> copies{};
+    if (const Status s = co_await copy(carry, copies); s != Status::kOk) co_return s;
+    if (const Status s = co_await commit(carry, copies); s != Status::kOk) co_return s;
+
+    // Nothing was left to do in this pass: every entry that stands in the old group stays there.
+    const bool quiet = std::none_of(moves.begin(), moves.end(), [](bool m) { return m; });
+    if (quiet && !again) co_return co_await mark_filled(carry);
+    if (monotonic_ns() > deadline_ns) co_return Status::kDeadlineExceeded;
+  }
+  co_return Status::kCorrupt;
+}
+
+}  // namespace kvstore

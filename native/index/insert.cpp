@@ -1,0 +1,140 @@
+#include "index/insert.hpp"
+
+#include <algorithm>
+
+#include "base/assert.hpp"
+
+namespace kvstore {
+
+using layout::Slot;
+
+namespace {
+
+// The emptiest combined bucket first, and in it the main bucket before the overflow bucket, which
+// two combined buckets share (RACE section 3.2).
+SlotRef choose_slot(const Places& places, uint64_t hash) {
+  const Positions positions = positions_of(hash);
+  unsigned used[2] = {0, 0};
+  for (unsigned c = 0; c < 2; ++c) {
+    for (unsigned i = 0; i < kSlotsPerCombined; ++i) used[c] += !places.own()[c].slot(i).empty();
+  }
+  const unsigned order[2] = {used[0] <= used[1] ? 0u : 1u, used[0] <= used[1] ? 1u : 0u};
+  for (const unsigned c : order) {
+    const CombinedBucket& combined = places.own()[c];
+    const bool main_first = positions.at[c].side == 0;
+    for (unsigned n = 0; n < kSlotsPerCombined; ++n) {
+      const unsigned i = main_first ? n : kSlotsPerCombined - 1 - n;
+      if (combined.slot(i).empty()) return SlotRef{combined.slot_offset(i), combined.slot(i)};
+    }
+  }
+  return SlotRef{};
+}
+
+
+bool known_other(std::span<const Candidate> examined, const SlotRef& ref) {
+  return std::any_of(examined.begin(), examined.end(), [&](const Candidate& candidate) {
+    return candidate.ref.offset == ref.offset && candidate.ref.slot == ref.slot;
+  });
+}
+
+// Slots with the key's fingerprint that appeared since the key was looked up.
+unsigned newcomers(std::span<const CombinedBucket> seen, const Key& key, uint64_t own_slot,
+                   std::span<const Candidate> examined, std::span<Candidate> found) {
+  unsigned count = 0;
+  for (const CombinedBucket& combined : seen) {
+    for (unsigned i = 0; i < kSlotsPerCombined; ++i) {
+      const SlotRef ref{combined.slot_offset(i), combined.slot(i)};
+      if (ref.slot.empty() || ref.slot.fingerprint() != key.fingerprint()) continue;
+      if (ref.offset == own_slot || known_other(examined, ref)) continue;
+      if (count < found.size()) found[count].ref = ref;
+      ++count;
+    }
+  }
+  return count;
+}
+
+Task<bool> swap_word(Remote& remote, uint64_t offset, Slot expect, Slot desire) {
+  kv_op op[1] = {cas_op(offset, expect.word, desire.word)};
+  const uint32_t s = co_await remote.batch(op);
+  co_return s == KV_FABRIC_OK && op[0].result == expect.word;
+}
+
+// Kills tentative copies of the key, and tentative entries that do not verify: their inserter died.
+// A live copy means that this inserter lost.
+// kOk: no copy is left, kAbsent: a live copy (or one that can't be told) exists.
+Task<Status> clear_copies(Remote& remote, const layout::Geometry& geometry, const Key& key,
+                          std::span<Candidate> found) {
+  if (const Status s = co_await examine(remote, geometry, key, found); s != Status::kOk) {
+    co_return s;
+  }
+  for (const Candidate& candidate : found) {
+    if (candidate.verdict == Candidate::Verdict::kOther) continue;
+    if (!candidate.ref.slot.tentative()) co_return Status::kAbsent;
+    const Slot slot = candidate.ref.slot;
+    if (!co_await swap_word(remote, candidate.ref.offset, slot, slot.emptied())) {
+      co_return Status::kAbsent;  // it has committed or moved on: look again
+    }
+  }
+  co_return Status::kOk;
+}
+
+}  // namespace
+
+Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Geometry& geometry,
+                          const Key& key, const Places& places, Slot contents,
+                          std::span<const Candidate> examined, std::span<kv_op> first) {
+  (void)directory;
+  if (places.filling()) co_return InsertResult{InsertOutcome::kFilling, {}};
+  const SlotRef target = choose_slot(places, key.hash);
+  if (target.offset == 0) co_return InsertResult{InsertOutcome::kFull, {}};
+
+  const Slot tentative = target.slot.successor(key.fingerprint(), Slot::kTentative,
+                                               contents.size_class(), contents.address());
+  CombinedBucket seen[2];
+  kv_op ops[6];
+  unsigned count = 0;
+  KV_ASSERT(first.size() <= 3);
+  for (const kv_op& op : first) ops[count++] = op;
+  const unsigned cas_at = count;
+  ops[count++] = cas_op(target.offset, target.slot.word, tentative.word);
+  for (unsigned c = 0; c < 2; ++c) {
+    seen[c].offset = places.own()[c].offset;
+    ops[count++] = read_op(seen[c].offset, seen[c].buckets, layout::kCombinedBytes);
+  }
+  if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
+    co_return InsertResult{InsertOutcome::kLost, {}};
+  }
+  if (ops[cas_at].result != target.slot.word) co_return InsertResult{InsertOutcome::kConflict, {}};
+
+  // A header that changed means that a split began: it may have passed this slot by already, so the
+  // entry must not commit here.
+  bool unchanged = true;
+  for (unsigned c = 0; c < 2; ++c) {
+    for (unsigned b = 0; b < 2; ++b) {
+      unchanged &= seen[c].header(b) == places.own()[c].header(b);
+    }
+  }
+  Candidate found[kCandidatesMax];
+  const unsigned copies = newcomers(seen, key, target.offset, examined, found);
+  if (unchanged && copies > 0 && copies <= kCandidatesMax) {
+    const Status s = co_await clear_copies(remote, geometry, key, {found, copies});
+    unchanged = s == Status::kOk;
+  }
+  if (!unchanged || copies > kCandidatesMax) {
+    // If this CAS fails, or its answer is lost, somebody else kills the tentative entry.
+    co_await swap_word(remote, target.offset, tentative, tentative.emptied());
+    co_return InsertResult{remote.broken() ? InsertOutcome::kLost : InsertOutcome::kConflict, {}};
+  }
+
+  const Slot live = tentative.with_flags(0);
+  kv_op commit[1] = {cas_op(target.offset, tentative.word, live.word)};
+  const uint32_t s = co_await remote.batch(commit);
+  if (s == KV_FABRIC_DOWN) co_return InsertResult{InsertOutcome::kLost, {}};
+  if (s != KV_FABRIC_OK) {
+    co_return InsertResult{InsertOutcome::kUnknown, {target.offset, live}};
+  }
+  if (commit[0].result != tentative.word) co_return InsertResult{InsertOutcome::kConflict, {}};
+  co_return InsertResult{InsertOutcome::kInserted, {target.offset, live}};
+}
+
+}  // namespace kvstore

@@ -1,0 +1,138 @@
+#include "index/places.hpp"
+
+#include <algorithm>
+
+#include "base/assert.hpp"
+
+namespace kvstore {
+
+using layout::BucketHeader;
+using layout::DirectoryEntry;
+using layout::Slot;
+
+namespace {
+
+// Each attempt that fails has seen a split in progress go on; far fewer happen in a row.
+constexpr unsigned kAttemptsMax = 64;
+constexpr unsigned kFirstOpsMax = 4;
+
+}  // namespace
+
+class PlacesReader {
+ public:
+  static void aim(Places& places, unsigned index, uint64_t subtable, const Position& position) {
+    places.combined_[index].offset = subtable + position.offset_in_subtable();
+  }
+  static kv_op read(Places& places, unsigned index) {
+    CombinedBucket& combined = places.combined_[index];
+    return read_op(combined.offset, combined.buckets, layout::kCombinedBytes);
+  }
+  static void set_plain(Places& places, uint64_t subtable) {
+    places.count_ = 2;
+    places.subtable_ = subtable;
+    places.sibling_ = 0;
+  }
+  static void set_filling(Places& places, uint64_t subtable, uint64_t sibling) {
+    places.count_ = 4;
+    places.subtable_ = subtable;
+    places.sibling_ = sibling;
+  }
+
+  // All four headers of the covering subtable are right for the key.
+  static bool covered(const Places& places, uint64_t hash) {
+    for (const CombinedBucket& combined : places.own()) {
+      if (!combined.header(0).covers(hash) || !combined.header(1).covers(hash)) return false;
+    }
+    return true;
+  }
+  static bool any_filling(const Places& places) {
+    for (const CombinedBucket& combined : places.own()) {
+      if (combined.header(0).filling() || combined.header(1).filling()) return true;
+    }
+    return false;
+  }
+};
+
+unsigned Places::matches(unsigned fingerprint, std::span<SlotRef> found) const {
+  unsigned count = 0;
+  for (const CombinedBucket& combined : all()) {
+    for (unsigned i = 0; i < kSlotsPerCombined; ++i) {
+      const Slot slot = combined.slot(i);
+      if (!slot.readable() || slot.fingerprint() != fingerprint) continue;
+      if (count == found.size()) return count;
+      found[count++] = SlotRef{combined.slot_offset(i), slot};
+    }
+  }
+  return count;
+}
+
+Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
+                         std::span<kv_op> first) {
+  KV_ASSERT(first.size() <= kFirstOpsMax);
+  const Positions positions = positions_of(hash);
+  kv_op ops[kFirstOpsMax + 4];
+  for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
+    const DirectoryEntry entry = directory.entry_of(hash);
+    PlacesReader::set_plain(places, entry.offset());
+    unsigned count = 0;
+    for (const kv_op& op : first) ops[count++] = op;
+    for (unsigned i = 0; i < 2; ++i) {
+      PlacesReader::aim(places, i, entry.offset(), positions.at[i]);
+      ops[count++] = PlacesReader::read(places, i);
+    }
+    if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
+      co_return from_fabric(s);
+    }
+    for (size_t i = 0; i < first.size(); ++i) first[i].result = ops[i].result;
+    first = {};
+    if (!PlacesReader::covered(places, hash)) {
+      if (const Status s = co_await directory.refresh(remote); s != Status::kOk) co_return s;
+      continue;
+    }
+    if (!PlacesReader::any_filling(places)) co_return Status::kOk;
+
+    // The sibling is where the suffix without its highest bit leads. Entries of both were
+    // published before the first header said `filling`.
+    const unsigned depth = places.own()[0].header(0).depth();
+    if (depth == 0 || directory.depth() < depth) {
+      if (const Status s = co_await directory.refresh(remote); s != Status::kOk) co_return s;
+      continue;
+    }
+    const DirectoryEntry sibling = directory.entry_of(hash ^ (uint64_t{1} << (depth - 1)));
+    if (sibling.offset() == entry.offset()) {
+      if (const Status s = co_await directory.refresh(remote); s != Status::kOk) co_return s;
+      continue;
+    }
+    PlacesReader::set_filling(places, entry.offset(), sibling.offset());
+    for (unsigned i = 0; i < 2; ++i) {
+      PlacesReader::aim(places, i, sibling.offset(), positions.at[i]);
+      PlacesReader::aim(places, i + 2, entry.offset(), positions.at[i]);
+    }
+    for (unsigned i = 0; i < 4; ++i) ops[i] = PlacesReader::read(places, i);
+    if (const uint32_t s = co_await remote.batch({ops, 4}); s != KV_FABRIC_OK) {
+      co_return from_fabric(s);
+    }
+    if (PlacesReader::covered(places, hash)) co_return Status::kOk;
+  }
+  co_return Status::kCorrupt;
+}
+
+Task<Status> confirm_headers(Remote& remote, const Places& places) {
+  // Both headers of a combined bucket and what is between them: one READ each.
+  constexpr uint64_t kSpan = layout::kBucketBytes + 8;
+  uint64_t spans[4][kSpan / 8];
+  kv_op ops[4];
+  const std::span<const CombinedBucket> all = places.all();
+  for (size_t i = 0; i < all.size(); ++i) ops[i] = read_op(all[i].offset, spans[i], kSpan);
+  if (const uint32_t s = co_await remote.batch({ops, all.size()}); s != KV_FABRIC_OK) {
+    co_return from_fabric(s);
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (spans[i][0] != all[i].buckets[0].header || spans[i][8] != all[i].buckets[1].header) {
+      co_return Status::kAbsent;
+    }
+  }
+  co_return Status::kOk;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,77 @@
+// The buckets in which a key can be, as read from the node.
+//
+// Normally two combined buckets. While a split is filling the key's subtable, the two of the sibling
+// come first: an entry leaves the old place only after it stands in the new one, so a reader that
+// looks at the old place first cannot miss it.
+
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/status.hpp"
+#include "coro/task.hpp"
+#include "fabric/remote.hpp"
+#include "index/directory.hpp"
+#include "index/key.hpp"
+#include "layout/layout.hpp"
+
+namespace kvstore {
+
+struct CombinedBucket {
+  uint64_t offset = 0;  // of its first bucket, in the region
+  layout::Bucket buckets[2];
+
+  layout::BucketHeader header(unsigned bucket) const {
+    return layout::BucketHeader{buckets[bucket].header};
+  }
+  layout::Slot slot(unsigned index) const {
+    return layout::Slot{buckets[index / layout::kSlotsPerBucket]
+                            .slots[index % layout::kSlotsPerBucket]};
+  }
+  uint64_t slot_offset(unsigned index) const {
+    return offset + index / layout::kSlotsPerBucket * layout::kBucketBytes + 8 +
+           index % layout::kSlotsPerBucket * 8;
+  }
+};
+inline constexpr unsigned kSlotsPerCombined = 2 * layout::kSlotsPerBucket;
+
+struct SlotRef {
+  uint64_t offset = 0;
+  layout::Slot slot;
+};
+
+class Places {
+ public:
+  // The combined buckets, those of a sibling first.
+  std::span<const CombinedBucket> all() const { return {combined_, count_}; }
+  // Those of the subtable that covers the key: where an insert may go.
+  std::span<const CombinedBucket> own() const { return {combined_ + count_ - 2, 2}; }
+  bool filling() const { return count_ == 4; }
+  uint64_t subtable() const { return subtable_; }  // offset of the covering subtable
+  uint64_t sibling() const { return sibling_; }    // while filling
+
+  // Slots that a reader may follow and that carry the fingerprint, in reading order.
+  // Returns how many were written to `found`.
+  unsigned matches(unsigned fingerprint, std::span<SlotRef> found) const;
+
+ private:
+  friend class PlacesReader;
+  CombinedBucket combined_[4];
+  unsigned count_ = 2;
+  uint64_t subtable_ = 0;
+  uint64_t sibling_ = 0;
+};
+
+// More candidates than this with one fingerprint in 28 slots is never chance.
+inline constexpr unsigned kMatchesMax = 4 * kSlotsPerCombined;
+
+// Reads the places of `hash`. `first` is posted ahead of the READs, in the same batch, once.
+Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
+                         std::span<kv_op> first = {});
+
+// Reads the bucket headers again. A miss is final only if this returns kOk: kAbsent means that a
+// header has changed since, so that an entry may have been carried past the reader.
+Task<Status> confirm_headers(Remote& remote, const Places& places);
+
+}  // namespace kvstore

@@ -1,0 +1,90 @@
+// A memory node: the region, the doors through which clients come, and the upkeep that no client
+// can do: epochs, leases, fencing, and sweeping after clients that died. It stays off the data path.
+
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "api/kvstore.h"
+#include "fabric/cpu/tcp.hpp"
+#include "node/region.hpp"
+#include "node/registry.hpp"
+#include "node/shm_door.hpp"
+#include "store/client.hpp"
+#include "store/transports.hpp"
+
+namespace kvstore {
+
+class Node {
+ public:
+  static std::unique_ptr<Node> open(const kv_node_config& config, std::string& error);
+  ~Node();
+
+  void describe(kv_node_description& description);
+  Status admit(const std::string& peer, kv_admission& admission, std::string& error);
+  // Admits a client of this process.
+  Status admit_local(uint32_t& registration, LocalRegion& region, std::string& error);
+  Status dismiss(uint32_t registration);
+  Status set_members(const std::string& cluster_id, const std::string& members,
+                     std::string& error);
+  void read_stats(kv_node_stats& stats);
+  uint32_t clients(kv_client_record* records, uint32_t capacity) {
+    return registry_->list(records, capacity);
+  }
+  void drain();
+
+ private:
+  Node() = default;
+  bool start(const kv_node_config& config, std::string& error);
+  void maintain();
+  void judge_silent(uint32_t registration);
+  // Makes sure that no operation of the client can execute any more, then has it swept.
+  void fence(uint32_t registration, bool over_tcp);
+  void sweep_dead();
+  void sweep_one(uint32_t registration);
+  bool wait_rounds(unsigned rounds);
+  void count_memory(kv_node_stats& stats);
+
+  // How an attachment of this process finds the node, if it is still there.
+  struct Handle {
+    std::mutex mutex;
+    Node* node = nullptr;
+  };
+
+  std::shared_ptr<Region> region_;
+  std::shared_ptr<Handle> handle_;
+  layout::Geometry geometry_;
+  uint64_t node_id_ = 0;
+  uint64_t incarnation_ = 0;
+  uint32_t eviction_ = 0;
+  uint32_t consistency_ = 0;
+  uint64_t lease_ns_ = 0;
+  uint64_t fence_after_ns_ = 0;
+  std::string shm_name_;
+  std::mutex members_mutex_;
+  std::string cluster_id_;
+  std::string members_;
+  std::shared_ptr<std::atomic<uint32_t>> dead_;
+  std::unique_ptr<Registry> registry_;
+  std::unique_ptr<TcpAgent> agent_;
+  std::unique_ptr<ShmDoor> door_;
+  std::unique_ptr<Client> janitor_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> draining_{false};
+  std::atomic<uint64_t> blocks_swept_{0};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<uint32_t> to_fence_;  // gone over shm: dead, since their socket hung up
+  std::deque<uint32_t> to_sweep_;
+  std::thread maintenance_;
+  std::thread sweeper_;
+};
+
+}  // namespace kvstore

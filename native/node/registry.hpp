@@ -1,0 +1,88 @@
+// Who is attached to the node: registrations, tokens, leases, and the node's side of the epochs.
+//
+// A registration is never given twice in an incarnation. It owns the client line and the registry
+// line at its number modulo the number of lines, so a number whose lines are taken is passed over.
+// A client is left out of the safe epoch only after it has been fenced.
+//
+// Thread-safe. The lines themselves are plain words: the registry lines and the node line are
+// stored here alone, the client lines read.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "api/kvstore.h"
+#include "layout/layout.hpp"
+
+namespace kvstore {
+
+using Token = std::array<uint8_t, KV_TOKEN_BYTES>;
+
+struct Registered {
+  uint32_t registration = 0;
+  Token token{};
+  uint32_t fabric = KV_FABRIC_TCP;
+  int process = 0;
+  int process_descriptor = -1;  // pidfd; owned
+  bool connected = false;
+  bool stalled = false;
+  layout::ClientState state = layout::ClientState::kNone;
+  uint64_t heartbeat = 0;
+  uint64_t heard_ns = 0;  // boot time when the heartbeat last changed
+  std::string peer;
+};
+
+class Registry {
+ public:
+  Registry(uint8_t* region, const layout::Geometry& geometry);
+  ~Registry();
+
+  // Grants a registration; 0 if all lines are taken.
+  uint32_t admit(const std::string& peer, uint32_t fabric, Token& token);
+  bool authenticate(uint32_t registration, const Token& token);
+  // Notes how the client came; takes over the descriptor.
+  bool connected(uint32_t registration, uint32_t fabric, int process, int process_descriptor);
+  void disconnected(uint32_t registration);
+
+  // Advances the epochs and the clock from what the clients have written. Returns true if some
+  // client waits for reclamation.
+  struct Tick {
+    bool pressed = false;
+    bool busy = false;
+    std::vector<uint32_t> silent;  // live, but not heard of for a membership lease
+  };
+  Tick tick(uint64_t lease_ns);
+
+  // What `silent` clients are: only these may be fenced without more ado.
+  bool find(uint32_t registration, Registered& found);
+  void set_stalled(uint32_t registration, bool stalled);
+  // After the fence: it is left out of the epochs from here on. False if it was already.
+  bool mark_fenced(uint32_t registration);
+  // After the sweep: its lines may be used again.
+  void mark_swept(uint32_t registration);
+
+  uint32_t list(kv_client_record* records, uint32_t capacity);
+  void read_stats(kv_node_stats& stats);
+
+ private:
+  layout::NodeLine& node_line() const;
+  layout::ClientLine& client_line(uint32_t registration) const;
+  layout::RegistryLine& registry_line(uint32_t registration) const;
+  Registered* locate(uint32_t registration);
+  void refresh_safe_epoch_locked();
+
+  uint8_t* const region_;
+  const layout::Geometry geometry_;
+  const uint64_t began_ns_;
+  std::mutex mutex_;
+  uint32_t next_ = 1;
+  std::vector<Registered> lines_;
+  uint64_t admitted_ = 0;
+  uint64_t fenced_ = 0;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,41 @@
+#include "store/attachment.hpp"
+
+#include <cstddef>
+
+#include "base/crc32c.hpp"
+
+namespace kvstore {
+
+bool read_superblock(const layout::Superblock& superblock, layout::Geometry& geometry,
+                     std::string& error) {
+  if (superblock.magic != layout::kMagic) {
+    error = "the region does not begin with the magic of a kvstore node";
+    return false;
+  }
+  if (superblock.layout_version != layout::kLayoutVersion) {
+    error = "the node has layout version " + std::to_string(superblock.layout_version) +
+            ", this client knows " + std::to_string(layout::kLayoutVersion) +
+            ": use the same kvstore version on both";
+    return false;
+  }
+  if (superblock.checksum != crc32c(0, &superblock, offsetof(layout::Superblock, checksum))) {
+    error = "the superblock does not match its checksum";
+    return false;
+  }
+  if (superblock.region_bytes < layout::kRegionBytesMin) {
+    error = "the superblock describes an impossible region";
+    return false;
+  }
+  geometry = layout::make_geometry(superblock.region_bytes);
+  const bool same = geometry.segment_bytes == superblock.segment_bytes &&
+                    geometry.segment_count == superblock.segment_count &&
+                    geometry.first_segment_offset == superblock.first_segment_offset &&
+                    geometry.segment_table_offset == superblock.segment_table_offset &&
+                    geometry.directory_offset == superblock.directory_offset &&
+                    geometry.directory_depth_max == superblock.directory_depth_max &&
+                    superblock.client_count_max == layout::kClientsMax;
+  if (!same) error = "the superblock's geometry is not the one of layout version 1";
+  return same;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,108 @@
+// One client's attachment to one incarnation of one node: what its lanes share.
+//
+// It never changes nodes. A node that restarted is attached anew, and lanes that still hold the old
+// attachment drop it at their next call.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "alloc/allocator.hpp"
+#include "alloc/limbo.hpp"
+#include "alloc/segments.hpp"
+#include "index/directory.hpp"
+#include "layout/layout.hpp"
+#include "store/address_cache.hpp"
+
+namespace kvstore {
+
+// How lanes get connections. One implementation a fabric.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  // A new connection of a lane, or nullptr and one line in `error`. Blocks at most until the
+  // deadline.
+  virtual kv_connection* connect(uint32_t lane, uint64_t deadline_ns, std::string& error) = 0;
+  virtual uint32_t fabric() const = 0;  // kv_fabric_kind
+  // A descriptor that hangs up when the node has died, or -1.
+  virtual int hangup_descriptor() const { return -1; }
+  // Called when it did.
+  virtual void node_died() {}
+};
+
+class Attachment {
+ public:
+  enum class State : uint32_t { kUp = 1, kDown = 2, kFenced = 3 };
+
+  Attachment(std::unique_ptr<Transport> given, const layout::Superblock& block,
+             const layout::Geometry& shape, uint32_t granted, uint32_t address_entries)
+      : superblock(block),
+        geometry(shape),
+        registration(granted),
+        transport(std::move(given)),
+        directory(shape),
+        segments(shape, granted),
+        allocator(segments),
+        addresses(address_entries) {}
+
+  const layout::Superblock superblock;
+  const layout::Geometry geometry;
+  const uint32_t registration;
+  const std::unique_ptr<Transport> transport;
+
+  Directory directory;
+  SegmentTable segments;
+  BlockAllocator allocator;
+  Limbo limbo;
+  AddressCache addresses;
+  std::atomic<bool> split_running{false};
+  std::atomic<State> state{State::kUp};
+  // Blocks of ours may have been left behind, by a client that died or by a lost connection.
+  std::atomic<bool> scrub_wanted{false};
+  // An operation waits for reclamation: the next heartbeat tells the node.
+  std::atomic<bool> memory_wanted{false};
+  // No segment was free at the last attempt: puts evict ahead of need.
+  std::atomic<bool> full{false};
+
+  bool evicts() const { return superblock.eviction == KV_EVICTION_SAMPLED_LRU; }
+  uint64_t next_version() {
+    return layout::make_version(registration, sequence_.fetch_add(1, std::memory_order_relaxed));
+  }
+  uint64_t client_line_offset() const {
+    return superblock.client_lines_offset +
+           registration % superblock.client_count_max * layout::kLineBytes;
+  }
+  uint64_t registry_line_offset() const {
+    return superblock.registry_offset +
+           registration % superblock.client_count_max * layout::kLineBytes;
+  }
+
+  // The node's clock as last seen, carried on by our own.
+  void saw_clock(uint64_t node_ms, uint64_t now_ns) {
+    clock_seen_ms_.store(node_ms, std::memory_order_relaxed);
+    clock_difference_ms_.store(int64_t(node_ms) - int64_t(now_ns / kMillisecond),
+                               std::memory_order_relaxed);
+  }
+  uint64_t node_clock_ms() const {
+    return uint64_t(int64_t(boottime_ns() / kMillisecond) +
+                    clock_difference_ms_.load(std::memory_order_relaxed));
+  }
+
+  // As of the last heartbeat: good enough for recency, and no system call.
+  uint64_t node_clock_coarse_ms() const { return clock_seen_ms_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<uint64_t> clock_seen_ms_{0};
+  std::atomic<uint64_t> sequence_{1};
+  std::atomic<int64_t> clock_difference_ms_{0};
+};
+
+// The geometry that the superblock describes, if this client knows how to use it; otherwise the
+// line that says why not.
+bool read_superblock(const layout::Superblock& superblock, layout::Geometry& geometry,
+                     std::string& error);
+
+}  // namespace kvstore

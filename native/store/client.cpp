@@ -1,0 +1,188 @@
+#include "store/client.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/assert.hpp"
+#include "base/fork.hpp"
+#include "store/service.hpp"
+
+namespace kvstore {
+
+Client::Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::string>& members)
+    : address_entries_(address_entries), fork_generation_(fork_generation()) {
+  KV_ASSERT(lanes > 0 && !members.empty());
+  for (const std::string& name : members) {
+    auto member = std::make_unique<Member>();
+    member->name = name;
+    member->name_hash = make_key(name.data(), name.size()).hash;
+    members_.push_back(std::move(member));
+  }
+  const uint32_t count = uint32_t(members.size());
+  for (uint32_t i = 0; i < lanes; ++i) lanes_.push_back(std::make_unique<Lane>(*this, i, count));
+  service_lane_ = std::make_unique<Lane>(*this, lanes, count);
+}
+
+Client::~Client() { close(); }
+
+bool Client::forked() const { return fork_generation() != fork_generation_; }
+
+uint32_t Client::member_of(uint64_t key_hash) const {
+  if (members_.size() == 1) return 0;
+  uint32_t best = 0;
+  uint64_t best_score = 0;
+  for (uint32_t m = 0; m < members_.size(); ++m) {
+    uint64_t score = key_hash ^ members_[m]->name_hash;
+    score = (score ^ (score >> 33)) * 0xff51afd7ed558ccdull;
+    score = (score ^ (score >> 33)) * 0xc4ceb9fe1a85ec53ull;
+    score ^= score >> 33;
+    if (m == 0 || score > best_score) {
+      best = m;
+      best_score = score;
+    }
+  }
+  return best;
+}
+
+std::shared_ptr<Attachment> Client::attachment(uint32_t member) {
+  const std::lock_guard lock(members_[member]->mutex);
+  return members_[member]->attachment;
+}
+
+void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
+  Member& member = *members_[index];
+  {
+    const std::lock_guard lock(member.mutex);
+    const bool restarted =
+        member.attachment &&
+        member.attachment->superblock.incarnation != attachment->superblock.incarnation;
+    if (restarted) ++member.restarts;
+    member.attachment = std::move(attachment);
+    member.generation.fetch_add(1, std::memory_order_release);
+  }
+  const std::lock_guard lock(lanes_mutex_);
+  if (!service_ && !closing_.load()) service_ = std::make_unique<Service>(*this, *service_lane_);
+  if (service_) service_->hurry();
+}
+
+Lane* Client::acquire_lane(uint64_t timeout_ns, Status& status) {
+  if (forked()) {
+    status = Status::kForked;
+    return nullptr;
+  }
+  if (closing_.load(std::memory_order_relaxed)) {
+    status = Status::kClosed;
+    return nullptr;
+  }
+  // A thread comes back to the lane that it used last, whose connections are warm.
+  static thread_local uint32_t hint = 0;
+  const auto try_lanes = [&]() -> Lane* {
+    for (size_t n = 0; n < lanes_.size(); ++n) {
+      const uint32_t i = uint32_t((hint + n) % lanes_.size());
+      if (lanes_[i]->taken.load(std::memory_order_relaxed)) continue;
+      if (lanes_[i]->taken.exchange(true, std::memory_order_acquire)) continue;
+      hint = i;
+      return lanes_[i].get();
+    }
+    return nullptr;
+  };
+  status = Status::kOk;
+  if (Lane* lane = try_lanes()) return lane;
+  if (timeout_ns > 0) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(std::min(
+                                                              timeout_ns, 3600 * kSecond));
+    std::unique_lock lock(lanes_mutex_);
+    lane_waiters_.fetch_add(1);
+    Lane* lane = nullptr;
+    while ((lane = try_lanes()) == nullptr && !closing_.load()) {
+      if (lane_freed_.wait_until(lock, until) == std::cv_status::timeout) {
+        lane = try_lanes();
+        break;
+      }
+    }
+    lane_waiters_.fetch_sub(1);
+    if (lane != nullptr) return lane;
+  }
+  status = closing_.load() ? Status::kClosed : Status::kBusy;
+  return nullptr;
+}
+
+void Client::release_lane(Lane& lane) {
+  lane.arena().reset();
+  lane.taken.store(false, std::memory_order_seq_cst);
+  if (lane_waiters_.load(std::memory_order_seq_cst) > 0) {
+    const std::lock_guard lock(lanes_mutex_);
+    lane_freed_.notify_one();
+  }
+}
+
+void Client::want_memory(uint32_t member) {
+  if (const std::shared_ptr<Attachment> current = attachment(member)) {
+    current->memory_wanted.store(true);
+  }
+  if (service_) service_->hurry();
+}
+
+bool Client::is_inline() {
+  for (const auto& member : members_) {
+    const std::lock_guard lock(member->mutex);
+    if (!member->attachment) continue;
+    const uint32_t fabric = member->attachment->transport->fabric();
+    if (fabric != KV_FABRIC_LOCAL && fabric != KV_FABRIC_SHM) return false;
+  }
+  return true;
+}
+
+void Client::read_stats(kv_client_stats& stats) {
+  stats = {};
+  const auto add_lane = [&](Lane& lane, bool service) {
+    for (uint32_t m = 0; m < lane.members(); ++m) {
+      const VerbCounts& counts = lane.channel(m).remote.counts();
+      const uint64_t verbs =
+          counts.reads.get() + counts.writes.get() + counts.cas.get() + counts.faa.get();
+      if (service) {
+        stats.heartbeat_verbs += verbs;
+        continue;
+      }
+      stats.reads += counts.reads.get();
+      stats.writes += counts.writes.get();
+      stats.cas += counts.cas.get();
+      stats.faa += counts.faa.get();
+      stats.round_trips += counts.round_trips.get();
+      stats.bytes_read += counts.bytes_read.get();
+      stats.bytes_written += counts.bytes_written.get();
+    }
+    const LaneCounts& counts = lane.counts();
+    if (!service) stats.operations += counts.operations.get();
+    stats.cas_conflicts += counts.cas_conflicts.get();
+    stats.verify_retries += counts.verify_retries.get();
+    stats.splits += counts.splits.get();
+    stats.evictions += counts.evictions.get();
+    stats.address_hits += counts.address_hits.get();
+    stats.address_stale += counts.address_stale.get();
+    stats.reconnects += counts.reconnects.get();
+  };
+  for (const auto& lane : lanes_) add_lane(*lane, false);
+  add_lane(*service_lane_, true);
+  for (uint32_t m = 0; m < members(); ++m) {
+    if (const std::shared_ptr<Attachment> current = attachment(m)) {
+      stats.limbo_bytes += current->limbo.bytes();
+    }
+  }
+}
+
+void Client::close() {
+  closing_.store(true);
+  {
+    const std::lock_guard lock(lanes_mutex_);
+    lane_freed_.notify_all();
+  }
+  if (forked()) {
+    // The service thread did not survive the fork; its handle must not be joined here.
+    [[maybe_unused]] Service* leaked = service_.release();
+    return;
+  }
+  service_.reset();
+}
+
+}  // namespace kvstore

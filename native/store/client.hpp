@@ -1,0 +1,77 @@
+// A client of a cluster: its members, its lanes, and the service thread that keeps its leases.
+
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "index/key.hpp"
+#include "store/attachment.hpp"
+#include "store/lane.hpp"
+
+namespace kvstore {
+
+struct Member {
+  std::string name;
+  uint64_t name_hash = 0;
+  std::mutex mutex;
+  std::shared_ptr<Attachment> attachment;
+  std::atomic<uint64_t> generation{0};  // +1 at every attachment
+  uint32_t restarts = 0;
+};
+
+class Client {
+ public:
+  Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::string>& members);
+  ~Client();
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  // Rendezvous hashing: the member whose name and the key hash highest together. Depends on the
+  // configured list only, never on who is alive.
+  uint32_t member_of(uint64_t key_hash) const;
+
+  uint32_t members() const { return uint32_t(members_.size()); }
+  Member& member(uint32_t index) { return *members_[index]; }
+  uint32_t address_entries() const { return address_entries_; }
+
+  // Takes over from an earlier attachment of the member.
+  void attach(uint32_t member, std::shared_ptr<Attachment> attachment);
+  std::shared_ptr<Attachment> attachment(uint32_t member);
+
+  // A free lane, or nullptr with the reason.
+  Lane* acquire_lane(uint64_t timeout_ns, Status& status);
+  void release_lane(Lane& lane);
+
+  std::atomic<uint64_t>& tick() { return tick_; }
+  // Has the heartbeat come soon, because memory is waited for.
+  void want_memory(uint32_t member);
+
+  void read_stats(kv_client_stats& stats);
+  bool is_inline();
+  bool forked() const;
+  void close();
+
+ private:
+  friend class Service;
+
+  const uint32_t address_entries_;
+  std::vector<std::unique_ptr<Member>> members_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  std::unique_ptr<Lane> service_lane_;
+  std::mutex lanes_mutex_;
+  std::condition_variable lane_freed_;
+  std::atomic<uint32_t> lane_waiters_{0};
+  std::atomic<uint64_t> tick_{1};
+  std::atomic<bool> closing_{false};
+  std::unique_ptr<class Service> service_;
+  const uint64_t fork_generation_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,197 @@
+// Memory for an object when the node is full: sampled eviction in the shape of Ditto (SOSP'23,
+// section 4.2). Clients read the metadata of a few groups of slots, drop the least recently used,
+// and retire their blocks; a block is usable again one epoch later, so puts on a full node evict
+// ahead of need.
+
+#include <algorithm>
+#include <vector>
+
+#include "store/client.hpp"
+#include "store/operations.hpp"
+
+namespace kvstore {
+
+using layout::EvictionMetadata;
+using layout::Slot;
+
+namespace {
+
+constexpr unsigned kGroupsSampled = 2;
+constexpr unsigned kSlotsSampled = kGroupsSampled * layout::kSlotsPerGroup;
+constexpr uint64_t kReclaimPollNs = kMillisecond / 2;
+// Free blocks that a put on a full node keeps ahead, as a share of what its client owns of the
+// class and in number: enough for the puts of one epoch.
+constexpr uint64_t kStockShare = 16;
+constexpr uint64_t kStockMin = 32;
+constexpr uint64_t kStockMax = 8192;
+
+uint64_t next_random() {
+  static thread_local uint64_t state = monotonic_ns() | 1;
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return state;
+}
+
+struct Sample {
+  SlotRef ref;
+  uint32_t idle_ms;
+  bool useful;  // its block becomes ours to use: own extent, right class
+};
+
+struct Sampled {
+  layout::Bucket buckets[kGroupsSampled * layout::kBucketsPerGroup];
+  EvictionMetadata metadata[kSlotsSampled];
+};
+
+Task<Status> read_sample(Channel& channel, Sampled& sampled, uint64_t& groups_offset) {
+  const Attachment& attachment = *channel.attachment;
+  const layout::DirectoryEntry entry =
+      attachment.directory.entry_at(next_random() % attachment.directory.size());
+  const uint64_t group = next_random() % (layout::kGroupsPerSubtable - kGroupsSampled + 1);
+  groups_offset = entry.offset() + group * layout::kGroupBytes;
+  kv_op ops[2] = {
+      read_op(groups_offset, sampled.buckets, sizeof sampled.buckets),
+      read_op(entry.offset() + layout::kSubtableBucketBytes +
+                  group * layout::kMetadataBytesPerGroup,
+              sampled.metadata, sizeof sampled.metadata)};
+  co_return from_fabric(co_await channel.remote.batch(ops));
+}
+
+unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset,
+              unsigned size_class, std::span<Sample> samples) {
+  const Attachment& attachment = *channel.attachment;
+  const uint32_t now_ms = uint32_t(attachment.node_clock_ms());
+  unsigned count = 0;
+  for (unsigned i = 0; i < kSlotsSampled; ++i) {
+    const unsigned bucket = i / layout::kSlotsPerBucket;
+    const unsigned in_bucket = i % layout::kSlotsPerBucket;
+    const Slot slot{sampled.buckets[bucket].slots[in_bucket]};
+    if (!slot.readable() || slot.moving() || slot.frozen()) continue;
+    if (!attachment.geometry.holds_block(slot.offset(), slot.size_class())) continue;
+    const uint64_t offset = groups_offset + bucket * layout::kBucketBytes + 8 + in_bucket * 8;
+    const bool useful =
+        slot.size_class() == size_class && attachment.allocator.owns(slot.offset());
+    samples[count++] = {{offset, slot}, now_ms - sampled.metadata[i].last_access_ms, useful};
+  }
+  std::sort(samples.begin(), samples.begin() + count, [](const Sample& a, const Sample& b) {
+    if (a.useful != b.useful) return a.useful;
+    return a.idle_ms > b.idle_ms;
+  });
+  return count;
+}
+
+Task<bool> evict_slot(Channel& channel, const SlotRef& ref) {
+  kv_op op[1] = {cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word)};
+  // A lost answer leaves an unlinked block behind, if any: the scrub finds it.
+  if (co_await channel.remote.batch(op) != KV_FABRIC_OK || op[0].result != ref.slot.word) {
+    co_return false;
+  }
+  channel.attachment->limbo.retire({ref.slot.offset(), ref.slot.size_class()});
+  ++channel.lane().counts().evictions;
+  co_return true;
+}
+
+uint64_t stock_wanted(const Attachment& attachment, unsigned size_class) {
+  return std::clamp(attachment.allocator.owned_blocks(size_class) / kStockShare, kStockMin,
+                    kStockMax);
+}
+
+// After a block was taken on a full node: keeps enough others on their way.
+Task<Status> evict_ahead(Channel& channel, unsigned size_class) {
+  Attachment& attachment = *channel.attachment;
+  const uint64_t coming =
+      attachment.allocator.free_blocks(size_class) + attachment.limbo.blocks(size_class);
+  if (coming >= stock_wanted(attachment, size_class)) co_return Status::kOk;
+  co_await evict_sampled(channel, size_class, 2);
+  co_return Status::kOk;
+}
+
+// Large blocks are released as segments whoever evicts them; a client without blocks of the class
+// likewise needs whole segments. `bytes` worth of other entries go.
+Task<unsigned> evict_bytes(Channel& channel, unsigned size_class, uint64_t bytes) {
+  unsigned evicted = 0;
+  uint64_t freed = 0;
+  for (unsigned round = 0; round < 64 && freed < bytes; ++round) {
+    const uint64_t before = channel.attachment->limbo.bytes();
+    const unsigned now = co_await evict_sampled(channel, size_class, 4);
+    if (channel.remote.broken() || channel.lane().cancelled()) break;
+    evicted += now;
+    freed += channel.attachment->limbo.bytes() - std::min(before, channel.attachment->limbo.bytes());
+  }
+  co_return evicted;
+}
+
+}  // namespace
+
+Task<unsigned> evict_sampled(Channel& channel, unsigned size_class, unsigned wanted) {
+  Sampled sampled;
+  uint64_t groups_offset = 0;
+  if (co_await read_sample(channel, sampled, groups_offset) != Status::kOk) co_return 0;
+  Sample samples[kSlotsSampled];
+  const unsigned count = rank(channel, sampled, groups_offset, size_class, samples);
+  // At most a quarter of the sample goes, so that what goes is old among its neighbours.
+  const unsigned limit = std::min(wanted, std::max(1u, count / 4));
+  unsigned evicted = 0;
+  for (unsigned i = 0; i < count && evicted < limit; ++i) {
+    if (co_await evict_slot(channel, samples[i].ref)) ++evicted;
+    if (channel.remote.broken()) break;
+  }
+  co_return evicted;
+}
+
+Task<Status> evict_in_places(Channel& channel, const Key& key) {
+  Places places;
+  if (const Status s = co_await read_places(channel.remote, channel.attachment->directory,
+                                            key.hash, places);
+      s != Status::kOk) {
+    co_return s;
+  }
+  const unsigned first = unsigned(next_random() % (2 * kSlotsPerCombined));
+  for (unsigned n = 0; n < 2 * kSlotsPerCombined; ++n) {
+    const unsigned i = (first + n) % (2 * kSlotsPerCombined);
+    const CombinedBucket& combined = places.own()[i / kSlotsPerCombined];
+    const Slot slot = combined.slot(i % kSlotsPerCombined);
+    if (!slot.readable() || slot.moving() || slot.frozen()) continue;
+    if (co_await evict_slot(channel, {combined.slot_offset(i % kSlotsPerCombined), slot})) break;
+    if (channel.remote.broken()) co_return Status::kNodeUnreachable;
+  }
+  co_return Status::kOk;
+}
+
+Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
+  Attachment& attachment = *channel.attachment;
+  Lane& lane = channel.lane();
+  for (;;) {
+    if (const std::optional<Block> block = attachment.allocator.take_local(size_class)) {
+      if (attachment.full.load(std::memory_order_relaxed) && attachment.evicts()) {
+        co_await evict_ahead(channel, size_class);
+      }
+      co_return TakeResult{Status::kOk, *block};
+    }
+    const TakeResult taken = co_await attachment.allocator.take(channel.remote, size_class);
+    if (taken.status == Status::kOk) co_return taken;
+    if (taken.status != Status::kOutOfMemory) co_return taken;
+    attachment.full.store(true, std::memory_order_relaxed);
+
+    if (attachment.evicts()) {
+      const uint64_t coming =
+          attachment.allocator.free_blocks(size_class) + attachment.limbo.blocks(size_class);
+      if (coming < kStockMin) {
+        const uint64_t bytes = layout::class_bytes(size_class);
+        co_await evict_bytes(channel, size_class, bytes * 2);
+      }
+      if (channel.remote.broken()) co_return TakeResult{Status::kNodeUnreachable, {}};
+    } else if (attachment.limbo.bytes() == 0) {
+      co_return TakeResult{Status::kOutOfMemory, {}};
+    }
+    lane.client().want_memory(channel.member());
+    const uint64_t now = monotonic_ns();
+    if (lane.cancelled() || now >= lane.deadline_ns()) {
+      co_return TakeResult{Status::kOutOfMemory, {}};
+    }
+    co_await lane.wait_without_addresses(now + kReclaimPollNs);
+  }
+}
+
+}  // namespace kvstore

@@ -1,0 +1,269 @@
+// get: the value of a key, verified before any of it is believed.
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/crc32c.hpp"
+#include "store/operations.hpp"
+
+namespace kvstore {
+
+using layout::ObjectHeader;
+using layout::Slot;
+
+namespace {
+
+constexpr unsigned kAttemptsMax = 256;
+
+enum class Reading {
+  kDone,      // the value is where the caller wants it
+  kOther,     // a sound object of another key
+  kUnsound,   // does not verify: look again
+  kTooSmall,  // the buffer is; data_bytes says what is needed
+  kExpired,
+  kNoMemory,
+  kLost
+};
+
+struct Target {
+  kv_call& call;
+  const Key& key;
+  uint32_t key_crc;
+};
+
+bool is_of(const unsigned char* object, const ObjectHeader& header, const Key& key) {
+  return header.key_hash == key.hash && header.key_bytes == key.bytes &&
+         std::memcmp(object + layout::kHeaderBytes, key.data, key.bytes) == 0;
+}
+
+void set_outcome(kv_call& call, const ObjectHeader& header, const void* data) {
+  call.data = data;
+  call.data_bytes = header.value_bytes;
+  call.version = header.version;
+  call.codec = header.codec;
+}
+
+// Memory for a value without a buffer; nullptr if there is none.
+void* place_for(Channel& channel, kv_call& call, uint64_t bytes) {
+  if (call.buffer != nullptr) return call.buffer;
+  // An earlier attempt has asked already.
+  if (call.data != nullptr && call.data_bytes == bytes) return const_cast<void*>(call.data);
+  const bool large = bytes > KV_ARENA_VALUE_BYTES || channel.lane().values_through_allocate();
+  if (large && call.allocate != nullptr) {
+    return call.allocate(call.context, &call, bytes);
+  }
+  return channel.lane().arena().allocate(bytes);
+}
+
+// The header and key are in `object`; says what they mean for this call.
+Reading judge(Channel& channel, const Target& target, const unsigned char* object,
+              const Slot& slot, ObjectHeader& header) {
+  header = layout::load_header(object);
+  if (!layout::sound(header, slot.address(), slot.size_class())) return Reading::kUnsound;
+  if (!is_of(object, header, target.key)) return Reading::kOther;
+  if (expired(*channel.attachment, header)) return Reading::kExpired;
+  kv_call& call = target.call;
+  if (call.buffer != nullptr && header.value_bytes > call.buffer_bytes) {
+    set_outcome(call, header, nullptr);
+    return Reading::kTooSmall;
+  }
+  return Reading::kDone;
+}
+
+// The whole object is in scratch memory: one fused copy to where the caller wants it.
+Reading take_whole(Channel& channel, const Target& target, const unsigned char* object,
+                   uint64_t object_bytes, const Slot& slot) {
+  ObjectHeader header;
+  const Reading verdict = judge(channel, target, object, slot, header);
+  if (verdict != Reading::kDone) return verdict;
+  const uint64_t at = layout::value_offset(slot.size_class(), target.key.bytes);
+  if (at + header.value_bytes > object_bytes) return Reading::kUnsound;  // longer than was known
+  void* place = place_for(channel, target.call, header.value_bytes);
+  if (place == nullptr) return Reading::kNoMemory;
+  const uint32_t crc = crc32c_copy(target.key_crc, place, object + at, header.value_bytes);
+  if (crc != header.value_crc) return Reading::kUnsound;
+  set_outcome(target.call, header, place);
+  return Reading::kDone;
+}
+
+// A large object into the caller's buffer: header and key to scratch, the value straight to its
+// place, in one batch. `known` is READs to post first.
+Task<Reading> read_scattered(Channel& channel, const Target& target, const Slot& slot) {
+  kv_call& call = target.call;
+  const uint64_t head_bytes = layout::kHeaderBytes + target.key.bytes;
+  const uint64_t at = layout::value_offset(slot.size_class(), target.key.bytes);
+  const uint64_t room = layout::class_bytes(slot.size_class()) - at;
+  const uint64_t take = std::min(call.buffer_bytes, room);
+  const Scratch head(head_bytes);
+  kv_op ops[2] = {read_op(slot.offset(), head.data(), head_bytes),
+                  with_crc(read_op(slot.offset() + at, call.buffer, take), target.key_crc)};
+  if (co_await channel.remote.batch(ops) != KV_FABRIC_OK) co_return Reading::kLost;
+  ObjectHeader header;
+  const Reading verdict = judge(channel, target, head.data(), slot, header);
+  if (verdict != Reading::kDone) co_return verdict;
+  const uint32_t crc = header.value_bytes == take
+                           ? uint32_t(ops[1].result)
+                           : crc32c(target.key_crc, call.buffer, header.value_bytes);
+  if (crc != header.value_crc) co_return Reading::kUnsound;
+  set_outcome(call, header, call.buffer);
+  co_return Reading::kDone;
+}
+
+// A large object without a buffer: its length first, then the value into memory of that size.
+Task<Reading> read_in_two(Channel& channel, const Target& target, const Slot& slot) {
+  const uint64_t head_bytes = layout::kHeaderBytes + target.key.bytes;
+  const Scratch head(head_bytes);
+  kv_op first[1] = {read_op(slot.offset(), head.data(), head_bytes)};
+  if (co_await channel.remote.batch(first) != KV_FABRIC_OK) co_return Reading::kLost;
+  ObjectHeader header;
+  const Reading verdict = judge(channel, target, head.data(), slot, header);
+  if (verdict != Reading::kDone) co_return verdict;
+  void* place = place_for(channel, target.call, header.value_bytes);
+  if (place == nullptr) co_return Reading::kNoMemory;
+  target.call.data = place;
+  target.call.data_bytes = header.value_bytes;
+  if (header.value_bytes > 0) {
+    const uint64_t at = layout::value_offset(slot.size_class(), target.key.bytes);
+    kv_op value[1] = {
+        with_crc(read_op(slot.offset() + at, place, header.value_bytes), target.key_crc)};
+    if (co_await channel.remote.batch(value) != KV_FABRIC_OK) co_return Reading::kLost;
+    if (uint32_t(value[0].result) != header.value_crc) co_return Reading::kUnsound;
+  }
+  set_outcome(target.call, header, place);
+  co_return Reading::kDone;
+}
+
+Task<Reading> read_object(Channel& channel, const Target& target, const Slot& slot) {
+  const layout::Geometry& geometry = channel.attachment->geometry;
+  if (!geometry.holds_block(slot.offset(), slot.size_class())) co_return Reading::kUnsound;
+  const uint64_t bytes = layout::class_bytes(slot.size_class());
+  if (bytes < layout::kHeaderBytes + target.key.bytes) co_return Reading::kOther;
+  if (bytes > channel.remote.eager_read_bytes()) {
+    if (target.call.buffer != nullptr && target.call.buffer_bytes > 0) {
+      co_return co_await read_scattered(channel, target, slot);
+    }
+    co_return co_await read_in_two(channel, target, slot);
+  }
+  const Scratch object(bytes);
+  kv_op op[1] = {read_op(slot.offset(), object.data(), bytes)};
+  if (co_await channel.remote.batch(op) != KV_FABRIC_OK) co_return Reading::kLost;
+  co_return take_whole(channel, target, object.data(), bytes, slot);
+}
+
+Status outcome_of(Reading reading) {
+  switch (reading) {
+    case Reading::kDone:
+      return Status::kOk;
+    case Reading::kTooSmall:
+      return Status::kBufferTooSmall;
+    case Reading::kExpired:
+      return Status::kAbsent;
+    case Reading::kNoMemory:
+      return Status::kOutOfMemory;
+    default:
+      return Status::kNodeUnreachable;
+  }
+}
+
+// One round trip where the slot and the object's length are remembered: READ slot, READ object.
+// kUnsound: they are out of date.
+Task<Reading> read_known(Channel& channel, const Target& target, const KnownAddress& known) {
+  const Slot slot = known.slot;
+  const layout::Geometry& geometry = channel.attachment->geometry;
+  const uint64_t at = layout::value_offset(slot.size_class(), target.key.bytes);
+  const uint64_t block_bytes = layout::class_bytes(slot.size_class());
+  if (!slot.readable() || !geometry.holds_block(slot.offset(), slot.size_class()) ||
+      at > block_bytes || known.value_bytes > block_bytes - at) {
+    co_return Reading::kUnsound;
+  }
+  Slot now;
+  kv_op ops[3];
+  ops[0] = read_op(known.slot_offset, &now.word, 8);
+  const uint64_t bytes = at + known.value_bytes;
+  if (bytes <= channel.remote.eager_read_bytes()) {
+    const Scratch object(bytes);
+    ops[1] = read_op(slot.offset(), object.data(), bytes);
+    if (co_await channel.remote.batch({ops, 2}) != KV_FABRIC_OK) co_return Reading::kLost;
+    if (now != slot) co_return Reading::kUnsound;
+    co_return take_whole(channel, target, object.data(), bytes, slot);
+  }
+  kv_call& call = target.call;
+  if (call.buffer != nullptr && call.buffer_bytes < known.value_bytes) co_return Reading::kUnsound;
+  void* place = place_for(channel, call, known.value_bytes);
+  if (place == nullptr) co_return Reading::kNoMemory;
+  const uint64_t head_bytes = layout::kHeaderBytes + target.key.bytes;
+  const Scratch head(head_bytes);
+  ops[1] = read_op(slot.offset(), head.data(), head_bytes);
+  ops[2] = with_crc(read_op(slot.offset() + at, place, known.value_bytes), target.key_crc);
+  if (co_await channel.remote.batch({ops, 3}) != KV_FABRIC_OK) co_return Reading::kLost;
+  ObjectHeader header;
+  const Reading verdict = now == slot ? judge(channel, target, head.data(), slot, header)
+                                      : Reading::kUnsound;
+  if (verdict != Reading::kDone) co_return verdict;
+  if (header.value_bytes != known.value_bytes || header.value_crc != uint32_t(ops[2].result)) {
+    co_return Reading::kUnsound;
+  }
+  set_outcome(call, header, place);
+  co_return Reading::kDone;
+}
+
+// Memory from `allocate` is asked for only once the object is known to be the right one.
+bool may_try_known(Channel& channel, const kv_call& call, const KnownAddress& known) {
+  return call.buffer != nullptr || call.allocate == nullptr ||
+         known.value_bytes <= std::min<uint64_t>(KV_ARENA_VALUE_BYTES,
+                                                 channel.remote.eager_read_bytes());
+}
+
+}  // namespace
+
+Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
+  Attachment& attachment = *channel.attachment;
+  const Target target{call, key, crc32c(0, key.data, key.bytes)};
+  LaneCounts& counts = channel.lane().counts();
+  KnownAddress known;
+  if (attachment.addresses.find(key.hash, known) && may_try_known(channel, call, known)) {
+    const Reading reading = co_await read_known(channel, target, known);
+    if (reading != Reading::kUnsound && reading != Reading::kOther) {
+      ++counts.address_hits;
+      channel.touch(known.subtable, known.slot_offset, 0);
+      co_return outcome_of(reading);
+    }
+    ++counts.address_stale;
+    attachment.addresses.forget(key.hash);
+  }
+
+  for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
+    Places places;
+    if (const Status s =
+            co_await read_places(channel.remote, attachment.directory, key.hash, places);
+        s != Status::kOk) {
+      co_return s;
+    }
+    SlotRef matches[kCandidatesMax];
+    const unsigned count = places.matches(key.fingerprint(), matches);
+    bool unsound = false;
+    for (unsigned i = 0; i < count; ++i) {
+      const Reading reading = co_await read_object(channel, target, matches[i].slot);
+      if (reading == Reading::kUnsound) unsound = true;
+      if (reading == Reading::kUnsound || reading == Reading::kOther) continue;
+      if (reading == Reading::kDone) {
+        channel.touch(places.subtable(), matches[i].offset, 0);
+        attachment.addresses.remember(
+            key.hash, {matches[i].offset, matches[i].slot, places.subtable(), call.data_bytes});
+      }
+      co_return outcome_of(reading);
+    }
+    if (!unsound) {
+      if ((call.flags & KV_PROBE) != 0) co_return Status::kAbsent;
+      const Status s = co_await confirm_headers(channel.remote, places);
+      if (s == Status::kOk) co_return Status::kAbsent;
+      if (s != Status::kAbsent) co_return s;
+    } else {
+      ++counts.verify_retries;
+    }
+    if (const Status s = co_await back_off(channel, attempt); s != Status::kOk) co_return s;
+  }
+  co_return Status::kCorrupt;
+}
+
+}  // namespace kvstore

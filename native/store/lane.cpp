@@ -1,0 +1,256 @@
+#include "store/lane.hpp"
+
+#include <algorithm>
+
+#include "store/client.hpp"
+#include "store/operations.hpp"
+
+namespace kvstore {
+
+namespace {
+
+// Calls of one run whose round trips overlap.
+constexpr uint32_t kWorkersMax = 64;
+// A node that did not answer for this long is taken to be down; a shorter deadline of a caller
+// says nothing about the node.
+constexpr uint64_t kSilenceNs = kSecond;
+constexpr uint64_t kConnectNs = kSecond;
+
+}  // namespace
+
+// ---- Arena ----------------------------------------------------------------------------------
+
+void* Arena::allocate(uint64_t bytes) {
+  bytes = std::max<uint64_t>((bytes + 15) / 16 * 16, 16);
+  if (bytes > kChunkBytes / 2) {
+    large_.push_back(std::make_unique_for_overwrite<uint8_t[]>(bytes));
+    return large_.back().get();
+  }
+  if (current_ < chunks_.size() && used_ + bytes > chunks_[current_].bytes) {
+    ++current_;
+    used_ = 0;
+  }
+  if (current_ == chunks_.size()) {
+    chunks_.push_back({std::make_unique_for_overwrite<uint8_t[]>(kChunkBytes), kChunkBytes});
+    used_ = 0;
+  }
+  void* memory = chunks_[current_].memory.get() + used_;
+  used_ += bytes;
+  return memory;
+}
+
+void Arena::reset() {
+  large_.clear();
+  // What one large batch needed is not kept for ever.
+  constexpr size_t kChunksKept = 4;
+  if (chunks_.size() > kChunksKept) chunks_.resize(kChunksKept);
+  current_ = 0;
+  used_ = 0;
+}
+
+// ---- Channel --------------------------------------------------------------------------------
+
+void Channel::drop() {
+  if (connection_ != nullptr) {
+    remote.executor().remove_connection(connection_);
+    connection_->ops->destroy(connection_);
+    connection_ = nullptr;
+  }
+  remote.bind(nullptr, nullptr);
+  attachment.reset();
+}
+
+void Channel::break_off() {
+  if (connection_ != nullptr) connection_->ops->close(connection_);
+}
+
+Status Channel::ready(uint64_t deadline_ns) {
+  Member& member = lane_->client().member(member_);
+  const uint64_t generation = member.generation.load(std::memory_order_acquire);
+  if (generation == 0) return Status::kNoAttachment;
+  const bool stale = generation != generation_;
+  if (!stale && connection_ != nullptr && connection_->broken == 0) {
+    return attachment->state.load(std::memory_order_relaxed) == Attachment::State::kFenced
+               ? Status::kFenced
+               : Status::kOk;
+  }
+  // While other calls of this lane await the old connection it can't be replaced; it is broken, so
+  // they end at once.
+  if (remote.pending() > 0) return Status::kNodeUnreachable;
+  std::shared_ptr<Attachment> current = lane_->client().attachment(member_);
+  const Attachment::State state = current->state.load(std::memory_order_acquire);
+  if (state == Attachment::State::kFenced) return Status::kFenced;
+  if (state != Attachment::State::kUp) return Status::kNodeUnreachable;
+  const bool again = connection_ != nullptr;
+  drop();
+  if (lane_->cancelled()) return Status::kNodeUnreachable;
+  std::string error;
+  const uint64_t until_ns = std::min(deadline_ns, monotonic_ns() + kConnectNs);
+  kv_connection* connection = current->transport->connect(lane_->index(), until_ns, error);
+  if (connection == nullptr) {
+    current->state.store(Attachment::State::kDown, std::memory_order_release);
+    return Status::kNodeUnreachable;
+  }
+  if (again) ++lane_->counts().reconnects;
+  attachment = std::move(current);
+  generation_ = generation;
+  connection_ = connection;
+  remote.bind(connection, &lane_->executor());
+  lane_->executor().add_connection(connection);
+  return Status::kOk;
+}
+
+void Channel::touch(uint64_t subtable, uint64_t slot_offset, unsigned written_class) {
+  if (!attachment->evicts()) return;
+  const uint64_t in_subtable = slot_offset - subtable;
+  if (in_subtable >= layout::kSubtableBucketBytes) return;  // a torn entry of the address cache
+  const uint64_t group = in_subtable / layout::kGroupBytes;
+  const uint64_t bucket = in_subtable % layout::kGroupBytes / layout::kBucketBytes;
+  const uint64_t slot = in_subtable % layout::kBucketBytes / 8;
+  if (slot == 0) return;
+  const uint64_t index = group * layout::kSlotsPerGroup + bucket * layout::kSlotsPerBucket + slot - 1;
+  touches.push({attachment->superblock.incarnation,
+                subtable + layout::kSubtableBucketBytes + index * sizeof(layout::EvictionMetadata),
+                uint32_t(attachment->node_clock_coarse_ms()), written_class});
+}
+
+// ---- Lane -----------------------------------------------------------------------------------
+
+Lane::Lane(Client& client, uint32_t index, uint32_t members)
+    : client_(client),
+      index_(index),
+      members_(members),
+      channels_(std::make_unique<Channel[]>(members)) {
+  for (uint32_t m = 0; m < members; ++m) {
+    channels_[m].lane_ = this;
+    channels_[m].member_ = m;
+  }
+}
+
+Lane::~Lane() = default;
+
+void Lane::begin_activity() {
+  active_since.store(client_.tick().load(std::memory_order_acquire), std::memory_order_seq_cst);
+}
+
+Task<Status> Lane::wait_without_addresses(uint64_t until_ns) {
+  ++run_.waiting;
+  if (run_.waiting == run_.workers_left) begin_activity();
+  co_await executor_.sleep_until(until_ns);
+  if (run_.waiting == run_.workers_left) begin_activity();
+  --run_.waiting;
+  co_return Status::kOk;
+}
+
+void Lane::give_up(Status reason) {
+  cancelled_ = true;
+  cancel_reason_ = reason;
+  const bool silent = monotonic_ns() - run_.began_ns >= kSilenceNs;
+  for (uint32_t m = 0; m < members_; ++m) {
+    Channel& channel = channels_[m];
+    if (channel.remote.pending() == 0) continue;
+    if (silent && reason == Status::kDeadlineExceeded) {
+      channel.attachment->state.store(Attachment::State::kDown, std::memory_order_release);
+    }
+    const Executor::Scope scope(executor_);
+    channel.break_off();
+  }
+  executor_.expire_timers();
+}
+
+Task<Status> Lane::execute_once(Channel& channel, const Key& key, kv_call& call) {
+  switch (call.kind) {
+    case KV_GET:
+      return get(channel, key, call);
+    case KV_PUT:
+      return put(channel, key, call);
+    case KV_DELETE:
+      return remove(channel, key, call);
+    default:
+      return kvstore::contains(channel, key, call);
+  }
+}
+
+Task<Status> Lane::execute(kv_call& call) {
+  call.data = nullptr;
+  call.data_bytes = 0;
+  call.version = 0;
+  if (call.key_bytes == 0 || call.key_bytes > KV_KEY_BYTES_MAX) co_return Status::kKeyInvalid;
+  if (call.kind < KV_GET || call.kind > KV_CONTAINS) co_return Status::kInvalid;
+  const Key key = make_key(call.key, call.key_bytes);
+  Channel& channel = channels_[client_.member_of(key.hash)];
+  ++counts_.operations;
+  // A connection that broke is replaced once; a node that can't be reached then is down, and every
+  // further call is told so at once.
+  constexpr unsigned kAttempts = 2;
+  Status status = Status::kNodeUnreachable;
+  for (unsigned attempt = 0; attempt < kAttempts && !cancelled_; ++attempt) {
+    status = channel.ready(run_.deadline_ns);
+    if (status != Status::kOk) co_return status;
+    status = co_await execute_once(channel, key, call);
+    if (status != Status::kNodeUnreachable && status != Status::kRefused) co_return status;
+  }
+  if (cancelled_ && status == Status::kNodeUnreachable) co_return cancel_reason_;
+  co_return status;
+}
+
+Task<Status> Lane::work() {
+  while (run_.next < run_.count) {
+    const uint32_t index = run_.next++;
+    kv_call& call = run_.list != nullptr ? *run_.list[index] : run_.calls[index];
+    call.status = int32_t(co_await execute(call));
+  }
+  --run_.workers_left;
+  co_return Status::kOk;
+}
+
+void Lane::start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t timeout_ns) {
+  KV_ASSERT(!run_.active);
+  run_.calls = calls;
+  run_.list = list;
+  run_.count = count;
+  run_.next = 0;
+  run_.waiting = 0;
+  run_.began_ns = monotonic_ns();
+  run_.deadline_ns = timeout_ns > UINT64_MAX - run_.began_ns ? UINT64_MAX
+                                                             : run_.began_ns + timeout_ns;
+  run_.active = true;
+  cancelled_ = false;
+  begin_activity();
+  const uint32_t workers = std::min(count, kWorkersMax);
+  run_.workers_left = workers;
+  const Executor::Scope scope(executor_);
+  for (uint32_t i = 0; i < workers; ++i) run_.workers.push_back(work());
+}
+
+int Lane::continue_run(bool inline_only) {
+  const auto done = [this] { return run_.workers_left == 0; };
+  if (inline_only) {
+    const Executor::Outcome outcome = executor_.run(done, UINT64_MAX, false);
+    if (outcome == Executor::Outcome::kWouldBlock) return KV_PENDING;
+  } else {
+    drive(done, run_.deadline_ns);
+  }
+  run_.workers.clear();
+  end_activity();
+  run_.active = false;
+  return KV_OK;
+}
+
+int Lane::run(kv_call* calls, uint32_t count, uint64_t timeout_ns, bool inline_only) {
+  if (calls != nullptr) {
+    if (run_.active) return KV_INVALID;
+    start(calls, nullptr, count, timeout_ns);
+  } else if (!run_.active) {
+    return KV_INVALID;
+  }
+  return continue_run(inline_only);
+}
+
+int Lane::run_list(kv_call* const* calls, uint32_t count, uint64_t timeout_ns) {
+  if (run_.active) return KV_INVALID;
+  start(nullptr, calls, count, timeout_ns);
+  return continue_run(false);
+}
+
+}  // namespace kvstore

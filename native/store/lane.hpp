@@ -1,0 +1,235 @@
+// A lane: one path through the client with its own executor, its own connection to each node and
+// its own memory for values. One thread at a time holds it and runs its calls to the end.
+
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/counter.hpp"
+#include "base/status.hpp"
+#include "coro/executor.hpp"
+#include "coro/task.hpp"
+#include "fabric/remote.hpp"
+#include "index/key.hpp"
+#include "store/attachment.hpp"
+
+namespace kvstore {
+
+class Client;
+
+// A slot that was read or written, for the eviction metadata.
+struct Touch {
+  uint64_t incarnation;  // of the node: a touch must not reach its successor
+  uint64_t metadata_offset;
+  uint32_t when_ms;
+  uint32_t size_class;  // 0: only read
+};
+
+// Touches on their way from a lane to the heartbeat, which writes them to the node. What finds the
+// ring full is dropped: the metadata is best effort.
+class TouchRing {
+ public:
+  void push(const Touch& touch) {
+    const uint64_t head = head_.load(std::memory_order_relaxed);
+    if (head - tail_.load(std::memory_order_acquire) == ring_.size()) return;
+    ring_[head % ring_.size()] = touch;
+    head_.store(head + 1, std::memory_order_release);
+  }
+  bool pop(Touch& touch) {
+    const uint64_t tail = tail_.load(std::memory_order_relaxed);
+    if (tail == head_.load(std::memory_order_acquire)) return false;
+    touch = ring_[tail % ring_.size()];
+    tail_.store(tail + 1, std::memory_order_release);
+    return true;
+  }
+
+ private:
+  std::array<Touch, 1024> ring_{};
+  std::atomic<uint64_t> head_{0};
+  std::atomic<uint64_t> tail_{0};
+};
+
+struct LaneCounts {
+  Counter operations;
+  Counter cas_conflicts;
+  Counter verify_retries;
+  Counter splits;
+  Counter evictions;
+  Counter address_hits;
+  Counter address_stale;
+  Counter reconnects;
+};
+
+// Memory for values that a call returns without a buffer of the caller's; freed as a whole.
+class Arena {
+ public:
+  void* allocate(uint64_t bytes);
+  void reset();
+
+ private:
+  static constexpr uint64_t kChunkBytes = 256 << 10;
+  struct Piece {
+    std::unique_ptr<uint8_t[]> memory;
+    uint64_t bytes = 0;
+  };
+  std::vector<Piece> chunks_;
+  std::vector<std::unique_ptr<uint8_t[]>> large_;
+  size_t current_ = 0;
+  uint64_t used_ = 0;
+};
+
+class Lane;
+
+// A lane's view of one node. Protocols of the store take a Channel.
+class Channel {
+ public:
+  Channel() = default;
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+  ~Channel() { drop(); }
+
+  // Makes the channel usable: takes on the member's current attachment, connects if it must.
+  // kOk, or why the node can't be reached now.
+  Status ready(uint64_t deadline_ns);
+  void drop();
+
+  Remote remote;
+  std::shared_ptr<Attachment> attachment;
+  TouchRing touches;
+
+  Lane& lane() const { return *lane_; }
+  uint32_t member() const { return member_; }
+  void touch(uint64_t subtable, uint64_t slot_offset, unsigned written_class);
+  // Breaks the connection, so that everything pending on it ends.
+  void break_off();
+
+ private:
+  friend class Lane;
+  Lane* lane_ = nullptr;
+  uint32_t member_ = 0;
+  uint64_t generation_ = 0;
+  kv_connection* connection_ = nullptr;
+};
+
+class Lane {
+ public:
+  Lane(Client& client, uint32_t index, uint32_t members);
+  ~Lane();
+
+  Client& client() const { return client_; }
+  uint32_t index() const { return index_; }
+  Executor& executor() { return executor_; }
+  Channel& channel(uint32_t member) { return channels_[member]; }
+  uint32_t members() const { return members_; }
+  Arena& arena() { return arena_; }
+  LaneCounts& counts() { return counts_; }
+
+  // Runs calls to their outcomes; see kv_run.
+  int run(kv_call* calls, uint32_t count, uint64_t timeout_ns, bool inline_only);
+  bool running() const { return run_.active; }
+
+  // Runs `count` calls given by address.
+  int run_list(kv_call* const* calls, uint32_t count, uint64_t timeout_ns);
+  // Runs one task of the store to its end on this thread: `start` makes it.
+  template <class Start>
+  Status run_task(Start&& start, uint64_t deadline_ns);
+
+  // Values without a buffer come through `allocate` whatever their size: the lane is released
+  // before they are looked at.
+  void set_values_through_allocate(bool always) { values_through_allocate_ = always; }
+  bool values_through_allocate() const { return values_through_allocate_; }
+
+  // Sleeps in an operation that holds no address yet. Once all operations of the lane do, the lane
+  // stops holding back the epoch that they may be waiting for.
+  Task<Status> wait_without_addresses(uint64_t until_ns);
+
+  // The end of the calls under way: protocol loops give up after it.
+  uint64_t deadline_ns() const { return run_.deadline_ns; }
+  bool cancelled() const { return cancelled_; }
+  void set_deadline(uint64_t deadline_ns) { run_.deadline_ns = deadline_ns; }
+
+  // The heartbeat tick at which the oldest operation under way began; 0: none is.
+  std::atomic<uint64_t> active_since{0};
+  // Whether a thread holds the lane.
+  std::atomic<bool> taken{false};
+
+  // Marks operations as under way, from before the first address is read.
+  void begin_activity();
+  void end_activity() { active_since.store(0, std::memory_order_release); }
+
+ private:
+  struct Run {
+    kv_call* calls = nullptr;
+    kv_call* const* list = nullptr;  // instead of `calls`
+    uint32_t count = 0;
+    uint32_t next = 0;
+    uint32_t workers_left = 0;
+    uint32_t waiting = 0;  // workers that hold no address
+    uint64_t began_ns = 0;
+    uint64_t deadline_ns = 0;
+    bool active = false;
+    std::vector<Task<Status>> workers;
+  };
+
+  void start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t timeout_ns);
+  int continue_run(bool inline_only);
+  Task<Status> work();
+  Task<Status> execute(kv_call& call);
+  Task<Status> execute_once(Channel& channel, const Key& key, kv_call& call);
+  // Ends what is under way: pending batches are lost, sleepers wake, loops see `cancelled`.
+  void give_up(Status reason);
+  template <class Condition>
+  void drive(Condition&& done, uint64_t deadline_ns);
+
+  Client& client_;
+  const uint32_t index_;
+  const uint32_t members_;
+  Executor executor_;
+  std::unique_ptr<Channel[]> channels_;
+  Arena arena_;
+  LaneCounts counts_;
+  Run run_;
+  bool cancelled_ = false;
+  bool values_through_allocate_ = false;
+  Status cancel_reason_ = Status::kOk;
+};
+
+template <class Condition>
+void Lane::drive(Condition&& done, uint64_t deadline_ns) {
+  const Executor::Outcome outcome = executor_.run(done, deadline_ns, true);
+  if (outcome == Executor::Outcome::kDone) return;
+  if (outcome == Executor::Outcome::kWoken) return drive(done, deadline_ns);
+  give_up(outcome == Executor::Outcome::kInterrupted ? Status::kInterrupted
+                                                     : Status::kDeadlineExceeded);
+  // Everything that was awaited has been ended, so this waits for nothing.
+  executor_.run(done, UINT64_MAX, true);
+}
+
+template <class Start>
+Status Lane::run_task(Start&& start, uint64_t deadline_ns) {
+  KV_ASSERT(!run_.active);
+  run_.active = true;
+  run_.deadline_ns = deadline_ns;
+  run_.began_ns = monotonic_ns();
+  run_.workers_left = 1;
+  run_.waiting = 0;
+  cancelled_ = false;
+  begin_activity();
+  Status status;
+  {
+    const Executor::Scope scope(executor_);
+    Task<Status> task = start();
+    drive([&] { return task.done(); }, deadline_ns);
+    status = task.take();
+  }
+  end_activity();
+  run_.active = false;
+  if (cancelled_ && status == Status::kNodeUnreachable) return cancel_reason_;
+  return status;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,116 @@
+// Finding a key, and the pauses, helps and resolutions that its operations share.
+
+#include <algorithm>
+
+#include "index/split.hpp"
+#include "store/operations.hpp"
+
+namespace kvstore {
+
+using layout::Slot;
+
+namespace {
+
+constexpr unsigned kUnsoundMax = 256;
+
+}  // namespace
+
+Task<Status> back_off(Channel& channel, unsigned attempt) {
+  Lane& lane = channel.lane();
+  if (lane.cancelled()) co_return Status::kDeadlineExceeded;
+  ++lane.counts().cas_conflicts;
+  const uint64_t now = monotonic_ns();
+  if (now >= lane.deadline_ns()) co_return Status::kDeadlineExceeded;
+  if (attempt < 4) co_return Status::kOk;
+  // Clients that collide must not wait alike: lane and address spread them.
+  const uint64_t spread = reinterpret_cast<uintptr_t>(&lane) / 64 % 7 + lane.index() % 5 + 1;
+  const uint64_t pause_ns = std::min<uint64_t>(uint64_t{1} << std::min(attempt, 16u), 50'000) *
+                            spread / 2;
+  co_await lane.executor().sleep_until(now + pause_ns);
+  co_return lane.cancelled() ? Status::kDeadlineExceeded : Status::kOk;
+}
+
+Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool probe,
+                     std::span<kv_op> first) {
+  Attachment& attachment = *channel.attachment;
+  for (unsigned attempt = 0; attempt < kUnsoundMax; ++attempt) {
+    if (const Status s = co_await read_places(channel.remote, attachment.directory, key.hash,
+                                              lookup.places, first);
+        s != Status::kOk) {
+      co_return s;
+    }
+    first = {};
+    SlotRef matches[kCandidatesMax];
+    const unsigned count = lookup.places.matches(key.fingerprint(), matches);
+    lookup.examined_count = count;
+    bool unsound = false;
+    if (count > 0) {
+      for (unsigned i = 0; i < count; ++i) lookup.examined[i].ref = matches[i];
+      if (const Status s = co_await examine(channel.remote, attachment.geometry, key,
+                                            {lookup.examined, count});
+          s != Status::kOk) {
+        co_return s;
+      }
+      for (unsigned i = 0; i < count; ++i) {
+        const Candidate& candidate = lookup.examined[i];
+        unsound |= candidate.verdict == Candidate::Verdict::kUnsound;
+        if (candidate.verdict != Candidate::Verdict::kMatch) continue;
+        lookup.found = Found{candidate.ref, candidate.header, lookup.places.subtable()};
+        co_return Status::kOk;
+      }
+    }
+    if (!unsound) {
+      if (probe) co_return Status::kAbsent;
+      const Status s = co_await confirm_headers(channel.remote, lookup.places);
+      if (s == Status::kOk) co_return Status::kAbsent;
+      if (s != Status::kAbsent) co_return s;
+    } else {
+      ++channel.lane().counts().verify_retries;
+    }
+    if (const Status s = co_await back_off(channel, attempt); s != Status::kOk) co_return s;
+  }
+  co_return Status::kCorrupt;
+}
+
+Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, Slot before, Slot after) {
+  constexpr unsigned kReconnectsMax = 3;
+  for (unsigned attempt = 0; attempt < kReconnectsMax; ++attempt) {
+    // The node gives up the old connection before it takes the new one, so an old CAS that is
+    // still on its way cannot land after this READ.
+    if (channel.ready(channel.lane().deadline_ns()) != Status::kOk) break;
+    Slot seen;
+    kv_op op[1] = {read_op(slot_offset, &seen.word, 8)};
+    if (co_await channel.remote.batch(op) != KV_FABRIC_OK) continue;
+    if (seen == after) co_return Status::kOk;
+    if (seen == before) co_return Status::kAbsent;
+    // One change away from `before`, and not ours: somebody else's won.
+    if (seen.version() == after.version()) co_return Status::kAbsent;
+    break;
+  }
+  co_return Status::kOutcomeUnknown;
+}
+
+Task<Status> help_split(Channel& channel, const Key& key, const Places& places) {
+  const Positions positions = positions_of(key.hash);
+  for (const Position& position : positions.at) {
+    const Status s = co_await carry_group(channel.remote, channel.attachment->geometry,
+                                          places.sibling(), places.subtable(), position.group,
+                                          channel.lane().deadline_ns());
+    if (s != Status::kOk) co_return s;
+  }
+  co_return Status::kOk;
+}
+
+Task<Status> contains(Channel& channel, const Key& key, kv_call& call) {
+  Lookup lookup;
+  const Status s = co_await look_up(channel, key, lookup, (call.flags & KV_PROBE) != 0);
+  if (s != Status::kOk) co_return s;
+  if (expired(*channel.attachment, lookup.found.header)) co_return Status::kAbsent;
+  call.version = lookup.found.header.version;
+  call.data_bytes = lookup.found.header.value_bytes;
+  call.codec = lookup.found.header.codec;
+  channel.touch(lookup.found.subtable, lookup.found.ref.offset, 0);
+  co_return Status::kOk;
+}
+
+}  // namespace kvstore

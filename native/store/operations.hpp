@@ -1,0 +1,79 @@
+// The operations on one key: coroutines over a channel to the key's node. Each returns when the
+// outcome is known, the lane's deadline has passed or the connection is lost; it never waits without
+// looking at the deadline.
+//
+// Prices, without conflicts, in verbs / round trips:
+//   get, address known      2 READ                                            1
+//   get                     2 READ, READ object                               2
+//   get, absent             2 READ, 2 READ                                    2
+//   put, existing           WRITE 2 READ, READ header, CAS                    3
+//   put, new                WRITE 2 READ, CAS 2 READ, CAS                     3
+//   delete                  2 READ, READ header, CAS                          3
+// An object that is longer than the fabric's eager read takes one READ more; a value too long to be
+// assembled in scratch memory takes one WRITE more (value and header apart).
+
+#pragma once
+
+#include "index/candidate.hpp"
+#include "index/insert.hpp"
+#include "store/lane.hpp"
+
+namespace kvstore {
+
+Task<Status> get(Channel& channel, const Key& key, kv_call& call);
+Task<Status> put(Channel& channel, const Key& key, kv_call& call);
+Task<Status> remove(Channel& channel, const Key& key, kv_call& call);
+Task<Status> contains(Channel& channel, const Key& key, kv_call& call);
+
+// Where a key was found: its slot and the header of its object.
+struct Found {
+  SlotRef ref;
+  layout::ObjectHeader header;
+  uint64_t subtable = 0;
+};
+
+// The first half of put, remove and contains: the places of the key, and its object's header if it
+// is there. kOk, kAbsent (final unless `probe`), or an error. `first` goes ahead of the first READs.
+struct Lookup {
+  Places places;
+  Found found;
+  Candidate examined[kCandidatesMax];
+  unsigned examined_count = 0;
+};
+Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool probe,
+                     std::span<kv_op> first = {});
+
+// What became of a CAS whose completion was lost: READ the slot over a new connection.
+// kOk: it was applied. kAbsent: it was not, and can't be any more. kOutcomeUnknown otherwise.
+Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, layout::Slot before,
+                              layout::Slot after);
+
+// A block for an object: allocates, evicts, waits for reclamation, in this order, until the
+// deadline.
+Task<TakeResult> allocate(Channel& channel, unsigned size_class);
+
+// Evicts some of the least recently used among sampled entries; returns how many.
+Task<unsigned> evict_sampled(Channel& channel, unsigned size_class, unsigned wanted);
+
+// Evicts the least recently used entry of the key's own buckets, where neither a slot nor a new
+// subtable is to be had.
+Task<Status> evict_in_places(Channel& channel, const Key& key);
+
+// Pauses a protocol loop after somebody else was faster, longer each time. kDeadlineExceeded when
+// the lane's deadline has passed.
+Task<Status> back_off(Channel& channel, unsigned attempt);
+
+// Carries the groups of a key that a split is filling.
+Task<Status> help_split(Channel& channel, const Key& key, const Places& places);
+
+inline uint32_t expiry_ticks(const Attachment& attachment, uint64_t ttl_ms) {
+  if (ttl_ms == 0) return 0;
+  const uint64_t ticks = (attachment.node_clock_ms() + ttl_ms) / layout::kExpiryTickMs + 1;
+  return ticks > UINT32_MAX ? UINT32_MAX : uint32_t(ticks);
+}
+inline bool expired(const Attachment& attachment, const layout::ObjectHeader& header) {
+  return header.expiry_ticks != 0 &&
+         attachment.node_clock_ms() / layout::kExpiryTickMs >= header.expiry_ticks;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,361 @@
+// put and delete: an immutable object is written out of place and published by one CAS on the
+// index slot, the linearization point.
+
+#include <cstring>
+
+#include "base/crc32c.hpp"
+#include "index/split.hpp"
+#include "layout/object.hpp"
+#include "store/operations.hpp"
+
+namespace kvstore {
+
+using layout::ObjectHeader;
+using layout::Slot;
+
+namespace {
+
+constexpr unsigned kAttemptsMax = 100'000;
+// An object up to this size is put together in scratch memory and written by one WRITE.
+constexpr uint64_t kAssembleBytesMax = 16 << 10;
+
+// An object on its way: its block, and the WRITEs that bring it there.
+class Draft {
+ public:
+  Draft(const Attachment& attachment, const Key& key, const kv_call& call, Block block,
+        uint64_t version)
+      : block_(block), value_at_(layout::value_offset(block.size_class,
+                                                                               key.bytes)),
+        assembled_(value_at_ + call.value_bytes <= kAssembleBytesMax),
+        head_(assembled_ ? value_at_ + call.value_bytes : layout::kHeaderBytes + key.bytes) {
+    header_.key_bytes = uint16_t(key.bytes);
+    header_.flags = 0;
+    header_.codec = uint8_t(call.codec);
+    header_.value_bytes = call.value_bytes;
+    header_.key_hash = key.hash;
+    header_.version = version;
+    header_.address_generation = block.offset / layout::kUnitBytes;
+    header_.expiry_ticks = expiry_ticks(attachment, call.ttl_ms);
+    std::memcpy(head_.data() + layout::kHeaderBytes, key.data, key.bytes);
+    const uint32_t key_crc = crc32c(0, key.data, key.bytes);
+    if (assembled_) {
+      std::memset(head_.data() + layout::kHeaderBytes + key.bytes, 0,
+                  value_at_ - layout::kHeaderBytes - key.bytes);
+      const uint32_t crc =
+          call.value_bytes == 0
+              ? key_crc
+              : crc32c_copy(key_crc, head_.data() + value_at_, call.value, call.value_bytes);
+      seal(crc);
+      first_ = write_op(block.offset, head_.data(), head_.size());
+    } else {
+      first_ = with_crc(write_op(block.offset + value_at_, call.value, call.value_bytes), key_crc);
+    }
+  }
+
+  // To be posted before anything else.
+  std::span<kv_op> first() { return {&first_, 1}; }
+  // Call once `first` has completed: its checksum goes into the header.
+  void first_completed() {
+    if (assembled_) return;
+    seal(uint32_t(first_.result));
+    second_ = write_op(block_.offset, head_.data(), head_.size());
+    pending_ = true;
+  }
+  // What must still be written before the object may be published; call `posted` when it is on its
+  // way.
+  std::span<kv_op> pending() { return {&second_, pending_ ? 1u : 0u}; }
+  void posted() { pending_ = false; }
+  uint64_t version() const { return header_.version; }
+  Slot contents() const {
+    return Slot{}.successor(0, 0, block_.size_class, block_.offset / layout::kUnitBytes);
+  }
+
+ private:
+  void seal(uint32_t value_crc) {
+    header_.value_crc = value_crc;
+    layout::seal(header_);
+    std::memcpy(head_.data(), &header_, sizeof header_);
+  }
+
+  const Block block_;
+  const uint64_t value_at_;
+  const bool assembled_;
+  bool pending_ = false;
+  const Scratch head_;
+  ObjectHeader header_{};
+  kv_op first_{};
+  kv_op second_{};
+};
+
+enum class Step {
+  kDone,      // published
+  kAgain,     // somebody else was faster, or a split is under way: look up again
+  kRefused,   // a condition does not hold
+  kFull,      // the subtable has no room for the key
+  kLost,      // connection lost, nothing applied
+  kUnknown    // connection lost on the publishing CAS, and it can't be told
+};
+
+// The look-up that a put begins with. The object's WRITEs travel along: the first with the bucket
+// READs, the second, which needs the first's checksum, with the header READ.
+Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, Lookup& lookup) {
+  Places places;
+  if (const Status s = co_await read_places(channel.remote, channel.attachment->directory,
+                                            key.hash, places, draft.first());
+      s != Status::kOk) {
+    co_return s;
+  }
+  draft.first_completed();
+  SlotRef matches[kCandidatesMax];
+  const unsigned count = places.matches(key.fingerprint(), matches);
+  lookup.places = places;
+  lookup.examined_count = count;
+  if (count == 0) co_return Status::kAbsent;
+  for (unsigned i = 0; i < count; ++i) lookup.examined[i].ref = matches[i];
+  if (const Status s = co_await examine(channel.remote, channel.attachment->geometry, key,
+                                        {lookup.examined, count}, draft.pending());
+      s != Status::kOk) {
+    co_return s;
+  }
+  draft.posted();
+  bool unsound = false;
+  for (unsigned i = 0; i < count; ++i) {
+    const Candidate& candidate = lookup.examined[i];
+    unsound |= candidate.verdict == Candidate::Verdict::kUnsound;
+    if (candidate.verdict != Candidate::Verdict::kMatch) continue;
+    lookup.found = Found{candidate.ref, candidate.header, places.subtable()};
+    co_return Status::kOk;
+  }
+  co_return unsound ? Status::kPending : Status::kAbsent;
+}
+
+// Replaces the object that a slot points at.
+Task<Step> replace(Channel& channel, const Key& key, const Found& found, Draft& draft) {
+  const Slot before = found.ref.slot;
+  const Slot after = before.successor(key.fingerprint(), 0, draft.contents().size_class(),
+                                      draft.contents().address());
+  kv_op ops[2];
+  unsigned count = 0;
+  for (const kv_op& op : draft.pending()) ops[count++] = op;
+  draft.posted();
+  ops[count++] = cas_op(found.ref.offset, before.word, after.word);
+  const uint32_t s = co_await channel.remote.batch({ops, count});
+  if (s == KV_FABRIC_DOWN) co_return Step::kLost;
+  Status fate = Status::kOk;
+  if (s != KV_FABRIC_OK) {
+    fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
+  } else if (ops[count - 1].result != before.word) {
+    fate = Status::kAbsent;
+  }
+  if (fate == Status::kAbsent) co_return Step::kAgain;
+  if (fate != Status::kOk) co_return Step::kUnknown;
+  channel.attachment->limbo.retire({before.offset(), before.size_class()});
+  co_return Step::kDone;
+}
+
+bool condition_holds(const Attachment& attachment, const kv_call& call, const Found* found) {
+  const bool present = found != nullptr && !expired(attachment, found->header);
+  if ((call.flags & KV_IF_ABSENT) != 0 && present) return false;
+  if ((call.flags & KV_IF_VERSION) != 0) {
+    return present && found->header.version == call.if_version;
+  }
+  return true;
+}
+
+Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lookup,
+                      SlotRef& slot) {
+  const InsertResult result = co_await insert(
+      channel.remote, channel.attachment->directory, channel.attachment->geometry, key,
+      lookup.places, draft.contents(), {lookup.examined, lookup.examined_count},
+      draft.pending());
+  const bool nothing_posted =
+      result.outcome == InsertOutcome::kFull || result.outcome == InsertOutcome::kFilling;
+  if (!nothing_posted) draft.posted();
+  slot = result.slot;
+  switch (result.outcome) {
+    case InsertOutcome::kInserted:
+      co_return Step::kDone;
+    case InsertOutcome::kConflict:
+      co_return Step::kAgain;
+    case InsertOutcome::kFull:
+      co_return Step::kFull;
+    case InsertOutcome::kLost:
+      co_return Step::kLost;
+    case InsertOutcome::kFilling: {
+      const Status s = co_await help_split(channel, key, lookup.places);
+      co_return s == Status::kOk || s == Status::kDeadlineExceeded ? Step::kAgain : Step::kLost;
+    }
+    case InsertOutcome::kUnknown:
+      break;
+  }
+  // The commit's answer was lost. Before it the slot held the tentative word, one version earlier.
+  const Slot live = result.slot.slot;
+  const unsigned earlier = (live.version() + (1u << Slot::kVersionBits) - 2) &
+                           ((1u << Slot::kVersionBits) - 1);
+  const Slot tentative = Slot{uint64_t{earlier} << Slot::kVersionShift}.successor(
+      key.fingerprint(), Slot::kTentative, live.size_class(), live.address());
+  const Status fate = co_await resolve_lost_cas(channel, result.slot.offset, tentative, live);
+  if (fate == Status::kOk) co_return Step::kDone;
+  if (fate == Status::kAbsent) {
+    // Not committed: take the tentative entry out, so that nobody has to.
+    kv_op undo[1] = {cas_op(result.slot.offset, tentative.word, tentative.emptied().word)};
+    co_await channel.remote.batch(undo);
+    co_return Step::kLost;
+  }
+  co_return Step::kUnknown;
+}
+
+// One attempt, from look-up to publication.
+Task<Step> attempt_put(Channel& channel, const Key& key, const kv_call& call, Draft& draft,
+                       bool first_attempt, SlotRef& slot, uint64_t& subtable) {
+  Lookup lookup;
+  Status s;
+  if (first_attempt) {
+    s = co_await look_up_writing(channel, key, draft, lookup);
+  } else {
+    s = co_await look_up(channel, key, lookup, true, draft.pending());
+    draft.posted();
+  }
+  subtable = lookup.places.subtable();
+  if (s == Status::kPending || s == Status::kDeadlineExceeded) co_return Step::kAgain;
+  const bool needs_final_miss = (call.flags & KV_IF_VERSION) != 0;
+  if (s == Status::kOk) {
+    if (!condition_holds(*channel.attachment, call, &lookup.found)) co_return Step::kRefused;
+    if (lookup.found.ref.slot.moving() || lookup.found.ref.slot.frozen()) {
+      if (lookup.places.filling()) co_await help_split(channel, key, lookup.places);
+      co_return channel.remote.broken() ? Step::kLost : Step::kAgain;
+    }
+    const Step step = co_await replace(channel, key, lookup.found, draft);
+    const Slot before = lookup.found.ref.slot;
+    slot = {lookup.found.ref.offset,
+            before.successor(key.fingerprint(), 0, draft.contents().size_class(),
+                             draft.contents().address())};
+    co_return step;
+  }
+  if (s != Status::kAbsent) co_return Step::kLost;
+  if (needs_final_miss) {
+    const Status confirmed = co_await confirm_headers(channel.remote, lookup.places);
+    if (confirmed == Status::kOk) co_return Step::kRefused;
+    co_return confirmed == Status::kAbsent ? Step::kAgain : Step::kLost;
+  }
+  co_return co_await insert_new(channel, key, draft, lookup, slot);
+}
+
+// Makes room in the key's subtable. Where no subtable can be had any more, entries are evicted.
+Task<Status> make_room(Channel& channel, const Key& key) {
+  Attachment& attachment = *channel.attachment;
+  ++channel.lane().counts().splits;
+  const SplitEnvironment environment{attachment.segments, attachment.directory,
+                                     attachment.registration, attachment.split_running,
+                                     channel.lane().deadline_ns()};
+  const Status s = co_await split_subtable(channel.remote, environment, key.hash);
+  if (s != Status::kOutOfMemory || !attachment.evicts()) co_return s;
+  attachment.full.store(true, std::memory_order_relaxed);
+  co_return co_await evict_in_places(channel, key);
+}
+
+struct PutProgress {
+  SlotRef slot;
+  uint64_t subtable = 0;
+};
+
+Task<Status> publish(Channel& channel, const Key& key, const kv_call& call, Draft& draft,
+                     PutProgress& progress) {
+  for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
+    const Step step = co_await attempt_put(channel, key, call, draft, attempt == 0,
+                                           progress.slot, progress.subtable);
+    switch (step) {
+      case Step::kDone:
+        co_return Status::kOk;
+      case Step::kRefused:
+        co_return Status::kConditionFailed;
+      case Step::kLost:
+        co_return Status::kNodeUnreachable;
+      case Step::kUnknown:
+        co_return Status::kOutcomeUnknown;
+      case Step::kFull:
+        if (const Status s = co_await make_room(channel, key); s != Status::kOk) co_return s;
+        if (channel.lane().cancelled()) co_return Status::kDeadlineExceeded;
+        break;
+      case Step::kAgain:
+        if (const Status s = co_await back_off(channel, attempt); s != Status::kOk) co_return s;
+    }
+  }
+  co_return Status::kDeadlineExceeded;
+}
+
+}  // namespace
+
+Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
+  Attachment& attachment = *channel.attachment;
+  const unsigned size_class = layout::object_class(key.bytes, call.value_bytes);
+  const layout::Geometry& geometry = attachment.geometry;
+  if (size_class == 0 || layout::class_bytes(size_class) >
+                             (geometry.segment_count - 4) * geometry.segment_bytes) {
+    co_return Status::kValueTooLarge;
+  }
+  const TakeResult taken = co_await allocate(channel, size_class);
+  if (taken.status != Status::kOk) co_return taken.status;
+
+  Draft draft(attachment, key, call, taken.block, attachment.next_version());
+  PutProgress progress;
+  const Status status = co_await publish(channel, key, call, draft, progress);
+  switch (status) {
+    case Status::kOk:
+      call.version = draft.version();
+      attachment.addresses.remember(key.hash, {progress.slot.offset, progress.slot.slot,
+                                               progress.subtable, call.value_bytes});
+      channel.touch(progress.subtable, progress.slot.offset, size_class);
+      break;
+    case Status::kOutcomeUnknown:
+    case Status::kNodeUnreachable:
+      // The block may be published, or still be written to: the scrub tells.
+      attachment.scrub_wanted.store(true, std::memory_order_relaxed);
+      break;
+    default:
+      // A tentative entry may have shown the block to other inserters, so it waits its epoch.
+      attachment.limbo.retire(taken.block);
+  }
+  co_return status;
+}
+
+Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
+  Attachment& attachment = *channel.attachment;
+  for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
+    Lookup lookup;
+    const Status s = co_await look_up(channel, key, lookup, false);
+    if (s != Status::kOk) {
+      const bool wanted = s == Status::kAbsent && (call.flags & KV_IF_VERSION) != 0;
+      co_return wanted ? Status::kConditionFailed : s;
+    }
+    const Found& found = lookup.found;
+    if (!condition_holds(attachment, call, &found)) co_return Status::kConditionFailed;
+    const Slot before = found.ref.slot;
+    if (before.moving() || before.frozen()) {
+      if (lookup.places.filling()) {
+        const Status helped = co_await help_split(channel, key, lookup.places);
+        if (helped != Status::kOk) co_return helped;
+      }
+    } else {
+      const Slot after = before.emptied();
+      kv_op op[1] = {cas_op(found.ref.offset, before.word, after.word)};
+      const uint32_t posted = co_await channel.remote.batch(op);
+      Status fate = op[0].result == before.word ? Status::kOk : Status::kAbsent;
+      if (posted == KV_FABRIC_DOWN) co_return Status::kNodeUnreachable;
+      if (posted != KV_FABRIC_OK) {
+        fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
+      }
+      if (fate == Status::kOutcomeUnknown) co_return fate;
+      if (fate == Status::kOk) {
+        attachment.limbo.retire({before.offset(), before.size_class()});
+        attachment.addresses.forget(key.hash);
+        call.version = found.header.version;
+        co_return expired(attachment, found.header) ? Status::kAbsent : Status::kOk;
+      }
+    }
+    if (const Status b = co_await back_off(channel, attempt); b != Status::kOk) co_return b;
+  }
+  co_return Status::kDeadlineExceeded;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,185 @@
+#include "store/service.hpp"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/assert.hpp"
+#include "store/client.hpp"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kBusyPeriodNs = 10 * kMillisecond;
+constexpr uint64_t kIdlePeriodNs = 50 * kMillisecond;
+constexpr uint64_t kPressedPeriodNs = kMillisecond;
+constexpr uint64_t kBeatDeadlineNs = kSecond;
+constexpr unsigned kTouchesPerBeat = 512;
+constexpr unsigned kHarvestEvery = 16;
+constexpr unsigned kHarvestExtents = 32;
+
+}  // namespace
+
+Service::Service(Client& client, Lane& lane)
+    : client_(client),
+      lane_(lane),
+      members_(client.members()),
+      wake_descriptor_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  KV_ASSERT(wake_descriptor_ >= 0);
+  thread_ = std::thread([this] { loop(); });
+}
+
+Service::~Service() {
+  stopping_.store(true);
+  hurry();
+  if (thread_.joinable()) thread_.join();
+  ::close(wake_descriptor_);
+}
+
+void Service::hurry() noexcept {
+  if (hurried_.exchange(true, std::memory_order_relaxed)) return;
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(wake_descriptor_, &one, sizeof one);
+}
+
+uint64_t Service::oldest_tick() const {
+  uint64_t oldest = UINT64_MAX;
+  for (const auto& lane : client_.lanes_) {
+    const uint64_t since = lane->active_since.load(std::memory_order_seq_cst);
+    if (since != 0) oldest = std::min(oldest, since);
+  }
+  return oldest;
+}
+
+Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t published) {
+  Attachment& attachment = *channel.attachment;
+  const layout::ClientLine line{attachment.registration,
+                                ++member.heartbeat,
+                                published,
+                                attachment.memory_wanted.exchange(false) ? 1u : 0u,
+                                member.operations_seen,
+                                attachment.limbo.bytes(),
+                                {}};
+  std::vector<layout::EvictionMetadata> metadata;
+  metadata.reserve(kTouchesPerBeat);
+  std::vector<kv_op> ops{write_op(attachment.client_line_offset(), &line, sizeof line)};
+  for (const auto& lane : client_.lanes_) {
+    TouchRing& ring = lane->channel(channel.member()).touches;
+    Touch touch;
+    while (metadata.size() < kTouchesPerBeat && ring.pop(touch)) {
+      if (touch.incarnation != attachment.superblock.incarnation) continue;
+      metadata.push_back({touch.when_ms, touch.when_ms, 1, 0, uint16_t(touch.size_class)});
+      const uint64_t bytes = touch.size_class != 0 ? sizeof(layout::EvictionMetadata) : 4;
+      ops.push_back(write_op(touch.metadata_offset, &metadata.back(), bytes));
+    }
+  }
+  co_return from_fabric(co_await channel.remote.batch(ops));
+}
+
+Task<Status> Service::beat(Channel& channel, PerMember& member) {
+  Attachment& attachment = *channel.attachment;
+  const std::vector<Block> fresh = attachment.limbo.take_fresh();
+  layout::NodeLine node;
+  layout::RegistryLine registry;
+  kv_op ops[2] = {read_op(layout::kNodeLineOffset, &node, sizeof node),
+                  read_op(attachment.registry_line_offset(), &registry, sizeof registry)};
+  const uint32_t posted = co_await channel.remote.batch(ops);
+  if (posted != KV_FABRIC_OK) {
+    attachment.limbo.put_back(fresh);
+    co_return from_fabric(posted);
+  }
+  if (registry.registration != attachment.registration ||
+      registry.state != uint64_t(layout::ClientState::kLive)) {
+    attachment.state.store(Attachment::State::kFenced, std::memory_order_release);
+    co_return Status::kFenced;
+  }
+  attachment.saw_clock(node.clock_ms, boottime_ns());
+  // Whoever begins an operation from here on records at least this tick, and begins after the epoch
+  // was seen.
+  const uint64_t tick = client_.tick().fetch_add(1, std::memory_order_seq_cst) + 1;
+  member.seen.saw(tick, node.global_epoch);
+
+  attachment.limbo.tag(fresh, node.global_epoch);
+  if (const Status s = co_await attachment.allocator.give_back(
+          channel.remote, attachment.limbo.take_safe(node.safe_epoch));
+      channel.remote.broken()) {
+    co_return s;
+  }
+  // The epoch is published only after everything that may go back has: the scrub relies on it.
+  const Status written =
+      co_await write_line(channel, member, member.seen.publishable(oldest_tick()));
+  if (written != Status::kOk) co_return written;
+
+  if (const Status s = co_await attachment.allocator.release_empty(channel.remote);
+      s != Status::kOk) {
+    co_return s;
+  }
+  if (attachment.full.load(std::memory_order_relaxed) || ++member.rounds % kHarvestEvery == 0) {
+    co_await attachment.allocator.harvest(channel.remote, kHarvestExtents);
+  }
+  const bool deaths = !member.first && node.deaths != member.deaths_seen;
+  if (deaths || attachment.scrub_wanted.exchange(false)) member.scrub.request();
+  member.first = false;
+  member.deaths_seen = node.deaths;
+  member.pressure = node.pressure != 0;
+  co_return co_await member.scrub.advance(channel, node.global_epoch, node.safe_epoch);
+}
+
+uint64_t Service::beat_all() {
+  uint64_t period_ns = kIdlePeriodNs;
+  const bool hurried = hurried_.exchange(false, std::memory_order_relaxed);
+  for (uint32_t m = 0; m < client_.members(); ++m) {
+    Channel& channel = lane_.channel(m);
+    if (channel.ready(monotonic_ns() + kBeatDeadlineNs) != Status::kOk) continue;
+    PerMember& member = members_[m];
+    if (member.attachment != channel.attachment.get()) {
+      member = PerMember{};
+      member.attachment = channel.attachment.get();
+    }
+    lane_.run_task([&] { return beat(channel, member); }, monotonic_ns() + kBeatDeadlineNs);
+
+    uint64_t operations = 0;
+    for (const auto& lane : client_.lanes_) operations += lane->counts().operations.get();
+    const bool busy = operations != member.operations_seen ||
+                      channel.attachment->limbo.bytes() > 0 || member.scrub.running();
+    member.operations_seen = operations;
+    if (busy) period_ns = std::min(period_ns, kBusyPeriodNs);
+    if (hurried || member.pressure) period_ns = std::min(period_ns, kPressedPeriodNs);
+  }
+  return period_ns;
+}
+
+void Service::sleep(uint64_t timeout_ns) {
+  std::vector<pollfd> descriptors{{wake_descriptor_, POLLIN, 0}};
+  std::vector<std::shared_ptr<Attachment>> watched;
+  for (uint32_t m = 0; m < client_.members(); ++m) {
+    std::shared_ptr<Attachment> attachment = client_.attachment(m);
+    if (!attachment || attachment->state.load() != Attachment::State::kUp) continue;
+    const int descriptor = attachment->transport->hangup_descriptor();
+    if (descriptor < 0) continue;
+    descriptors.push_back({descriptor, POLLIN | POLLRDHUP, 0});
+    watched.push_back(std::move(attachment));
+  }
+  const timespec timeout{time_t(timeout_ns / kSecond), long(timeout_ns % kSecond)};
+  if (::ppoll(descriptors.data(), descriptors.size(), &timeout, nullptr) <= 0) return;
+  if (descriptors[0].revents != 0) {
+    uint64_t ignored = 0;
+    [[maybe_unused]] const ssize_t got = ::read(wake_descriptor_, &ignored, sizeof ignored);
+  }
+  for (size_t i = 0; i < watched.size(); ++i) {
+    if (descriptors[i + 1].revents == 0) continue;
+    watched[i]->transport->node_died();
+    watched[i]->state.store(Attachment::State::kDown, std::memory_order_release);
+  }
+}
+
+void Service::loop() {
+  while (!stopping_.load()) {
+    const uint64_t period_ns = beat_all();
+    sleep(period_ns);
+  }
+}
+
+}  // namespace kvstore

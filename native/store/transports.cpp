@@ -1,0 +1,129 @@
+#include "store/transports.hpp"
+
+#include "base/assert.hpp"
+#include "fabric/cpu/shm.hpp"
+
+namespace kvstore {
+namespace {
+
+class LocalTransport : public Transport {
+ public:
+  explicit LocalTransport(LocalRegion region) : region_(std::move(region)) {}
+  ~LocalTransport() override {
+    if (region_.detached) region_.detached();
+  }
+  kv_connection* connect(uint32_t, uint64_t, std::string&) override {
+    return shm_connection(region_.data, region_.bytes, region_.dead.get());
+  }
+  uint32_t fabric() const override { return KV_FABRIC_LOCAL; }
+
+ private:
+  const LocalRegion region_;
+};
+
+class ShmTransport : public Transport {
+ public:
+  explicit ShmTransport(const ShmMapping& mapping) : mapping_(mapping) {}
+  ~ShmTransport() override { shm_detach(mapping_); }
+  kv_connection* connect(uint32_t, uint64_t, std::string&) override {
+    return shm_connection(mapping_.region, mapping_.region_bytes, &dead_);
+  }
+  uint32_t fabric() const override { return KV_FABRIC_SHM; }
+  int hangup_descriptor() const override { return mapping_.socket; }
+  void node_died() override { dead_.store(1, std::memory_order_release); }
+
+ private:
+  ShmMapping mapping_;
+  std::atomic<uint32_t> dead_{0};
+};
+
+class TcpTransport : public Transport {
+ public:
+  explicit TcpTransport(TcpTarget target) : target_(std::move(target)) {}
+  kv_connection* connect(uint32_t lane, uint64_t deadline_ns, std::string& error) override {
+    TcpTarget target = target_;
+    target.lane = lane;
+    return tcp_connect(target, deadline_ns, error);
+  }
+  uint32_t fabric() const override { return KV_FABRIC_TCP; }
+
+ private:
+  const TcpTarget target_;
+};
+
+// Reads the superblock and the directory over a connection of its own, and hands the member its
+// attachment.
+Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> transport,
+               uint32_t registration, uint64_t deadline_ns, std::string& error) {
+  constexpr uint32_t kSetupLane = UINT32_MAX;
+  kv_connection* connection = transport->connect(kSetupLane, deadline_ns, error);
+  if (connection == nullptr) return Status::kNodeUnreachable;
+
+  Executor executor;
+  executor.add_connection(connection);
+  Remote remote;
+  remote.bind(connection, &executor);
+  layout::Superblock superblock{};
+  layout::NodeLine node{};
+  Status status = Status::kOk;
+  std::shared_ptr<Attachment> attachment;
+  {
+    const Executor::Scope scope(executor);
+    const auto read = [&]() -> Task<Status> {
+      kv_op ops[2] = {read_op(layout::kSuperblockOffset, &superblock, sizeof superblock),
+                      read_op(layout::kNodeLineOffset, &node, sizeof node)};
+      co_return from_fabric(co_await remote.batch(ops));
+    };
+    const auto finish = [&](Task<Status>& task) {
+      const auto done = [&] { return task.done(); };
+      if (executor.run(done, deadline_ns, true) != Executor::Outcome::kDone) {
+        connection->ops->close(connection);
+        executor.run(done, UINT64_MAX, true);
+      }
+      return task.take();
+    };
+    Task<Status> reading = read();
+    status = finish(reading);
+    layout::Geometry geometry;
+    if (status != Status::kOk) {
+      error = "the node did not let its superblock be read in time";
+    } else if (!read_superblock(superblock, geometry, error)) {
+      status = Status::kRefused;
+    } else {
+      attachment = std::make_shared<Attachment>(std::move(transport), superblock, geometry,
+                                                registration, client.address_entries());
+      attachment->saw_clock(node.clock_ms, boottime_ns());
+      Task<Status> refresh = attachment->directory.refresh(remote);
+      status = finish(refresh);
+      if (status != Status::kOk) error = "the node's directory can't be read";
+    }
+  }
+  connection->ops->destroy(connection);
+  if (status == Status::kOk) client.attach(member, std::move(attachment));
+  return status;
+}
+
+}  // namespace
+
+Status attach_local(Client& client, uint32_t member, const LocalRegion& region,
+                    uint32_t registration, std::string& error) {
+  return take_up(client, member, std::make_unique<LocalTransport>(region), registration,
+                 monotonic_ns() + kSecond, error);
+}
+
+Status attach_shm(Client& client, uint32_t member, const std::string& name, const ShmHello& hello,
+                  uint64_t deadline_ns, std::string& error) {
+  ShmMapping mapping;
+  if (!shm_attach(name, hello, deadline_ns, mapping, error)) return Status::kRefused;
+  const uint32_t registration = mapping.registration;
+  return take_up(client, member, std::make_unique<ShmTransport>(mapping), registration,
+                 deadline_ns, error);
+}
+
+Status attach_tcp(Client& client, uint32_t member, const TcpTarget& target, uint64_t deadline_ns,
+                  std::string& error) {
+  return take_up(client, member, std::make_unique<TcpTransport>(target), target.registration,
+                 deadline_ns, error);
+}
+
+}  // namespace kvstore

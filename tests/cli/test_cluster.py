@@ -1,0 +1,73 @@
+"""stat, nodes and top against real nodes, some of them dead."""
+
+from __future__ import annotations
+
+from tests.cli.conftest import Cli, run_cli
+from tests.support.nodes import NodeProcess, start_nodes, target_of
+
+
+def test_nodes_shows_each_member(cli: Cli, node: NodeProcess) -> None:
+    (row,) = cli("nodes", "--json").rows
+    assert row["address"] == node.address
+    assert row["state"] == "up"
+    assert row["fabric"] == "shm"
+    assert row["clients"] == 0
+    assert 0 < row["free_bytes"] < row["capacity_bytes"] <= 64 << 20
+    text = cli("nodes").text
+    assert node.address in text
+    assert row["incarnation"] in text
+
+
+def test_fabric_follows_the_target(node: NodeProcess) -> None:
+    (row,) = run_cli("--target", f"tcp://{node.address}", "nodes", "--json").rows
+    assert row["fabric"] == "tcp"
+
+
+def test_asking_fixes_no_membership() -> None:
+    with start_nodes(1)[0] as node:
+        for command in ("nodes", "stat", "doctor"):
+            run_cli("--target", f"kv://{node.address},127.0.0.1:1", command, "--json")
+        run_cli("--target", node.target, "top", "--once", "--interval=0.1")
+        assert run_cli("--target", node.target, "put", "k", "v").code == 0
+
+
+def test_a_dead_node_is_shown_beside_a_live_one() -> None:
+    one, other = start_nodes(2, "16MiB")
+    with one, other:
+        target = target_of([one, other])
+        other.kill()
+        ended = run_cli("--target", target, "nodes", "--json")
+        assert ended.code == 3
+        states = {row["address"]: row["state"] for row in ended.rows}
+        assert states == {one.address: "up", other.address: "down"}
+        assert run_cli("--target", target, "nodes").text.count("down") == 1
+        totals = run_cli("--target", target, "stat", "--json")
+        assert totals.code == 3
+        assert (totals.rows[0]["nodes"], totals.rows[0]["nodes_up"]) == (2, 1)
+        top = run_cli("--target", target, "top", "--once", "--interval=0.1", "--json")
+        assert top.code == 3
+        assert sorted(row["state"] for row in top.rows) == ["down", "up"]
+
+
+def test_stat_totals_count_keys(cli: Cli) -> None:
+    before = cli("stat", "--json").rows[0]
+    for number in range(3):
+        cli("put", f"k{number}", "v")
+    after = cli("stat", "--json").rows[0]
+    assert (before["keys"], after["keys"]) == (0, 3)
+    assert after["capacity_bytes"] > after["free_bytes"] > 0
+    assert "keys" in cli("stat").text
+
+
+def test_top_shows_tcp_traffic(cli: Cli, node: NodeProcess) -> None:
+    (row,) = cli("top", "--once", "--interval=0.2", "--json").rows
+    assert row["tcp_verbs_per_s"] == 0
+    assert 0 < row["used_bytes"] < row["capacity_bytes"]
+    assert "verbs/s" in cli("top", "--once", "--interval=0.2").text
+    assert node.address in cli("top", "--once", "--interval=0.2").text
+
+
+def test_shm_target_has_no_control_plane(node: NodeProcess) -> None:
+    ended = run_cli("--target", f"shm://{node.shm}", "nodes")
+    assert ended.code == 2
+    assert "kv://" in ended.err

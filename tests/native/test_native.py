@@ -1,0 +1,46 @@
+"""Runs kvstore_native_tests, one pytest test for each of its source files.
+
+A file whose tests are not in the binary fails, so a stale binary or an unregistered file shows.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = ROOT / "build" / "editable" / "kvstore_native_tests"
+SOURCES = sorted(
+    path
+    for path in (ROOT / "tests").glob("*/*.cpp")
+    if path.parent.name != "fuzz"
+    # Other files are what several tests share.
+    and (path.name.endswith("_test.cpp") or "TEST_CASE" in path.read_text())
+)
+TIMEOUT_S = 150
+SUMMARY = re.compile(r"test cases:\s+(\d+) \|\s+(\d+) passed \|\s+(\d+) failed")
+
+
+def test_there_are_native_tests() -> None:
+    assert SOURCES
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_native(source: Path) -> None:
+    assert BINARY.exists(), "run `make native-tests` first"
+    newest = max(source.stat().st_mtime, BINARY.stat().st_mtime)
+    assert newest == BINARY.stat().st_mtime, "the binary is stale: run `make native-tests`"
+    completed = subprocess.run(
+        [BINARY, f"--source-file=*/tests/{source.parent.name}/{source.name}", "--no-colors=true"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    summary = SUMMARY.search(completed.stdout)
+    assert summary is not None, completed.stdout
+    assert int(summary[1]) > 0, f"{source.name} registers no test case"
+    assert summary[1] == summary[2]
