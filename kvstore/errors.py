@@ -8,6 +8,7 @@ those too, so that `except TimeoutError` or `except ConnectionError` work as any
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 
 class KvError(Exception):
@@ -130,15 +131,25 @@ class InternalError(KvError):
     """The native core rejected what kvstore itself asked of it: a defect, please report it."""
 
 
+#: What the line of a refused attachment contains, and the error that it stands for. The first match
+#: counts; the lines are those of the core.
+_REFUSALS: Final[tuple[tuple[type[KvError], tuple[str, ...]], ...]] = (
+    (MembershipMismatch, ("other members", "member list", "cluster")),
+    (LayoutMismatch, ("layout", "another version", "magic")),
+    (DomainMismatch, ("domain",)),
+    (
+        NodeUnreachable,
+        ("no node answers", "did not answer", "no welcome", "draining", "restarted", "in time"),
+    ),
+    (AuthenticationFailed, ("token", "own user", "who you are", "admission")),
+)
+
+
 def refusal(line: str, *, ours: Sequence[str] = ()) -> KvError:
     """Returns the typed error of an attachment that the core or the node refused with this line."""
-    text = line.lower()
-    if "member" in text or "cluster" in text:
-        return MembershipMismatch(line, ours=ours)
-    if "layout" in text or "magic" in text:
-        return LayoutMismatch(line)
-    if "domain" in text:
-        return DomainMismatch(line)
-    if "token" in text or "secret" in text or "user" in text:
-        return AuthenticationFailed(line)
+    for kind, marks in _REFUSALS:
+        if any(mark in line for mark in marks):
+            if kind is MembershipMismatch:
+                return MembershipMismatch(line, ours=ours)
+            return kind(line)
     return AttachRefused(line)

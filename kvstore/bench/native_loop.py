@@ -76,5 +76,5 @@ class NativeLoop:
             )
         if elapsed_ns == 0:
             raise NativeLoopError("a call of the native loop failed")
-        # "One figure an operation": of a batch, each operation carries the figure of its call.
-        return elapsed_ns, ffi.unpack(latencies, operations)[::batch]
+        # Each operation of a batch carries its share of the call, so the call took `batch` of them.
+        return elapsed_ns, [batch * share for share in ffi.unpack(latencies, operations)[::batch]]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kvstore.cli.keys import hex_option, key_fields, key_of, key_text
-from kvstore.cli.members import MemberView, node_row, view_members
+from kvstore.cli.members import MemberView, node_row, report_down, view_members
 from kvstore.cli.output import json_option, print_document, print_table, table_of
 from kvstore.cli.settings import EXIT_ABSENT, EXIT_FOUND, EXIT_UNREACHABLE, Settings
 from kvstore.node.units import format_bytes
@@ -51,7 +51,8 @@ def stat(settings: Settings, key: str | None, is_hex: bool, as_json: bool) -> in
         print_document("stat", settings, [row])
     else:
         cells = [[name, _shown(name, value)] for name, value in row.items()]
-        print_table(table_of(("", ""), cells))
+        print_table(table_of(("figure", "value"), cells))
+        report_down(views)
     return EXIT_FOUND if all(view.up for view in views) else EXIT_UNREACHABLE
 
 
@@ -69,7 +70,9 @@ def _stat_key(settings: Settings, key: bytes, as_json: bool) -> int:
     if as_json:
         print_document("stat", settings, [row])
     else:
-        print_table(table_of(("", ""), [[name, str(value)] for name, value in row.items()]))
+        print_table(
+            table_of(("figure", "value"), [[name, str(value)] for name, value in row.items()])
+        )
     return EXIT_FOUND
 
 
@@ -108,9 +111,7 @@ def nodes(settings: Settings, as_json: bool) -> int:
             "up for",
         )
         print_table(table_of(columns, [_node_cells(row) for row in rows]))
-        for row in rows:
-            if "error" in row:
-                print(f"kvstore: {row['error']}", file=sys.stderr)
+        report_down(views)
     return EXIT_FOUND if all(view.up for view in views) else EXIT_UNREACHABLE
 
 

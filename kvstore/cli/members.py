@@ -5,6 +5,8 @@ Asking makes nobody a client: no membership is fixed and nothing on the data pat
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +70,19 @@ def fabric_of(settings: Settings, node: NodeDescription) -> str:
 
 
 def _listens_here(shm_name: str) -> bool:
-    name = shm_name if "/" in shm_name else f"@{shm_name}"
+    name = shm_name if "/" in shm_name else f"@kvstore/{shm_name}"
     try:
         lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
     except OSError:
         return False
     return any(line.endswith(f" {name}") for line in lines)
+
+
+def report_down(views: Iterable[MemberView]) -> None:
+    """Says on stderr why each node that is down said nothing."""
+    for view in views:
+        if not view.up:
+            print(f"kvstore: {view.error}", file=sys.stderr)
 
 
 def node_row(settings: Settings, view: MemberView) -> dict[str, Any]:

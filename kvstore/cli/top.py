@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from kvstore.cli.members import MemberView, view_members
+from kvstore.cli.members import MemberView, report_down, view_members
 from kvstore.cli.output import json_option, print_document, print_table, table_of
 from kvstore.cli.settings import EXIT_FOUND, EXIT_UNREACHABLE, Settings
 from kvstore.node.units import format_bytes
@@ -47,6 +47,7 @@ def top(settings: Settings, interval_s: float, once: bool, as_json: bool) -> int
         print_document("top", settings, rows)
     else:
         print_table(table_of(_COLUMNS, [_cells(row) for row in rows]))
+        report_down(after)
     return EXIT_FOUND if all(view.up for view in after) else EXIT_UNREACHABLE
 
 

@@ -33,6 +33,8 @@ _ERROR_BYTES: Final = 1024
 #: `kv_node_description` holds the joined member list in this much, with its NUL.
 _MEMBERS_BYTES: Final = 4096
 _NAME_BYTES: Final = 256
+#: The node attaches to itself before anybody else, to sweep; that is no client of anybody's.
+_JANITOR_REGISTRATION: Final = 1
 
 
 class MemoryNode:
@@ -147,7 +149,8 @@ class MemoryNode:
                 break
             capacity *= 4
         found = [self._client(records[index]) for index in range(min(count, capacity))]
-        return sorted(found, key=lambda record: record.registration)
+        clients = [record for record in found if record.registration != _JANITOR_REGISTRATION]
+        return sorted(clients, key=lambda record: record.registration)
 
     def admit(self, peer: str) -> Admission:
         """Registers one client. `peer` says for people who it is. `NodeUnreachable` in a drain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kvstore.cli.main import main
 from tests.support.nodes import ROOT, NodeProcess, start_node
 
 
@@ -42,7 +44,20 @@ class Outcome:
 Cli = Callable[..., Outcome]
 
 
-def run_cli(*arguments: str, stdin: bytes | None = b"", timeout_s: float = 30) -> Outcome:
+def run_cli(*arguments: str, stdin: bytes = b"") -> Outcome:
+    """Runs `kvstore` in this process, for a new interpreter each time takes a while."""
+    streams = [io.TextIOWrapper(io.BytesIO(content)) for content in (stdin, b"", b"")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+        code = main(arguments)
+    for stream in streams[1:]:
+        stream.flush()
+    out, err = (stream.buffer.getvalue() for stream in streams[1:])  # type: ignore[attr-defined]
+    return Outcome(code, out, err.decode())
+
+
+def run_process(*arguments: str, stdin: bytes = b"", timeout_s: float = 30) -> Outcome:
     """Runs `kvstore` in a process of its own."""
     ended = subprocess.run(
         [sys.executable, "-m", "kvstore.cli", *arguments],

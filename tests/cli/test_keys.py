@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli, run_cli
+from tests.cli.conftest import Cli, run_cli, run_process
 from tests.support.nodes import NodeProcess, start_node
 
 
@@ -15,6 +16,13 @@ def test_put_then_get(cli: Cli) -> None:
     assert cli("put", "greeting", "hello").code == 0
     found = cli("get", "greeting")
     assert (found.code, found.out, found.err) == (0, b"hello", "")
+
+
+def test_as_a_process(cli: Cli, node: NodeProcess) -> None:
+    assert run_process("--target", node.target, "put", "k", stdin=b"from stdin").code == 0
+    assert run_process("--target", node.target, "get", "k").out == b"from stdin"
+    assert run_process("--target", node.target, "get", "absent").code == 1
+    assert cli("get", "k").out == b"from stdin"
 
 
 def test_absent_key_is_exit_code_1(cli: Cli) -> None:
@@ -65,7 +73,7 @@ def test_put_if_absent(cli: Cli) -> None:
 
 def test_ttl(cli: Cli) -> None:
     assert cli("put", "k", "v", "--ttl", "0.05").code == 0
-    # Starting the next process takes longer than that.
+    time.sleep(0.1)
     assert cli("get", "k").code == 1
     assert cli("put", "k", "v", "--ttl", "60").code == 0
     assert cli("get", "k").code == 0

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from kvstore._version import __version__
 from kvstore.cli.main import _COMMANDS, command
-from tests.cli.conftest import run_cli
+from tests.cli.conftest import run_cli, run_process
 
 
 @pytest.mark.parametrize("name", list(_COMMANDS))
@@ -24,12 +24,12 @@ def test_every_command_has_help(name: str) -> None:
 
 
 def test_help_lists_every_command_and_the_exit_codes() -> None:
-    ended = run_cli("--help")
+    ended = run_process("--help")
     assert ended.code == 0
     for name in _COMMANDS:
         assert f"\n  {name} " in ended.text
     assert "Exit codes" in ended.text
-    assert __version__ in run_cli("--version").text
+    assert __version__ in run_process("--version").text
 
 
 def test_environment_names_the_target(monkeypatch: pytest.MonkeyPatch) -> None:

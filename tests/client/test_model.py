@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import kvstore
 
@@ -21,6 +21,8 @@ key_lists = st.lists(keys, max_size=12)
 values = st.builds(
     lambda seed, size: bytes([seed]) * size, st.integers(0, 255), st.sampled_from(SIZES)
 )
+# Which of a key's versions a conditional operation names; 0 is the current one.
+whiches = st.integers(0, 5).map(lambda number: max(0, number - 2))
 
 
 class Model(RuleBasedStateMachine):
@@ -32,6 +34,7 @@ class Model(RuleBasedStateMachine):
     def begin(self) -> None:
         self.store.clear()
         self.content: dict[bytes, tuple[bytes, int]] = {}
+        self.expired = False
         self.versions: dict[bytes, set[int]] = {key: set() for key in KEYS}
 
     def _note(self, key: bytes, value: bytes, version: int) -> None:
@@ -51,41 +54,47 @@ class Model(RuleBasedStateMachine):
         else:
             self._note(key, value, self.store.put(key, value, if_absent=True))
 
-    @rule(key=keys, value=values, current=st.booleans(), data=st.data())
-    def put_if_version(self, key: bytes, value: bytes, current: bool, data: st.DataObject) -> None:
-        version = self._some_version(key, current, data)
+    @rule(key=keys, value=values, which=whiches)
+    def put_if_version(self, key: bytes, value: bytes, which: int) -> None:
+        version = self._some_version(key, which)
         if key in self.content and self.content[key][1] == version:
             self._note(key, value, self.store.put(key, value, if_version=version))
         else:
             with pytest.raises(kvstore.ConditionFailed):
                 self.store.put(key, value, if_version=version)
 
-    @rule(key=keys, current=st.booleans(), data=st.data())
-    def delete_if_version(self, key: bytes, current: bool, data: st.DataObject) -> None:
-        version = self._some_version(key, current, data)
-        if key not in self.content:
-            assert self.store.delete(key, if_version=version) is False
-        elif self.content[key][1] == version:
+    @rule(key=keys, which=whiches)
+    def delete_if_version(self, key: bytes, which: int) -> None:
+        version = self._some_version(key, which)
+        if key in self.content and self.content[key][1] == version:
             assert self.store.delete(key, if_version=version) is True
             del self.content[key]
         else:
             with pytest.raises(kvstore.ConditionFailed):
                 self.store.delete(key, if_version=version)
 
-    def _some_version(self, key: bytes, current: bool, data: st.DataObject) -> int:
-        if current and key in self.content:
+    def _some_version(self, key: bytes, which: int) -> int:
+        """The current version, an older one, or one that never was."""
+        if which == 0 and key in self.content:
             return self.content[key][1]
-        return data.draw(st.sampled_from(sorted(self.versions[key]) or [1]))
+        versions = sorted(self.versions[key]) or [1]
+        return versions[which % len(versions)]
 
     @rule(key=keys)
     def delete(self, key: bytes) -> None:
         assert self.store.delete(key) is (self.content.pop(key, None) is not None)
 
+    @precondition(lambda self: not self.expired)
     @rule(key=keys, value=values)
     def let_expire(self, key: bytes, value: bytes) -> None:
-        self.store.put(key, value, ttl_s=0.002)
+        """Once in a history, because it takes a tick or two of the node's clock."""
+        self.expired = True
+        self.store.put(key, value, ttl_s=0.001)
         self.content.pop(key, None)
-        time.sleep(0.006)
+        deadline = time.monotonic() + 1
+        while self.store.get(key) is not None:
+            assert time.monotonic() < deadline, "the value outlives its time"
+            time.sleep(0.005)
 
     @rule(key=keys)
     def get(self, key: bytes) -> None:
@@ -148,7 +157,7 @@ def test_the_store_is_a_dict(shared_store: kvstore.Store) -> None:
         store = shared_store
 
     Bound.TestCase.settings = settings(
-        max_examples=60,
+        max_examples=40,
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],

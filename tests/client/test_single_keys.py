@@ -8,6 +8,9 @@ import pytest
 
 import kvstore
 
+#: After this long a value with a time to live of 0.05 s is gone: expiry is rounded up to ticks.
+EXPIRY_S = 0.2
+
 
 def test_an_absent_key(store: kvstore.Store) -> None:
     assert store.get("k") is None
@@ -114,6 +117,8 @@ def test_if_absent(store: kvstore.Store) -> None:
 def test_if_version(store: kvstore.Store) -> None:
     with pytest.raises(kvstore.ConditionFailed):
         store.put("k", b"none", if_version=1)
+    with pytest.raises(kvstore.ConditionFailed):
+        store.delete("k", if_version=1)
     first = store.put("k", b"first")
     second = store.put("k", b"second", if_version=first)
     with pytest.raises(kvstore.ConditionFailed):
@@ -138,7 +143,7 @@ def test_ttl(store: kvstore.Store) -> None:
     store.put("brief", b"v", ttl_s=0.05)
     store.put("long", b"v", ttl_s=60)
     assert store.get("brief") == b"v"
-    time.sleep(0.1)
+    time.sleep(EXPIRY_S)
     assert store.get("brief") is None
     assert "brief" not in store
     assert store.get_many(["brief", "long"]) == [None, b"v"]

@@ -191,9 +191,9 @@ def test_second_signal_ends_at_once() -> None:
 def test_kill_leaves_nothing_behind(tmp_path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     with start_node("16MiB", env={"TMPDIR": str(tmp_path)}) as node:
-        assert f"@{node.shm}" in Path("/proc/net/unix").read_text()
+        assert f"@kvstore/{node.shm}" in Path("/proc/net/unix").read_text()
         node.kill()
-        assert f"@{node.shm}" not in Path("/proc/net/unix").read_text()
+        assert f"@kvstore/{node.shm}" not in Path("/proc/net/unix").read_text()
         assert set(os.listdir("/dev/shm")) <= before
         assert os.listdir(tmp_path) == []
         with start_node("16MiB", f"--data-port={node.data_port}", listen=node.address) as again:

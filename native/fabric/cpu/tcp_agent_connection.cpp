@@ -317,7 +317,10 @@ TcpAgentConnection::Step TcpAgentConnection::write_long(const frame::OpDescripto
   const bool last = piece == remaining;
   iovec vectors[2] = {{scratch + kept, piece - kept}, {input_.get() + head, kInputBytes - head}};
   const size_t wanted = piece - kept + (last ? kInputBytes - head : 0);
-  const ptrdiff_t count = count_received(readv(fd_.get(), vectors, last ? 2 : 1), wanted);
+  // In the middle of a long payload more is about to arrive, so a short count is not the end: asking
+  // again costs less than sleeping.
+  const size_t enough = last ? wanted : 0;
+  const ptrdiff_t count = count_received(readv(fd_.get(), vectors, last ? 2 : 1), enough);
   if (count < 0) return Step::kNeedInput;
   if (end_of_input_) return Step::kClosed;
   const size_t arrived = kept + static_cast<size_t>(count);

@@ -221,7 +221,8 @@ bool TcpConnection::receive_once(size_t& received, bool& drained) {
   const ssize_t count = vector_count == 1
                             ? recv(fd_.get(), buffer, kReceiveBytes, MSG_DONTWAIT)
                             : readv(fd_.get(), vectors, static_cast<int>(vector_count));
-  drained = count < static_cast<ssize_t>(wanted);
+  // In the middle of a long transfer more is about to arrive: asking again costs less than sleeping.
+  drained = count <= 0 || (plan.direct_bytes == 0 && static_cast<size_t>(count) < wanted);
   received = count > 0 ? static_cast<size_t>(count) : 0;
   if (count < 0) return errno == EAGAIN || errno == EINTR;
   if (count == 0) return false;

@@ -1,0 +1,151 @@
+"""kill -9 of clients amid puts and index growth: nothing acknowledged is lost, nothing leaks."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+import kvstore
+from tests.multiprocess.conftest import (
+    LEASE_S,
+    StartWorker,
+    stats_of,
+    target_on,
+    wait_swept,
+)
+from tests.multiprocess.content import check_value
+from tests.support.clients import ClientProcess
+from tests.support.nodes import start_node
+
+LEASE = f"--membership-lease={LEASE_S}"
+
+
+def acknowledged(lines: list[str]) -> dict[str, int]:
+    """The last acknowledged sequence of each key."""
+    found = {}
+    for line in lines:
+        if line.startswith("+"):
+            key, sequence = line[1:].split()
+            found[key] = int(sequence)
+    return found
+
+
+def test_acknowledged_puts_outlive_their_client(fabric: str, start_worker: StartWorker) -> None:
+    with start_node("64MiB", LEASE) as node:
+        target = target_on(node, fabric)
+        other = start_worker("put", target, "other", 0, 3000)
+        doomed = start_worker("put", target, "doomed", 100000, 3000)
+        doomed.wait_lines(500)
+        there = acknowledged(doomed.kill())
+        progress = len(other.lines())
+        other.wait_lines(progress + 500, 5.0)
+        with kvstore.connect(target) as store:
+            for key, sequence in there.items():
+                value = store.get(key)
+                assert value is not None, key
+                assert check_value(key, value) == sequence
+        assert len(there) >= 499
+        wait_swept(node, clients_left=1)
+        assert stats_of(node)["clients_fenced"] >= 1
+
+
+def test_overwritten_keys_show_the_last_acknowledged_value(
+    fabric: str, start_worker: StartWorker
+) -> None:
+    """The put under way at the kill may have happened or not; nothing older comes back."""
+    with start_node("32MiB", LEASE) as node:
+        target = target_on(node, fabric)
+        for _ in range(3):
+            doomed = start_worker("put", target, "over", 0, 2000)
+            doomed.wait_lines(900)
+            there = acknowledged(doomed.kill())
+            newest = max(there.values())
+            with kvstore.connect(target) as store:
+                for key, sequence in there.items():
+                    value = store.get(key)
+                    assert value is not None, key
+                    seen = check_value(key, value)
+                    assert seen == sequence or (seen == newest + 1 and seen % 200 == sequence % 200)
+
+
+def test_memory_of_killed_clients_is_used_again(fabric: str, start_worker: StartWorker) -> None:
+    with start_node("16MiB", LEASE, "--eviction=none") as node:
+        target = target_on(node, fabric)
+
+        def full() -> int:
+            line = start_worker("fill", target, "fill", 3000).finish()[-1]
+            with kvstore.connect(target) as store:
+                assert store.clear() == int(line.split()[1])
+            wait_swept(node)
+            return int(line.split()[1])
+
+        fresh = full()
+        assert fresh > 3000
+        again = full()
+        for round_number in range(4):
+            doomed = [
+                start_worker("put", target, f"r{round_number}", 0, 3000),
+                start_worker("put", target, f"big{round_number}", 0, 30000),
+            ]
+            for client in doomed:
+                client.wait_lines(50)
+            for client in doomed:
+                client.kill()
+        wait_swept(node)
+        with kvstore.connect(target) as store:
+            store.clear()
+        wait_swept(node)
+        after = full()
+        print("fresh", fresh, "again", again, "after kills", after, stats_of(node))
+        assert again >= 0.98 * fresh
+        assert after >= 0.98 * fresh
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_amid_index_growth(fabric: str, seed: int, start_worker: StartWorker) -> None:
+    print("seed", seed)
+    order = random.Random(seed)
+    with start_node("128MiB", LEASE) as node:
+        target = target_on(node, fabric)
+        expected: set[str] = set()
+        for round_number in range(4):
+            doomed: list[ClientProcess] = [
+                start_worker("put_batches", target, f"{round_number}-{i}", order.randrange(1000), 64)
+                for i in range(2)
+            ]
+            for client in doomed:
+                client.wait_line("ready")
+            time.sleep(order.uniform(0.02, 0.5))
+            for client in doomed:
+                for line in client.kill():
+                    if line.startswith("+"):
+                        expected.update(line[1:].split())
+        with kvstore.connect(target) as store:
+            before = store.stats().splits
+            late = {f"late-{i}": b"%d" % i for i in range(20000)}
+            items = list(late.items())
+            for at in range(0, len(items), 500):
+                store.put_many(items[at : at + 500])
+            print("expected", len(expected), "splits", store.stats().splits - before)
+            assert store.stats().splits > before
+            keys = sorted(expected)
+            for at in range(0, len(keys), 500):
+                some = keys[at : at + 500]
+                for key, value in zip(some, store.get_many(some), strict=True):
+                    assert value is not None, key
+                    check_value(key, value)
+            assert store.get_many(list(late)) == list(late.values())
+            walked: list[bytes] = []
+            for member in range(1):
+                for page in store._client.scan(member, 30.0):
+                    walked.extend(page)
+            present = {key.decode() for key in walked}
+            assert expected | set(late) <= present
+            # One put_many of each killed client, at most 63 keys, was under way.
+            assert len(present) <= len(expected) + len(late) + 8 * 63
+            assert len(walked) == len(present), "a key stands in the index twice"
+            assert store.size() == len(present)
+        wait_swept(node)
+        assert stats_of(node)["keys"] == len(present)
