@@ -14,6 +14,8 @@ from typing import Any
 from kvstore.bench.document import print_table
 
 HIDDEN = {"kind", "comparison", "ops_per_s_min", "ops_per_s_max", "rounds", "bytes_per_s"}
+# A row that judges a ratio repeats them from the row that it judges.
+FIGURES = {"ops_per_s", "p50_us", "p99_us", "p999_us", "verbs_per_op", "round_trips_per_op"}
 COLUMNS_MAX = 20
 
 
@@ -33,7 +35,8 @@ def show(path: Path) -> None:
             pairs = [{"field": name, "value": value} for name, value in rows[0].items()]
             print_table("", pairs, ("field", "value"))
             continue
-        columns = dict.fromkeys(name for row in rows for name in row if name not in HIDDEN)
+        hidden = HIDDEN | FIGURES if "target" in rows[0] else HIDDEN
+        columns = dict.fromkeys(name for row in rows for name in row if name not in hidden)
         print_table("", rows, tuple(columns))
 
 

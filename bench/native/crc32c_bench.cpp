@@ -41,7 +41,9 @@ uint8_t* map_warm_pages(size_t bytes, uint8_t fill) {
 }
 
 // Keeps the compiler from dropping or merging the calls of a round.
-void clobber_memory() { asm volatile("" ::: "memory"); }
+void clobber_memory() {
+  asm volatile("" ::: "memory");
+}
 
 template <typename Operation>
 double seconds_per_call(size_t calls, Operation operation) {

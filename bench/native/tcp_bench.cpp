@@ -56,7 +56,9 @@ class BareEnd {
   BareEnd(OwnedFd fd, bool spin) : fd_(std::move(fd)), spin_(spin) {
     set_data_socket_options(fd_.get(), 10'000);
   }
-  bool send_all(const uint8_t* bytes, size_t count) { return move(true, const_cast<uint8_t*>(bytes), count); }
+  bool send_all(const uint8_t* bytes, size_t count) {
+    return move(true, const_cast<uint8_t*>(bytes), count);
+  }
   bool receive_all(uint8_t* bytes, size_t count) { return move(false, bytes, count); }
 
  private:
@@ -86,8 +88,8 @@ class BareEnd {
 // Answers each request of `request_bytes` with `answer_bytes`.
 class BarePair {
  public:
-  BarePair(bool spin, size_t request_bytes, size_t answer_bytes) : request_bytes_(request_bytes),
-                                                                  answer_bytes_(answer_bytes) {
+  BarePair(bool spin, size_t request_bytes, size_t answer_bytes)
+      : request_bytes_(request_bytes), answer_bytes_(answer_bytes) {
     std::string error;
     uint16_t port = 0;
     const OwnedFd listener = listen_socket("127.0.0.1", 0, port, error);
@@ -244,16 +246,14 @@ void run_policy(const char* policy, bool spin) {
       policy, kLargeBytes,
       {contestant("bare receive 2 MiB",
                   std::make_shared<BarePair>(spin, kRequestBytes, kAnswerBytes + kLargeBytes)),
-       contestant("tcp READ 2 MiB",
-                  std::make_shared<FabricPair>(spin, large_op(KV_OP_READ, 0))),
+       contestant("tcp READ 2 MiB", std::make_shared<FabricPair>(spin, large_op(KV_OP_READ, 0))),
        contestant("tcp READ 2 MiB, CRC32C",
                   std::make_shared<FabricPair>(spin, large_op(KV_OP_READ, KV_OP_CRC32C)))});
   compare_throughput(
       policy, kLargeBytes,
       {contestant("bare send 2 MiB",
                   std::make_shared<BarePair>(spin, kRequestBytes + kLargeBytes, kAnswerBytes)),
-       contestant("tcp WRITE 2 MiB",
-                  std::make_shared<FabricPair>(spin, large_op(KV_OP_WRITE, 0))),
+       contestant("tcp WRITE 2 MiB", std::make_shared<FabricPair>(spin, large_op(KV_OP_WRITE, 0))),
        contestant("tcp WRITE 2 MiB, CRC32C",
                   std::make_shared<FabricPair>(spin, large_op(KV_OP_WRITE, KV_OP_CRC32C)))});
 }

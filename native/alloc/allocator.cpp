@@ -17,7 +17,9 @@ namespace {
 constexpr uint64_t kFullScanPauseNs = 2 * kMillisecond;
 constexpr uint32_t kRunMax = 16;
 
-size_t words_for(uint32_t blocks) { return (blocks + 63) / 64; }
+size_t words_for(uint32_t blocks) {
+  return (blocks + 63) / 64;
+}
 
 std::vector<uint64_t> all_free(uint32_t blocks) {
   std::vector<uint64_t> bits(words_for(blocks), ~uint64_t{0});
@@ -34,7 +36,9 @@ BlockAllocator::BlockAllocator(SegmentTable& segments)
   KV_ASSERT(extent_of_segment_ != nullptr);
 }
 
-BlockAllocator::~BlockAllocator() { std::free(extent_of_segment_); }
+BlockAllocator::~BlockAllocator() {
+  std::free(extent_of_segment_);
+}
 
 std::optional<Block> BlockAllocator::take_locked(unsigned size_class) {
   Class& c = classes_[size_class];
@@ -170,8 +174,8 @@ Task<Status> BlockAllocator::grow(Remote& remote, unsigned size_class) {
   for (;;) {
     const ExtentShape shape = layout::extent_shape(bytes, run, geometry.segment_bytes);
     KV_ASSERT(shape.blocks > 0);
-    const ClaimResult claimed = co_await segments_.claim(
-        remote, run, SegmentEntry::kObjects, size_class, shape.first_block_offset);
+    const ClaimResult claimed = co_await segments_.claim(remote, run, SegmentEntry::kObjects,
+                                                         size_class, shape.first_block_offset);
     if (claimed.status == Status::kOk) {
       const std::lock_guard lock(mutex_);
       add_extent(claimed.extent, size_class, shape, all_free(shape.blocks));
@@ -186,8 +190,8 @@ Task<TakeResult> BlockAllocator::take(Remote& remote, unsigned size_class) {
   const layout::Geometry& geometry = segments_.geometry();
   const uint64_t bytes = layout::class_bytes(size_class);
   if (!layout::shares_extent(bytes, geometry.segment_bytes)) {
-    const ClaimResult claimed = co_await segments_.claim(
-        remote, geometry.segments_for(bytes), SegmentEntry::kObjects, size_class, 0);
+    const ClaimResult claimed = co_await segments_.claim(remote, geometry.segments_for(bytes),
+                                                         SegmentEntry::kObjects, size_class, 0);
     if (claimed.status != Status::kOk) co_return TakeResult{claimed.status, {}};
     co_return TakeResult{Status::kOk,
                          {geometry.segment_offset(claimed.extent.segment), size_class}};

@@ -36,8 +36,8 @@ struct OwnedExtent {
   unsigned size_class = 0;
   layout::ExtentShape shape{};
   uint32_t free_count = 0;
-  bool listed = false;    // in its class's list of extents with free blocks
-  bool leaving = false;   // empty, about to be released: nothing is taken from it
+  bool listed = false;   // in its class's list of extents with free blocks
+  bool leaving = false;  // empty, about to be released: nothing is taken from it
   std::vector<uint64_t> free_bits;
   std::vector<uint64_t> touched_bits;  // taken since the last scrub began
 

@@ -39,8 +39,7 @@ Task<Status> BlockAllocator::set_foreign_bit(Remote& remote, Block block) {
   if (!layout::shares_extent(block.bytes(), geometry.segment_bytes)) {
     co_return co_await segments_.release(remote, segment, head);
   }
-  const ExtentShape shape =
-      layout::extent_shape(block.bytes(), head.run(), geometry.segment_bytes);
+  const ExtentShape shape = layout::extent_shape(block.bytes(), head.run(), geometry.segment_bytes);
   const uint64_t start = geometry.segment_offset(segment);
   const uint64_t index = (block.offset - start - shape.first_block_offset) / block.bytes();
   if (index >= shape.blocks) co_return Status::kCorrupt;
@@ -96,8 +95,8 @@ Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
     if (extent == nullptr) co_return Status::kOk;
     for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) {
       const uint32_t index = uint32_t(w * 64 + unsigned(std::countr_zero(bits)));
-      const bool known = index < extent->shape.blocks &&
-                         (extent->free_bits[w] >> (index % 64) & 1) == 0;
+      const bool known =
+          index < extent->shape.blocks && (extent->free_bits[w] >> (index % 64) & 1) == 0;
       if (known) free_locked(*extent, index);  // else remote memory says what cannot be
     }
   }
@@ -180,8 +179,7 @@ Task<Status> BlockAllocator::release_empty(Remote& remote) {
       co_return s;
     }
     if (head.owner() != segments_.registration()) co_return Status::kFenced;
-    if (const Status s = co_await segments_.release(remote, gone.segment, head);
-        s != Status::kOk) {
+    if (const Status s = co_await segments_.release(remote, gone.segment, head); s != Status::kOk) {
       co_return s;
     }
   }

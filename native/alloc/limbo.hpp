@@ -2,9 +2,9 @@
 // may not.
 //
 // A block is retired untagged, since the client's idea of the global epoch may be old. The next
-// heartbeat reads the epoch E, after the unlinking, and tags it with E. It is reusable when the safe
-// epoch, the least that any live client has published, exceeds E: whoever publishes E + 1 has ended
-// every operation that began before it saw E + 1, and so before the unlinking.
+// heartbeat reads the epoch E, after the unlinking, and tags it with E. It is reusable when the
+// safe epoch, the least that any live client has published, exceeds E: whoever publishes E + 1 has
+// ended every operation that began before it saw E + 1, and so before the unlinking.
 //
 // What a client publishes is the newest epoch that it saw before the oldest of its operations under
 // way began. Operations mark their beginning with a tick of the client's heartbeat, not with an
@@ -82,9 +82,7 @@ class Limbo {
 // Used by the heartbeat alone.
 class SeenEpochs {
  public:
-  void saw(uint64_t tick, uint64_t epoch) {
-    ring_[next_++ % ring_.size()] = {tick, epoch};
-  }
+  void saw(uint64_t tick, uint64_t epoch) { ring_[next_++ % ring_.size()] = {tick, epoch}; }
   // The newest epoch seen at or before `oldest_tick`, never less than what was returned before.
   uint64_t publishable(uint64_t oldest_tick) {
     for (const Seen& seen : ring_) {

@@ -79,9 +79,9 @@ Task<bool> SegmentTable::take(Remote& remote, Run& found, uint32_t run) {
         taken = false;
         break;
       }
-      ops.push_back(cas_op(
-          geometry_.entry_offset(found.segment + i), seen.word,
-          seen.successor(SegmentEntry::kFollower, registration_, uint32_t(i), 0).word));
+      ops.push_back(
+          cas_op(geometry_.entry_offset(found.segment + i), seen.word,
+                 seen.successor(SegmentEntry::kFollower, registration_, uint32_t(i), 0).word));
     }
     if (ops.empty()) break;
     if (co_await remote.batch(ops) != KV_FABRIC_OK) co_return false;

@@ -33,8 +33,7 @@ struct Submission {
 }  // namespace
 
 struct kv_async {
-  explicit kv_async(Client& c)
-      : client(c), descriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  explicit kv_async(Client& c) : client(c), descriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (descriptor >= 0) thread = std::thread([this] { loop(); });
   }
   ~kv_async() {
@@ -106,7 +105,9 @@ kv_async* kv_async_open(kv_client* client, char* error, uint64_t error_bytes) {
   return nullptr;
 }
 
-int kv_async_descriptor(kv_async* async) { return async->descriptor; }
+int kv_async_descriptor(kv_async* async) {
+  return async->descriptor;
+}
 
 int kv_async_submit(kv_async* async, kv_call* calls, uint32_t count, uint64_t timeout_ns,
                     uint64_t tag) {
@@ -135,6 +136,8 @@ uint32_t kv_async_reap(kv_async* async, uint64_t* tags, uint32_t capacity) {
   return count;
 }
 
-void kv_async_close(kv_async* async) { delete async; }
+void kv_async_close(kv_async* async) {
+  delete async;
+}
 
 }  // extern "C"

@@ -37,7 +37,9 @@ std::vector<std::string> split_lines(const char* text) {
   return lines;
 }
 
-Lane* as_lane(kv_session* session) { return reinterpret_cast<Lane*>(session); }
+Lane* as_lane(kv_session* session) {
+  return reinterpret_cast<Lane*>(session);
+}
 
 uint64_t deadline_after(uint64_t timeout_ns) {
   const uint64_t now_ns = monotonic_ns();
@@ -74,9 +76,9 @@ void kv_client_close(kv_client* client) {
   delete client;
 }
 
-int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_name,
-                         uint64_t node_id, const kv_admission* admission, const char* secret,
-                         uint64_t timeout_ns, char* error, uint64_t error_bytes) {
+int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_name, uint64_t node_id,
+                         const kv_admission* admission, const char* secret, uint64_t timeout_ns,
+                         char* error, uint64_t error_bytes) {
   if (member >= client->client.members()) return KV_INVALID;
   ShmHello hello;
   hello.node_id = node_id;
@@ -93,8 +95,8 @@ int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_nam
     std::copy_n(secret, bytes, hello.secret.begin());
   }
   std::string line;
-  const Status s = attach_shm(client->client, member, shm_name, hello, deadline_after(timeout_ns),
-                              line);
+  const Status s =
+      attach_shm(client->client, member, shm_name, hello, deadline_after(timeout_ns), line);
   set_error(error, error_bytes, line);
   return int(s);
 }
@@ -138,7 +140,9 @@ void kv_client_read_stats(kv_client* client, kv_client_stats* stats) {
   client->client.read_stats(*stats);
 }
 
-int kv_client_is_inline(kv_client* client) { return client->client.is_inline() ? 1 : 0; }
+int kv_client_is_inline(kv_client* client) {
+  return client->client.is_inline() ? 1 : 0;
+}
 
 int kv_session_acquire(kv_client* client, uint64_t timeout_ns, kv_session** session) {
   Status status = Status::kOk;
@@ -190,8 +194,8 @@ uint64_t kv_bench_loop(kv_client* client, uint32_t kind, const void* keys, uint6
   kv_session* session = nullptr;
   batch = std::max(batch, 1u);
   std::vector<kv_call> calls(batch);
-  std::vector<std::vector<uint8_t>> buffers(kind == KV_GET ? batch : 0,
-                                            std::vector<uint8_t>(std::max<uint64_t>(value_bytes, 1)));
+  std::vector<std::vector<uint8_t>> buffers(
+      kind == KV_GET ? batch : 0, std::vector<uint8_t>(std::max<uint64_t>(value_bytes, 1)));
   const uint64_t began_ns = monotonic_ns();
   for (uint64_t done = 0; done < operations; done += batch) {
     const uint32_t count = uint32_t(std::min<uint64_t>(batch, operations - done));
@@ -224,13 +228,14 @@ uint64_t kv_bench_loop(kv_client* client, uint32_t kind, const void* keys, uint6
 }
 
 const kv_data_path* kv_get_data_path(void) {
-  static const kv_data_path table = {KV_ABI_VERSION,       kv_session_acquire,
-                                     kv_session_release,   kv_run,
-                                     kv_default_timeout_ns, kv_client_is_inline,
-                                     kv_set_interrupt_check};
+  static const kv_data_path table = {
+      KV_ABI_VERSION,        kv_session_acquire,  kv_session_release,    kv_run,
+      kv_default_timeout_ns, kv_client_is_inline, kv_set_interrupt_check};
   return &table;
 }
 
 }  // extern "C"
 
-Client& client_of(kv_client* client) { return client->client; }
+Client& client_of(kv_client* client) {
+  return client->client;
+}

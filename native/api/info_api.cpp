@@ -91,7 +91,9 @@ constexpr LayoutNumber kLayoutNumbers[] = {
 
 extern "C" {
 
-const char* kv_version(void) { return kVersion; }
+const char* kv_version(void) {
+  return kVersion;
+}
 
 const char* kv_status_name(int status) {
   const bool known = status >= 0 && size_t(status) < std::size(kStatusTexts);
@@ -110,7 +112,9 @@ int kv_layout_number(uint32_t index, const char** name, uint64_t* value) {
   return 1;
 }
 
-const char* kv_crc32c_implementation(void) { return crc32c_implementation(); }
+const char* kv_crc32c_implementation(void) {
+  return crc32c_implementation();
+}
 
 uint32_t kv_crc32c(uint32_t crc, const void* data, uint64_t bytes) {
   return crc32c(crc, data, bytes);

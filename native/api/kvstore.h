@@ -52,7 +52,12 @@ enum kv_status {
   KV_BUSY = 19              /* no session was free before the deadline */
 };
 
-enum kv_fabric_kind { KV_FABRIC_LOCAL = 0, KV_FABRIC_SHM = 1, KV_FABRIC_TCP = 2, KV_FABRIC_VERBS = 3 };
+enum kv_fabric_kind {
+  KV_FABRIC_LOCAL = 0,
+  KV_FABRIC_SHM = 1,
+  KV_FABRIC_TCP = 2,
+  KV_FABRIC_VERBS = 3
+};
 enum kv_eviction { KV_EVICTION_NONE = 0, KV_EVICTION_SAMPLED_LRU = 1 };
 enum kv_consistency { KV_LINEARIZABLE = 0, KV_REGULAR = 1 };
 
@@ -65,34 +70,34 @@ const char* kv_status_text(int status); /* one clear sentence */
 typedef struct kv_node kv_node;
 
 typedef struct kv_node_config {
-  uint64_t capacity_bytes;   /* the whole region, index and all; at least 8 MiB */
-  const char* shm_name;      /* NULL: no shm; with '/': a socket path; else an abstract socket */
-  const char* tcp_host;      /* NULL: no tcp agent */
-  uint32_t tcp_port;         /* 0: any free one */
-  uint32_t tcp_threads;      /* 0: one */
-  uint32_t eviction;         /* kv_eviction */
-  uint32_t consistency;      /* kv_consistency */
-  uint32_t hugepages;        /* 1: MFD_HUGETLB */
+  uint64_t capacity_bytes;      /* the whole region, index and all; at least 8 MiB */
+  const char* shm_name;         /* NULL: no shm; with '/': a socket path; else an abstract socket */
+  const char* tcp_host;         /* NULL: no tcp agent */
+  uint32_t tcp_port;            /* 0: any free one */
+  uint32_t tcp_threads;         /* 0: one */
+  uint32_t eviction;            /* kv_eviction */
+  uint32_t consistency;         /* kv_consistency */
+  uint32_t hugepages;           /* 1: MFD_HUGETLB */
   uint32_t membership_lease_ms; /* 0: 5000 */
-  uint32_t fence_after_ms;   /* kill a stopped shm client after this long; 0: never */
-  const char* secret;        /* what direct shm attachments must present; NULL or "": same user */
-  const char* cluster_id;    /* NULL or "": set by the first client */
-  const char* members;       /* sorted, joined by '\n'; NULL or "": set by the first client */
+  uint32_t fence_after_ms;      /* kill a stopped shm client after this long; 0: never */
+  const char* secret;     /* what direct shm attachments must present; NULL or "": same user */
+  const char* cluster_id; /* NULL or "": set by the first client */
+  const char* members;    /* sorted, joined by '\n'; NULL or "": set by the first client */
 } kv_node_config;
 
 typedef struct kv_node_description {
-  uint64_t node_id;      /* random, new at each start */
-  uint64_t incarnation;  /* likewise */
+  uint64_t node_id;     /* random, new at each start */
+  uint64_t incarnation; /* likewise */
   uint64_t region_bytes;
   uint32_t layout_version;
-  uint32_t domain;       /* kv_atomic_domain: 1 cpu, 2 verbs */
-  uint32_t tcp_port;     /* 0: no agent */
+  uint32_t domain;   /* kv_atomic_domain: 1 cpu, 2 verbs */
+  uint32_t tcp_port; /* 0: no agent */
   uint32_t eviction;
   uint32_t consistency;
   uint32_t membership_lease_ms;
-  char shm_name[256];    /* "": no shm */
+  char shm_name[256]; /* "": no shm */
   char cluster_id[256];
-  char members[4096];    /* sorted, joined by '\n' */
+  char members[4096]; /* sorted, joined by '\n' */
 } kv_node_description;
 
 /* What a client needs to attach: given by the control plane to authenticated peers only. */
@@ -106,18 +111,18 @@ typedef struct kv_node_stats {
   uint64_t segment_bytes;
   uint64_t segments_total;
   uint64_t segments_free;
-  uint64_t index_bytes;      /* subtables and their eviction metadata */
-  uint64_t object_bytes;     /* segments that hold objects */
+  uint64_t index_bytes;  /* subtables and their eviction metadata */
+  uint64_t object_bytes; /* segments that hold objects */
   uint64_t subtables;
   uint64_t global_depth;
-  uint64_t keys;             /* live slots, counted when asked */
+  uint64_t keys; /* live slots, counted when asked */
   uint64_t clients_live;
   uint64_t clients_total;
-  uint64_t clients_fenced;   /* died or were cut off */
-  uint64_t clients_stalled;  /* stopped, and hold reclamation back */
+  uint64_t clients_fenced;  /* died or were cut off */
+  uint64_t clients_stalled; /* stopped, and hold reclamation back */
   uint64_t global_epoch;
   uint64_t safe_epoch;
-  uint64_t blocks_swept;     /* returned from dead clients */
+  uint64_t blocks_swept; /* returned from dead clients */
   uint64_t uptime_ms;
   uint64_t tcp_connections_open;
   uint64_t tcp_batches;
@@ -134,11 +139,11 @@ typedef struct kv_node_stats {
 
 typedef struct kv_client_record {
   uint32_t registration;
-  uint32_t fabric;      /* kv_fabric_kind */
-  uint32_t process_id;  /* 0 where it isn't on this host */
-  uint32_t state;       /* 1 live, 2 stalled, 3 fenced, being swept */
+  uint32_t fabric;     /* kv_fabric_kind */
+  uint32_t process_id; /* 0 where it isn't on this host */
+  uint32_t state;      /* 1 live, 2 stalled, 3 fenced, being swept */
   uint64_t published_epoch;
-  uint64_t silent_ms;   /* since its heartbeat changed */
+  uint64_t silent_ms; /* since its heartbeat changed */
   char peer[256];
 } kv_client_record;
 
@@ -167,14 +172,14 @@ typedef struct kv_client_config {
   uint32_t lanes;                 /* sessions that can run at once; 0: 8 */
   uint32_t address_cache_entries; /* keys whose slot is remembered; 0: 65536; 1: none */
   const char* cluster_id;
-  const char* members;            /* sorted, joined by '\n': rendezvous hashing spreads keys over them */
+  const char* members; /* sorted, joined by '\n': rendezvous hashing spreads keys over them */
 } kv_client_config;
 
 typedef struct kv_member_state {
-  uint32_t fabric;       /* kv_fabric_kind */
-  uint32_t state;        /* 0 never attached, 1 up, 2 down, 3 fenced */
+  uint32_t fabric; /* kv_fabric_kind */
+  uint32_t state;  /* 0 never attached, 1 up, 2 down, 3 fenced */
   uint32_t registration;
-  uint32_t restarts;     /* attachments that found another incarnation */
+  uint32_t restarts; /* attachments that found another incarnation */
   uint64_t node_id;
   uint64_t incarnation;
 } kv_member_state;
@@ -182,21 +187,21 @@ typedef struct kv_member_state {
 /* Counters since the client was opened, over all members and sessions. */
 typedef struct kv_client_stats {
   uint64_t operations;
-  uint64_t reads;             /* verbs */
+  uint64_t reads; /* verbs */
   uint64_t writes;
   uint64_t cas;
   uint64_t faa;
-  uint64_t round_trips;       /* batches that a call waited for */
-  uint64_t heartbeat_verbs;   /* leases and epochs, not in the counts above */
+  uint64_t round_trips;     /* batches that a call waited for */
+  uint64_t heartbeat_verbs; /* leases and epochs, not in the counts above */
   uint64_t bytes_read;
   uint64_t bytes_written;
-  uint64_t cas_conflicts;     /* retries because somebody else won */
-  uint64_t verify_retries;    /* an object failed its checks and was read again */
+  uint64_t cas_conflicts;  /* retries because somebody else won */
+  uint64_t verify_retries; /* an object failed its checks and was read again */
   uint64_t splits;
   uint64_t evictions;
   uint64_t address_hits;
   uint64_t address_stale;
-  uint64_t limbo_bytes;       /* retired, not yet reusable */
+  uint64_t limbo_bytes; /* retired, not yet reusable */
   uint64_t reconnects;
 } kv_client_stats;
 
@@ -229,18 +234,18 @@ enum kv_call_flags {
   KV_PROBE = 4       /* get, contains: a miss need not be final (one round trip less) */
 };
 enum kv_run_flags {
-  KV_RUN_INLINE = 1  /* return KV_PENDING instead of waiting */
+  KV_RUN_INLINE = 1 /* return KV_PENDING instead of waiting */
 };
 
 typedef struct kv_call kv_call;
 struct kv_call {
-  uint32_t kind;        /* kv_call_kind */
-  uint32_t flags;       /* kv_call_flags */
+  uint32_t kind;  /* kv_call_kind */
+  uint32_t flags; /* kv_call_flags */
   const void* key;
   uint64_t key_bytes;
-  const void* value;    /* put: the bytes; must stay valid and unchanged until the call is done */
+  const void* value; /* put: the bytes; must stay valid and unchanged until the call is done */
   uint64_t value_bytes;
-  void* buffer;         /* get: where the value goes; NULL: see `allocate` */
+  void* buffer;          /* get: where the value goes; NULL: see `allocate` */
   uint64_t buffer_bytes; /* bytes of it past the value's end are left unspecified */
   /* get without a buffer: called on the calling thread for a value of more than
    * KV_ARENA_VALUE_BYTES; NULL from it is KV_OUT_OF_MEMORY. Called a second time only if the value
@@ -249,13 +254,13 @@ struct kv_call {
   void* (*allocate)(void* context, kv_call* call, uint64_t bytes);
   void* context;
   uint64_t if_version;
-  uint64_t ttl_ms;      /* put: 0 lives until deleted or evicted */
-  uint32_t codec;       /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack */
+  uint64_t ttl_ms; /* put: 0 lives until deleted or evicted */
+  uint32_t codec;  /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack */
   /* outcome */
   int32_t status;
-  const void* data;     /* get: the value; valid until the session is released */
+  const void* data; /* get: the value; valid until the session is released */
   uint64_t data_bytes;
-  uint64_t version;     /* get, contains, put: of the value; delete: of what was deleted */
+  uint64_t version; /* get, contains, put: of the value; delete: of what was deleted */
 };
 
 /* Waits for a free session until the time-out (0: does not wait). KV_BUSY, KV_FORKED, KV_CLOSED. */

@@ -51,15 +51,21 @@ int kv_node_set_members(kv_node* node, const char* cluster_id, const char* membe
   return int(s);
 }
 
-void kv_node_read_stats(kv_node* node, kv_node_stats* stats) { node->node->read_stats(*stats); }
+void kv_node_read_stats(kv_node* node, kv_node_stats* stats) {
+  node->node->read_stats(*stats);
+}
 
 uint32_t kv_node_clients(kv_node* node, kv_client_record* records, uint32_t capacity) {
   return node->node->clients(records, capacity);
 }
 
-void kv_node_drain(kv_node* node) { node->node->drain(); }
+void kv_node_drain(kv_node* node) {
+  node->node->drain();
+}
 
-void kv_node_close(kv_node* node) { delete node; }
+void kv_node_close(kv_node* node) {
+  delete node;
+}
 
 int kv_client_attach_local(kv_client* client, uint32_t member, kv_node* node, char* error,
                            uint64_t error_bytes) {

@@ -16,7 +16,7 @@ namespace kvstore {
 
 }  // namespace kvstore
 
-#define KV_ASSERT(condition)                                              \
-  (__builtin_expect(!!(condition), 1)                                     \
-       ? void(0)                                                          \
+#define KV_ASSERT(condition)          \
+  (__builtin_expect(!!(condition), 1) \
+       ? void(0)                      \
        : ::kvstore::assertion_failed(#condition, __FILE__, __LINE__))

@@ -75,7 +75,9 @@ uint32_t crc32c_copy(uint32_t crc, void* destination, const void* source, size_t
   return ~copy_update_function.load(std::memory_order_relaxed)(~crc, destination, source, bytes);
 }
 
-const char* crc32c_implementation() noexcept { return fastest_supported().name; }
+const char* crc32c_implementation() noexcept {
+  return fastest_supported().name;
+}
 
 std::span<const Crc32cImplementation* const> crc32c_implementations() noexcept {
   return kImplementations;

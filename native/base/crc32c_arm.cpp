@@ -42,7 +42,9 @@ KV_TARGET_CRC uint32_t update(uint32_t state, uint8_t* destination, const uint8_
   return state;
 }
 
-bool supported() noexcept { return (getauxval(AT_HWCAP) & kHardwareCapabilityCrc32) != 0; }
+bool supported() noexcept {
+  return (getauxval(AT_HWCAP) & kHardwareCapabilityCrc32) != 0;
+}
 
 KV_TARGET_CRC uint32_t update_only(uint32_t state, const void* data, size_t bytes) noexcept {
   return update<false>(state, nullptr, static_cast<const uint8_t*>(data), bytes);

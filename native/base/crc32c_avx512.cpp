@@ -26,8 +26,8 @@
 
 #include "base/crc32c_implementations.hpp"
 
-#define KV_TARGET                                                                           \
-  __attribute__((                                                                           \
+#define KV_TARGET \
+  __attribute__(( \
       target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,vpclmulqdq,pclmul,sse4.2,bmi2")))
 #define KV_INLINE __attribute__((always_inline)) inline
 
@@ -49,8 +49,12 @@ static_assert(kStreamBytesMin >= 2 * kAlignBytesMin);
 // The multipliers that move a 128-bit lane `bits` further from the end of the message. The low
 // quadword holds the earlier 64 bits. The carry-less product of reflected operands is short by x^1,
 // and a 32-bit constant in a quadword stands for itself times x^32: hence the exponents.
-constexpr uint64_t fold_low(uint64_t bits) { return crc32c_power_of_x(bits + 64 - 33); }
-constexpr uint64_t fold_high(uint64_t bits) { return crc32c_power_of_x(bits - 33); }
+constexpr uint64_t fold_low(uint64_t bits) {
+  return crc32c_power_of_x(bits + 64 - 33);
+}
+constexpr uint64_t fold_high(uint64_t bits) {
+  return crc32c_power_of_x(bits - 33);
+}
 
 struct alignas(64) LaneMultipliers {
   uint64_t quadwords[8];
@@ -262,10 +266,9 @@ KV_TARGET uint32_t update_only(uint32_t state, const void* data, size_t bytes) n
 
 KV_TARGET uint32_t copy_update(uint32_t state, void* destination, const void* source,
                                size_t bytes) noexcept {
-  return update(state,
-                Cursor<true>{static_cast<uint8_t*>(destination),
-                             static_cast<const uint8_t*>(source)},
-                bytes);
+  return update(
+      state, Cursor<true>{static_cast<uint8_t*>(destination), static_cast<const uint8_t*>(source)},
+      bytes);
 }
 
 }  // namespace

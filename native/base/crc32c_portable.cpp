@@ -67,14 +67,15 @@ uint32_t update(uint32_t state, uint8_t* destination, const uint8_t* source, siz
   return state;
 }
 
-bool supported() noexcept { return true; }
+bool supported() noexcept {
+  return true;
+}
 
 uint32_t update_only(uint32_t state, const void* data, size_t bytes) noexcept {
   return update<false>(state, nullptr, static_cast<const uint8_t*>(data), bytes);
 }
 
-uint32_t copy_update(uint32_t state, void* destination, const void* source,
-                     size_t bytes) noexcept {
+uint32_t copy_update(uint32_t state, void* destination, const void* source, size_t bytes) noexcept {
   return update<true>(state, static_cast<uint8_t*>(destination),
                       static_cast<const uint8_t*>(source), bytes);
 }

@@ -64,9 +64,9 @@ KV_TARGET_SSE42 KV_INLINE uint32_t serial(uint32_t state, uint8_t* destination,
 }
 
 KV_TARGET_PCLMUL KV_INLINE uint64_t shift_unreduced(uint32_t state, size_t words) {
-  const __m128i product = _mm_clmulepi64_si128(_mm_cvtsi32_si128(static_cast<int>(state)),
-                                               _mm_cvtsi32_si128(static_cast<int>(kShifts[words])),
-                                               0);
+  const __m128i product =
+      _mm_clmulepi64_si128(_mm_cvtsi32_si128(static_cast<int>(state)),
+                           _mm_cvtsi32_si128(static_cast<int>(kShifts[words])), 0);
   return static_cast<uint64_t>(_mm_cvtsi128_si64(product));
 }
 
@@ -95,7 +95,9 @@ KV_TARGET_PCLMUL KV_INLINE uint32_t interleaved(uint32_t state, uint8_t* destina
   return serial<kCopy>(state, destination, source, bytes);
 }
 
-bool sse42_supported() noexcept { return __builtin_cpu_supports("sse4.2"); }
+bool sse42_supported() noexcept {
+  return __builtin_cpu_supports("sse4.2");
+}
 
 bool pclmul_supported() noexcept {
   return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul");
@@ -115,8 +117,8 @@ KV_TARGET_PCLMUL uint32_t pclmul_update(uint32_t state, const void* data, size_t
   return interleaved<false>(state, nullptr, static_cast<const uint8_t*>(data), bytes);
 }
 
-KV_TARGET_PCLMUL uint32_t pclmul_copy_update(uint32_t state, void* destination,
-                                             const void* source, size_t bytes) noexcept {
+KV_TARGET_PCLMUL uint32_t pclmul_copy_update(uint32_t state, void* destination, const void* source,
+                                             size_t bytes) noexcept {
   return interleaved<true>(state, static_cast<uint8_t*>(destination),
                            static_cast<const uint8_t*>(source), bytes);
 }

@@ -9,7 +9,9 @@ namespace {
 
 std::atomic<uint64_t> generation{0};
 
-void in_child() { generation.fetch_add(1, std::memory_order_relaxed); }
+void in_child() {
+  generation.fetch_add(1, std::memory_order_relaxed);
+}
 
 const int registered = pthread_atfork(nullptr, nullptr, in_child);
 

@@ -14,8 +14,12 @@ inline uint64_t clock_ns(clockid_t clock) noexcept {
   return uint64_t(now.tv_sec) * 1'000'000'000u + uint64_t(now.tv_nsec);
 }
 
-inline uint64_t monotonic_ns() noexcept { return clock_ns(CLOCK_MONOTONIC); }
-inline uint64_t boottime_ns() noexcept { return clock_ns(CLOCK_BOOTTIME); }
+inline uint64_t monotonic_ns() noexcept {
+  return clock_ns(CLOCK_MONOTONIC);
+}
+inline uint64_t boottime_ns() noexcept {
+  return clock_ns(CLOCK_BOOTTIME);
+}
 
 inline constexpr uint64_t kMillisecond = 1'000'000;
 inline constexpr uint64_t kSecond = 1'000'000'000;

@@ -48,13 +48,17 @@ void Executor::add_timer(uint64_t when_ns, std::coroutine_handle<> handle) {
   std::push_heap(timers_.begin(), timers_.end(), std::greater<>{});
 }
 
-void Executor::add_connection(kv_connection* connection) { connections_.push_back(connection); }
+void Executor::add_connection(kv_connection* connection) {
+  connections_.push_back(connection);
+}
 
 void Executor::remove_connection(kv_connection* connection) {
   std::erase(connections_, connection);
 }
 
-void Executor::expire_timers() { fire_timers(UINT64_MAX); }
+void Executor::expire_timers() {
+  fire_timers(UINT64_MAX);
+}
 
 void Executor::wake() noexcept {
   KV_ASSERT(wake_descriptor_ >= 0);

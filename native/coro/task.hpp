@@ -1,8 +1,8 @@
 // Task<T>: a protocol step as a coroutine.
 //
-// A task starts eagerly. Where everything it awaits completes inline (shm), it is done when the call
-// returns and awaiting it costs no suspension. A suspended task is resumed only by the executor,
-// never by the one that completes it: no chain of completions can grow the stack, at any
+// A task starts eagerly. Where everything it awaits completes inline (shm), it is done when the
+// call returns and awaiting it costs no suspension. A suspended task is resumed only by the
+// executor, never by the one that completes it: no chain of completions can grow the stack, at any
 // optimisation level.
 //
 // A task is owned by the Task object; dropping the object of an unfinished task is a defect.

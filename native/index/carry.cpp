@@ -148,8 +148,7 @@ Task<Status> copy(Carry& carry, std::array<Slot, kSlots>& copies) {
       continue;
     }
     const uint64_t flags = Slot::kMoving | (slot.flags() & Slot::kShared);
-    copies[i] =
-        there.successor(slot.fingerprint(), flags, slot.size_class(), slot.address());
+    copies[i] = there.successor(slot.fingerprint(), flags, slot.size_class(), slot.address());
     slots[count] = i;
     ops[count++] = cas_op(slot_offset(carry.target, i), there.word, copies[i].word);
   }

@@ -21,8 +21,8 @@ class Directory {
  public:
   explicit Directory(const layout::Geometry& geometry)
       : geometry_(geometry),
-        entries_(std::make_unique<std::atomic<uint64_t>[]>(size_t{1}
-                                                           << geometry.directory_depth_max)) {}
+        entries_(
+            std::make_unique<std::atomic<uint64_t>[]>(size_t{1} << geometry.directory_depth_max)) {}
 
   layout::DirectoryEntry entry_of(uint64_t hash) const {
     const unsigned depth = depth_.load(std::memory_order_acquire);

@@ -30,7 +30,6 @@ SlotRef choose_slot(const Places& places, uint64_t hash) {
   return SlotRef{};
 }
 
-
 bool known_other(std::span<const Candidate> examined, const SlotRef& ref) {
   return std::any_of(examined.begin(), examined.end(), [&](const Candidate& candidate) {
     return candidate.ref.offset == ref.offset && candidate.ref.slot == ref.slot;
@@ -56,7 +55,7 @@ unsigned newcomers(std::span<const CombinedBucket> seen, const Key& key, uint64_
 Task<bool> swap_word(Remote& remote, uint64_t offset, Slot expect, Slot desire) {
   kv_op op[1] = {cas_op(offset, expect.word, desire.word)};
   const uint32_t s = co_await remote.batch(op);
-  co_return s == KV_FABRIC_OK && op[0].result == expect.word;
+  co_return s == KV_FABRIC_OK&& op[0].result == expect.word;
 }
 
 // Kills tentative copies of the key, and tentative entries that do not verify: their inserter died.

@@ -1,7 +1,7 @@
 // Two-phase insert of a key that was not found.
 //
-// RACE's rule, that everyone inserts and duplicates are removed later, is not linearizable. Here the
-// entry goes in as tentative, which readers ignore; both buckets are read again; and only an
+// RACE's rule, that everyone inserts and duplicates are removed later, is not linearizable. Here
+// the entry goes in as tentative, which readers ignore; both buckets are read again; and only an
 // inserter that finds no other live copy commits, by a CAS that is the linearization point. Anyone
 // may kill a tentative entry, so an inserter that dies blocks nobody.
 

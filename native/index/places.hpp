@@ -1,8 +1,8 @@
 // The buckets in which a key can be, as read from the node.
 //
-// Normally two combined buckets. While a split is filling the key's subtable, the two of the sibling
-// come first: an entry leaves the old place only after it stands in the new one, so a reader that
-// looks at the old place first cannot miss it.
+// Normally two combined buckets. While a split is filling the key's subtable, the two of the
+// sibling come first: an entry leaves the old place only after it stands in the new one, so a
+// reader that looks at the old place first cannot miss it.
 
 #pragma once
 
@@ -26,8 +26,8 @@ struct CombinedBucket {
     return layout::BucketHeader{buckets[bucket].header};
   }
   layout::Slot slot(unsigned index) const {
-    return layout::Slot{buckets[index / layout::kSlotsPerBucket]
-                            .slots[index % layout::kSlotsPerBucket]};
+    return layout::Slot{
+        buckets[index / layout::kSlotsPerBucket].slots[index % layout::kSlotsPerBucket]};
   }
   uint64_t slot_offset(unsigned index) const {
     return offset + index / layout::kSlotsPerBucket * layout::kBucketBytes + 8 +

@@ -19,7 +19,9 @@ constexpr uint64_t kLockPollNs = kMillisecond / 2;
 // Groups carried at once: their round trips overlap.
 constexpr unsigned kGroupsAtOnce = 16;
 
-uint64_t record_field(size_t field) { return layout::kSplitRecordOffset + field; }
+uint64_t record_field(size_t field) {
+  return layout::kSplitRecordOffset + field;
+}
 
 Task<Status> read_record(Remote& remote, SplitRecord& record) {
   kv_op op[1] = {read_op(layout::kSplitRecordOffset, &record, sizeof record)};
@@ -57,11 +59,10 @@ Task<Status> wait_for_lock(Remote& remote, uint64_t deadline_ns) {
 }
 
 // Takes an extent and fills it with an empty subtable whose buckets are all `filling`.
-Task<Status> make_subtable(Remote& remote, SegmentTable& segments, unsigned depth,
-                           uint64_t suffix, uint64_t& offset) {
+Task<Status> make_subtable(Remote& remote, SegmentTable& segments, unsigned depth, uint64_t suffix,
+                           uint64_t& offset) {
   const uint32_t run = segments.geometry().segments_for(layout::kSubtableBytes);
-  const ClaimResult claimed =
-      co_await segments.claim(remote, run, SegmentEntry::kSubtable, 0, 0);
+  const ClaimResult claimed = co_await segments.claim(remote, run, SegmentEntry::kSubtable, 0, 0);
   if (claimed.status != Status::kOk) co_return claimed.status;
   offset = segments.geometry().segment_offset(claimed.extent.segment);
   std::vector<uint64_t> words(layout::kSubtableBytes / 8, 0);
@@ -116,10 +117,8 @@ Task<Status> publish(Remote& remote, const layout::Geometry& geometry, const Spl
     co_return from_fabric(s);
   }
   if (depth > geometry.directory_depth_max || depth < record.depth) co_return Status::kCorrupt;
-  const uint64_t new_entry =
-      DirectoryEntry::make(record.target, unsigned(record.depth)).word;
-  const uint64_t old_entry =
-      DirectoryEntry::make(record.source, unsigned(record.depth)).word;
+  const uint64_t new_entry = DirectoryEntry::make(record.target, unsigned(record.depth)).word;
+  const uint64_t old_entry = DirectoryEntry::make(record.source, unsigned(record.depth)).word;
   const uint64_t old_suffix = record.target_suffix ^ (uint64_t{1} << (record.depth - 1));
   const uint64_t stride = uint64_t{1} << record.depth;
   constexpr unsigned kPairsPerBatch = 256;
@@ -137,8 +136,8 @@ Task<Status> publish(Remote& remote, const layout::Geometry& geometry, const Spl
   co_return Status::kOk;
 }
 
-Task<Status> carry_all(Remote& remote, const layout::Geometry& geometry,
-                       const SplitRecord& record, uint64_t deadline_ns) {
+Task<Status> carry_all(Remote& remote, const layout::Geometry& geometry, const SplitRecord& record,
+                       uint64_t deadline_ns) {
   const uint64_t source = record.source * layout::kUnitBytes;
   const uint64_t target = record.target * layout::kUnitBytes;
   Status worst = Status::kOk;

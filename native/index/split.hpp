@@ -9,7 +9,8 @@
 //
 // Every step may be done again, so whoever fences the holder can finish, and whoever needs a group
 // that is still filling carries that group itself. An entry is carried by: freeze the old slot
-// (moving), copy it into the same place of the new subtable (moving), empty the old, commit the new.
+// (moving), copy it into the same place of the new subtable (moving), empty the old, commit the
+// new.
 
 #pragma once
 

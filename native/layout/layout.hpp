@@ -91,10 +91,10 @@ inline constexpr uint64_t kNodeLineOffset = kPageBytes;
 // The holder of the lock writes the record before it changes anything else, so that whoever takes
 // the lock from a fenced holder can finish the split.
 struct SplitRecord {
-  uint64_t lock;           // DirectoryLock
-  uint64_t source;         // address of the subtable being split, 0: none
-  uint64_t target;         // address of the new subtable
-  uint64_t depth;          // local depth of both after the split
+  uint64_t lock;    // DirectoryLock
+  uint64_t source;  // address of the subtable being split, 0: none
+  uint64_t target;  // address of the new subtable
+  uint64_t depth;   // local depth of both after the split
   uint64_t target_suffix;
   uint64_t reserved[3];
 };
@@ -177,7 +177,7 @@ enum ObjectFlags : uint8_t {
 struct ObjectHeader {
   uint16_t key_bytes;
   uint8_t flags;
-  uint8_t codec;  // 0 bytes, 1 msgpack
+  uint8_t codec;        // 0 bytes, 1 msgpack
   uint32_t header_crc;  // CRC32C of the header with this field 0
   uint64_t value_bytes;
   uint64_t key_hash;
@@ -312,8 +312,7 @@ constexpr Geometry make_geometry(uint64_t region_bytes) {
   g.segment_table_offset = round_up(offset, kPageBytes);
   const uint64_t left = region_bytes - g.segment_table_offset;
   uint64_t segments = left / (g.segment_bytes + 8);
-  while (round_up(g.segment_table_offset + segments * 8, kPageBytes) +
-             segments * g.segment_bytes >
+  while (round_up(g.segment_table_offset + segments * 8, kPageBytes) + segments * g.segment_bytes >
          region_bytes) {
     --segments;
   }

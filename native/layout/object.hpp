@@ -14,7 +14,9 @@ inline uint32_t header_crc(ObjectHeader header) {
   return crc32c(0, &header, sizeof header);
 }
 
-inline void seal(ObjectHeader& header) { header.header_crc = header_crc(header); }
+inline void seal(ObjectHeader& header) {
+  header.header_crc = header_crc(header);
+}
 
 inline ObjectHeader load_header(const void* bytes) {
   ObjectHeader header;

@@ -30,8 +30,8 @@ constexpr uint64_t class_bytes(unsigned size_class) {
 // The smallest class whose blocks hold `bytes` bytes; 0 if none does.
 constexpr unsigned class_of(uint64_t bytes) {
   if (bytes <= kLinearBytesMax) return unsigned((bytes + kUnitBytes - 1) / kUnitBytes);
-  const uint64_t payload = bytes <= kLinearBytesMax + kHeaderRoomBytes ? kLinearBytesMax
-                                                                        : bytes - kHeaderRoomBytes;
+  const uint64_t payload =
+      bytes <= kLinearBytesMax + kHeaderRoomBytes ? kLinearBytesMax : bytes - kHeaderRoomBytes;
   const unsigned doubling = unsigned(std::bit_width(payload)) - 13;  // 2^12 is kLinearBytesMax
   const uint64_t power = kLinearBytesMax << doubling;
   const uint64_t eighth = power / kClassesPerDoubling;

@@ -124,9 +124,9 @@ struct DirectoryEntry {
 struct SegmentEntry {
   enum Kind : unsigned {
     kFree = 0,
-    kClaiming = 1,   // head of an extent being taken
-    kObjects = 2,    // head of an extent that holds blocks of one size class
-    kSubtable = 3,   // head of an index subtable; the owner matters until it is in the directory
+    kClaiming = 1,  // head of an extent being taken
+    kObjects = 2,   // head of an extent that holds blocks of one size class
+    kSubtable = 3,  // head of an index subtable; the owner matters until it is in the directory
     kFollower = 4,
     kAdoptable = 5,  // head of an object extent without an owner, partly free
     kLocks = 6       // head of a lock table

@@ -29,7 +29,9 @@ uint64_t random_word() {
   return word | 1;
 }
 
-std::string text(const char* given) { return given == nullptr ? "" : given; }
+std::string text(const char* given) {
+  return given == nullptr ? "" : given;
+}
 
 void copy_text(char* destination, size_t bytes, const std::string& source) {
   std::strncpy(destination, source.c_str(), bytes - 1);
@@ -98,8 +100,8 @@ bool Node::start(const kv_node_config& config, std::string& error) {
       to_fence_.push_back(r);
       changed_.notify_all();
     };
-    door_ = ShmDoor::open(shm_name_, text(config.secret), node_id_, *region_, *registry_, gone,
-                          error);
+    door_ =
+        ShmDoor::open(shm_name_, text(config.secret), node_id_, *region_, *registry_, gone, error);
     if (!door_) return false;
   }
   maintenance_ = std::thread([this] { maintain(); });
@@ -237,8 +239,9 @@ void Node::maintain() {
   while (!stopping_.load()) {
     const Registry::Tick tick = registry_->tick(lease_ns_);
     for (const uint32_t registration : tick.silent) judge_silent(registration);
-    const uint64_t period_ns =
-        tick.pressed ? kPressedTickNs : tick.busy ? kBusyTickNs : kIdleTickNs;
+    const uint64_t period_ns = tick.pressed ? kPressedTickNs
+                               : tick.busy  ? kBusyTickNs
+                                            : kIdleTickNs;
     std::deque<uint32_t> gone;
     {
       std::unique_lock lock(mutex_);
@@ -275,8 +278,8 @@ void Node::sweep_one(uint32_t registration) {
     const uint64_t deadline_ns = monotonic_ns() + kSweepNs;
     if (lane->run_task([&] { return sweep.look(channel); }, deadline_ns) != Status::kOk) continue;
     if (!wait_rounds(3)) break;
-    swept = lane->run_task([&] { return sweep.give_back(channel); },
-                           monotonic_ns() + kSweepNs) == Status::kOk;
+    swept = lane->run_task([&] { return sweep.give_back(channel); }, monotonic_ns() + kSweepNs) ==
+            Status::kOk;
   }
   blocks_swept_.fetch_add(sweep.blocks_freed());
   janitor_->release_lane(*lane);

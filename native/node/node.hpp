@@ -1,5 +1,6 @@
 // A memory node: the region, the doors through which clients come, and the upkeep that no client
-// can do: epochs, leases, fencing, and sweeping after clients that died. It stays off the data path.
+// can do: epochs, leases, fencing, and sweeping after clients that died. It stays off the data
+// path.
 
 #pragma once
 
@@ -32,8 +33,7 @@ class Node {
   // Admits a client of this process.
   Status admit_local(uint32_t& registration, LocalRegion& region, std::string& error);
   Status dismiss(uint32_t registration);
-  Status set_members(const std::string& cluster_id, const std::string& members,
-                     std::string& error);
+  Status set_members(const std::string& cluster_id, const std::string& members, std::string& error);
   void read_stats(kv_node_stats& stats);
   uint32_t clients(kv_client_record* records, uint32_t capacity) {
     return registry_->list(records, capacity);

@@ -15,7 +15,9 @@ namespace {
 
 constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
 
-std::string in_mebibytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+std::string in_mebibytes(uint64_t bytes) {
+  return std::to_string(bytes >> 20) + " MiB";
+}
 
 std::string allocation_error(uint64_t bytes, bool hugepages, int code) {
   std::string line = "can't allocate " + in_mebibytes(bytes);
@@ -25,7 +27,8 @@ std::string allocation_error(uint64_t bytes, bool hugepages, int code) {
            std::to_string((bytes + kHugePageBytes - 1) / kHugePageBytes) +
            "` or start without --hugepages";
   }
-  return line + " of shared memory: " + std::strerror(code) + "; give the node a smaller --capacity";
+  return line + " of shared memory: " + std::strerror(code) +
+         "; give the node a smaller --capacity";
 }
 
 }  // namespace

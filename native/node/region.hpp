@@ -1,6 +1,6 @@
 // The memory of a node: a sealed memfd, allocated in full at the start, so that too little memory
-// is one clear line then and not a fault later. Nothing of it has a name in the file system: it goes
-// with the last process that maps it.
+// is one clear line then and not a fault later. Nothing of it has a name in the file system: it
+// goes with the last process that maps it.
 
 #pragma once
 

@@ -33,9 +33,8 @@ bool same(const std::string& secret, const ShmHello& hello) {
 bool clear_stale(const std::string& name, const UnixAddress& address) {
   if (name.find('/') == std::string::npos) return true;
   const int probe = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const bool answers =
-      ::connect(probe, reinterpret_cast<const sockaddr*>(address.storage.data()),
-                address.bytes) == 0;
+  const bool answers = ::connect(probe, reinterpret_cast<const sockaddr*>(address.storage.data()),
+                                 address.bytes) == 0;
   ::close(probe);
   if (answers) return false;
   ::unlink(name.c_str());
@@ -122,8 +121,7 @@ std::string ShmDoor::judge(int socket, const ShmHello& hello, uint32_t& registra
   }
   if (!secret_.empty() && !same(secret_, hello)) return "wrong token";
   Token token;
-  registration =
-      registry_.admit("pid " + std::to_string(peer.pid), KV_FABRIC_SHM, token);
+  registration = registry_.admit("pid " + std::to_string(peer.pid), KV_FABRIC_SHM, token);
   return registration == 0 ? "the node has no room for more clients" : "";
 }
 

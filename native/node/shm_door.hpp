@@ -38,8 +38,7 @@ class ShmDoor {
   void loop();
   void take_in(int socket);
   // Empty if the peer may have the region; otherwise why not.
-  std::string judge(int socket, const struct ShmHello& hello, uint32_t& registration,
-                    int& process);
+  std::string judge(int socket, const struct ShmHello& hello, uint32_t& registration, int& process);
   void answer(int socket, const std::string& refusal, uint32_t registration);
 
   const std::string name_;

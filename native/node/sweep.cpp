@@ -41,8 +41,8 @@ Task<Status> read_table(Channel& channel, std::vector<uint64_t>& words) {
 Task<Status> read_bitmap(Channel& channel, uint64_t segment, const ExtentShape& shape,
                          std::vector<uint64_t>& bits) {
   bits.assign((shape.blocks + 63) / 64, 0);
-  kv_op op[1] = {read_op(channel.attachment->geometry.segment_offset(segment), bits.data(),
-                         bits.size() * 8)};
+  kv_op op[1] = {
+      read_op(channel.attachment->geometry.segment_offset(segment), bits.data(), bits.size() * 8)};
   co_return from_fabric(co_await channel.remote.batch(op));
 }
 
@@ -161,10 +161,10 @@ Task<Status> Sweep::give_back_extent(Channel& channel, Held& held) {
       set != Status::kOk) {
     co_return set;
   }
-  const SegmentEntry adoptable = held.head.successor(SegmentEntry::kAdoptable, 0, held.head.run(),
-                                                     held.head.size_class());
-  kv_op op[1] = {cas_op(attachment.geometry.entry_offset(held.segment), held.head.word,
-                        adoptable.word)};
+  const SegmentEntry adoptable =
+      held.head.successor(SegmentEntry::kAdoptable, 0, held.head.run(), held.head.size_class());
+  kv_op op[1] = {
+      cas_op(attachment.geometry.entry_offset(held.segment), held.head.word, adoptable.word)};
   co_return from_fabric(co_await channel.remote.batch(op));
 }
 

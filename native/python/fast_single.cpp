@@ -256,7 +256,8 @@ PyMethodDef single_methods[] = {
     {"delete", with_keywords(delete_key), kWithKeywords,
      "delete($self, key, *, if_version=None, timeout_s=None)\n--\n\n"
      "Delete `key` and return whether it was there.\n\n"
-     "With `if_version` it is deleted only if its value has that version; otherwise, also where it\n"
+     "With `if_version` it is deleted only if its value has that version; otherwise, also where "
+     "it\n"
      "is absent, ConditionFailed is raised."},
     {"_get_coded", with_keywords(get_coded), kWithKeywords,
      "Return (value, codec) of `key`, or None."},

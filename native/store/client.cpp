@@ -23,9 +23,13 @@ Client::Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::
   service_lane_ = std::make_unique<Lane>(*this, lanes, count);
 }
 
-Client::~Client() { close(); }
+Client::~Client() {
+  close();
+}
 
-bool Client::forked() const { return fork_generation() != fork_generation_; }
+bool Client::forked() const {
+  return fork_generation() != fork_generation_;
+}
 
 uint32_t Client::member_of(uint64_t key_hash) const {
   if (members_.size() == 1) return 0;
@@ -53,9 +57,8 @@ void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
   Member& member = *members_[index];
   {
     const std::lock_guard lock(member.mutex);
-    const bool restarted =
-        member.attachment &&
-        member.attachment->superblock.incarnation != attachment->superblock.incarnation;
+    const bool restarted = member.attachment && member.attachment->superblock.incarnation !=
+                                                    attachment->superblock.incarnation;
     if (restarted) ++member.restarts;
     member.attachment = std::move(attachment);
     member.generation.fetch_add(1, std::memory_order_release);
@@ -89,8 +92,8 @@ Lane* Client::acquire_lane(uint64_t timeout_ns, Status& status) {
   status = Status::kOk;
   if (Lane* lane = try_lanes()) return lane;
   if (timeout_ns > 0) {
-    const auto until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(std::min(
-                                                              timeout_ns, 3600 * kSecond));
+    const auto until = std::chrono::steady_clock::now() +
+                       std::chrono::nanoseconds(std::min(timeout_ns, 3600 * kSecond));
     std::unique_lock lock(lanes_mutex_);
     lane_waiters_.fetch_add(1);
     Lane* lane = nullptr;

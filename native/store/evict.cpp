@@ -50,16 +50,15 @@ Task<Status> read_sample(Channel& channel, Sampled& sampled, uint64_t& groups_of
       attachment.directory.entry_at(next_random() % attachment.directory.size());
   const uint64_t group = next_random() % (layout::kGroupsPerSubtable - kGroupsSampled + 1);
   groups_offset = entry.offset() + group * layout::kGroupBytes;
-  kv_op ops[2] = {
-      read_op(groups_offset, sampled.buckets, sizeof sampled.buckets),
-      read_op(entry.offset() + layout::kSubtableBucketBytes +
-                  group * layout::kMetadataBytesPerGroup,
-              sampled.metadata, sizeof sampled.metadata)};
+  kv_op ops[2] = {read_op(groups_offset, sampled.buckets, sizeof sampled.buckets),
+                  read_op(entry.offset() + layout::kSubtableBucketBytes +
+                              group * layout::kMetadataBytesPerGroup,
+                          sampled.metadata, sizeof sampled.metadata)};
   co_return from_fabric(co_await channel.remote.batch(ops));
 }
 
-unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset,
-              unsigned size_class, std::span<Sample> samples) {
+unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset, unsigned size_class,
+              std::span<Sample> samples) {
   const Attachment& attachment = *channel.attachment;
   const uint32_t now_ms = uint32_t(attachment.node_clock_ms());
   unsigned count = 0;
@@ -70,8 +69,7 @@ unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset,
     if (!slot.readable() || slot.moving() || slot.frozen()) continue;
     if (!attachment.geometry.holds_block(slot.offset(), slot.size_class())) continue;
     const uint64_t offset = groups_offset + bucket * layout::kBucketBytes + 8 + in_bucket * 8;
-    const bool useful =
-        slot.size_class() == size_class && attachment.allocator.owns(slot.offset());
+    const bool useful = slot.size_class() == size_class && attachment.allocator.owns(slot.offset());
     samples[count++] = {{offset, slot}, now_ms - sampled.metadata[i].last_access_ms, useful};
   }
   std::sort(samples.begin(), samples.begin() + count, [](const Sample& a, const Sample& b) {
@@ -117,7 +115,8 @@ Task<unsigned> evict_bytes(Channel& channel, unsigned size_class, uint64_t bytes
     const unsigned now = co_await evict_sampled(channel, size_class, 4);
     if (channel.remote.broken() || channel.lane().cancelled()) break;
     evicted += now;
-    freed += channel.attachment->limbo.bytes() - std::min(before, channel.attachment->limbo.bytes());
+    freed +=
+        channel.attachment->limbo.bytes() - std::min(before, channel.attachment->limbo.bytes());
   }
   co_return evicted;
 }
@@ -142,8 +141,8 @@ Task<unsigned> evict_sampled(Channel& channel, unsigned size_class, unsigned wan
 
 Task<Status> evict_in_places(Channel& channel, const Key& key) {
   Places places;
-  if (const Status s = co_await read_places(channel.remote, channel.attachment->directory,
-                                            key.hash, places);
+  if (const Status s =
+          co_await read_places(channel.remote, channel.attachment->directory, key.hash, places);
       s != Status::kOk) {
     co_return s;
   }

@@ -56,8 +56,8 @@ void* place_for(Channel& channel, kv_call& call, uint64_t bytes) {
 }
 
 // The header and key are in `object`; says what they mean for this call.
-Reading judge(Channel& channel, const Target& target, const unsigned char* object,
-              const Slot& slot, ObjectHeader& header) {
+Reading judge(Channel& channel, const Target& target, const unsigned char* object, const Slot& slot,
+              ObjectHeader& header) {
   header = layout::load_header(object);
   if (!layout::sound(header, slot.address(), slot.size_class())) return Reading::kUnsound;
   if (!is_of(object, header, target.key)) return Reading::kOther;
@@ -197,8 +197,8 @@ Task<Reading> read_known(Channel& channel, const Target& target, const KnownAddr
   ops[2] = with_crc(read_op(slot.offset() + at, place, known.value_bytes), target.key_crc);
   if (co_await channel.remote.batch({ops, 3}) != KV_FABRIC_OK) co_return Reading::kLost;
   ObjectHeader header;
-  const Reading verdict = now == slot ? judge(channel, target, head.data(), slot, header)
-                                      : Reading::kUnsound;
+  const Reading verdict =
+      now == slot ? judge(channel, target, head.data(), slot, header) : Reading::kUnsound;
   if (verdict != Reading::kDone) co_return verdict;
   if (header.value_bytes != known.value_bytes || header.value_crc != uint32_t(ops[2].result)) {
     co_return Reading::kUnsound;
@@ -210,8 +210,8 @@ Task<Reading> read_known(Channel& channel, const Target& target, const KnownAddr
 // Memory from `allocate` is asked for only once the object is known to be the right one.
 bool may_try_known(Channel& channel, const kv_call& call, const KnownAddress& known) {
   return call.buffer != nullptr || call.allocate == nullptr ||
-         known.value_bytes <= std::min<uint64_t>(KV_ARENA_VALUE_BYTES,
-                                                 channel.remote.eager_read_bytes());
+         known.value_bytes <=
+             std::min<uint64_t>(KV_ARENA_VALUE_BYTES, channel.remote.eager_read_bytes());
 }
 
 }  // namespace

@@ -108,7 +108,8 @@ void Channel::touch(uint64_t subtable, uint64_t slot_offset, unsigned written_cl
   const uint64_t bucket = in_subtable % layout::kGroupBytes / layout::kBucketBytes;
   const uint64_t slot = in_subtable % layout::kBucketBytes / 8;
   if (slot == 0) return;
-  const uint64_t index = group * layout::kSlotsPerGroup + bucket * layout::kSlotsPerBucket + slot - 1;
+  const uint64_t index =
+      group * layout::kSlotsPerGroup + bucket * layout::kSlotsPerBucket + slot - 1;
   touches.push({attachment->superblock.incarnation,
                 subtable + layout::kSubtableBucketBytes + index * sizeof(layout::EvictionMetadata),
                 uint32_t(attachment->node_clock_coarse_ms()), written_class});
@@ -212,8 +213,8 @@ void Lane::start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t 
   run_.next = 0;
   run_.waiting = 0;
   run_.began_ns = monotonic_ns();
-  run_.deadline_ns = timeout_ns > UINT64_MAX - run_.began_ns ? UINT64_MAX
-                                                             : run_.began_ns + timeout_ns;
+  run_.deadline_ns =
+      timeout_ns > UINT64_MAX - run_.began_ns ? UINT64_MAX : run_.began_ns + timeout_ns;
   run_.active = true;
   cancelled_ = false;
   begin_activity();

@@ -24,8 +24,8 @@ Task<Status> back_off(Channel& channel, unsigned attempt) {
   if (attempt < 4) co_return Status::kOk;
   // Clients that collide must not wait alike: lane and address spread them.
   const uint64_t spread = reinterpret_cast<uintptr_t>(&lane) / 64 % 7 + lane.index() % 5 + 1;
-  const uint64_t pause_ns = std::min<uint64_t>(uint64_t{1} << std::min(attempt, 16u), 50'000) *
-                            spread / 2;
+  const uint64_t pause_ns =
+      std::min<uint64_t>(uint64_t{1} << std::min(attempt, 16u), 50'000) * spread / 2;
   co_await lane.executor().sleep_until(now + pause_ns);
   co_return lane.cancelled() ? Status::kDeadlineExceeded : Status::kOk;
 }
@@ -46,8 +46,8 @@ Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool prob
     bool unsound = false;
     if (count > 0) {
       for (unsigned i = 0; i < count; ++i) lookup.examined[i].ref = matches[i];
-      if (const Status s = co_await examine(channel.remote, attachment.geometry, key,
-                                            {lookup.examined, count});
+      if (const Status s =
+              co_await examine(channel.remote, attachment.geometry, key, {lookup.examined, count});
           s != Status::kOk) {
         co_return s;
       }
@@ -93,9 +93,9 @@ Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, Slot befor
 Task<Status> help_split(Channel& channel, const Key& key, const Places& places) {
   const Positions positions = positions_of(key.hash);
   for (const Position& position : positions.at) {
-    const Status s = co_await carry_group(channel.remote, channel.attachment->geometry,
-                                          places.sibling(), places.subtable(), position.group,
-                                          channel.lane().deadline_ns());
+    const Status s =
+        co_await carry_group(channel.remote, channel.attachment->geometry, places.sibling(),
+                             places.subtable(), position.group, channel.lane().deadline_ns());
     if (s != Status::kOk) co_return s;
   }
   co_return Status::kOk;

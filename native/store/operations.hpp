@@ -1,6 +1,6 @@
 // The operations on one key: coroutines over a channel to the key's node. Each returns when the
-// outcome is known, the lane's deadline has passed or the connection is lost; it never waits without
-// looking at the deadline.
+// outcome is known, the lane's deadline has passed or the connection is lost; it never waits
+// without looking at the deadline.
 //
 // Prices, without conflicts, in verbs / round trips:
 //   get, address known      2 READ                                            1
@@ -33,7 +33,8 @@ struct Found {
 };
 
 // The first half of put, remove and contains: the places of the key, and its object's header if it
-// is there. kOk, kAbsent (final unless `probe`), or an error. `first` goes ahead of the first READs.
+// is there. kOk, kAbsent (final unless `probe`), or an error. `first` goes ahead of the first
+// READs.
 struct Lookup {
   Places places;
   Found found;

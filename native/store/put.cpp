@@ -24,8 +24,8 @@ class Draft {
  public:
   Draft(const Attachment& attachment, const Key& key, const kv_call& call, Block block,
         uint64_t version)
-      : block_(block), value_at_(layout::value_offset(block.size_class,
-                                                                               key.bytes)),
+      : block_(block),
+        value_at_(layout::value_offset(block.size_class, key.bytes)),
         assembled_(value_at_ + call.value_bytes <= kAssembleBytesMax),
         head_(assembled_ ? value_at_ + call.value_bytes : layout::kHeaderBytes + key.bytes) {
     header_.key_bytes = uint16_t(key.bytes);
@@ -41,10 +41,9 @@ class Draft {
     if (assembled_) {
       std::memset(head_.data() + layout::kHeaderBytes + key.bytes, 0,
                   value_at_ - layout::kHeaderBytes - key.bytes);
-      const uint32_t crc =
-          call.value_bytes == 0
-              ? key_crc
-              : crc32c_copy(key_crc, head_.data() + value_at_, call.value, call.value_bytes);
+      const uint32_t crc = call.value_bytes == 0 ? key_crc
+                                                 : crc32c_copy(key_crc, head_.data() + value_at_,
+                                                               call.value, call.value_bytes);
       seal(crc);
       first_ = write_op(block.offset, head_.data(), head_.size());
     } else {
@@ -88,20 +87,20 @@ class Draft {
 };
 
 enum class Step {
-  kDone,      // published
-  kAgain,     // somebody else was faster, or a split is under way: look up again
-  kRefused,   // a condition does not hold
-  kFull,      // the subtable has no room for the key
-  kLost,      // connection lost, nothing applied
-  kUnknown    // connection lost on the publishing CAS, and it can't be told
+  kDone,     // published
+  kAgain,    // somebody else was faster, or a split is under way: look up again
+  kRefused,  // a condition does not hold
+  kFull,     // the subtable has no room for the key
+  kLost,     // connection lost, nothing applied
+  kUnknown   // connection lost on the publishing CAS, and it can't be told
 };
 
 // The look-up that a put begins with. The object's WRITEs travel along: the first with the bucket
 // READs, the second, which needs the first's checksum, with the header READ.
 Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, Lookup& lookup) {
   Places places;
-  if (const Status s = co_await read_places(channel.remote, channel.attachment->directory,
-                                            key.hash, places, draft.first());
+  if (const Status s = co_await read_places(channel.remote, channel.attachment->directory, key.hash,
+                                            places, draft.first());
       s != Status::kOk) {
     co_return s;
   }
@@ -166,8 +165,7 @@ Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lo
                       SlotRef& slot) {
   const InsertResult result = co_await insert(
       channel.remote, channel.attachment->directory, channel.attachment->geometry, key,
-      lookup.places, draft.contents(), {lookup.examined, lookup.examined_count},
-      draft.pending());
+      lookup.places, draft.contents(), {lookup.examined, lookup.examined_count}, draft.pending());
   const bool nothing_posted =
       result.outcome == InsertOutcome::kFull || result.outcome == InsertOutcome::kFilling;
   if (!nothing_posted) draft.posted();
@@ -190,8 +188,8 @@ Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lo
   }
   // The commit's answer was lost. Before it the slot held the tentative word, one version earlier.
   const Slot live = result.slot.slot;
-  const unsigned earlier = (live.version() + (1u << Slot::kVersionBits) - 2) &
-                           ((1u << Slot::kVersionBits) - 1);
+  const unsigned earlier =
+      (live.version() + (1u << Slot::kVersionBits) - 2) & ((1u << Slot::kVersionBits) - 1);
   const Slot tentative = Slot{uint64_t{earlier} << Slot::kVersionShift}.successor(
       key.fingerprint(), Slot::kTentative, live.size_class(), live.address());
   const Status fate = co_await resolve_lost_cas(channel, result.slot.offset, tentative, live);
@@ -262,8 +260,8 @@ struct PutProgress {
 Task<Status> publish(Channel& channel, const Key& key, const kv_call& call, Draft& draft,
                      PutProgress& progress) {
   for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
-    const Step step = co_await attempt_put(channel, key, call, draft, attempt == 0,
-                                           progress.slot, progress.subtable);
+    const Step step = co_await attempt_put(channel, key, call, draft, attempt == 0, progress.slot,
+                                           progress.subtable);
     switch (step) {
       case Step::kDone:
         co_return Status::kOk;
@@ -290,8 +288,8 @@ Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
   Attachment& attachment = *channel.attachment;
   const unsigned size_class = layout::object_class(key.bytes, call.value_bytes);
   const layout::Geometry& geometry = attachment.geometry;
-  if (size_class == 0 || layout::class_bytes(size_class) >
-                             (geometry.segment_count - 4) * geometry.segment_bytes) {
+  if (size_class == 0 ||
+      layout::class_bytes(size_class) > (geometry.segment_count - 4) * geometry.segment_bytes) {
     co_return Status::kValueTooLarge;
   }
   const TakeResult taken = co_await allocate(channel, size_class);

@@ -19,8 +19,8 @@ constexpr unsigned kHeadersPerBatch = 64;
 Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, bool& result) {
   Places places;
   for (unsigned attempt = 0; attempt < 16; ++attempt) {
-    if (const Status s = co_await read_places(channel.remote, channel.attachment->directory,
-                                              key_hash, places);
+    if (const Status s =
+            co_await read_places(channel.remote, channel.attachment->directory, key_hash, places);
         s != Status::kOk) {
       co_return s;
     }
@@ -56,8 +56,8 @@ Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, b
 }  // namespace
 
 Task<Status> find_unreferenced(Channel& channel, const Extent& extent, unsigned size_class,
-                               const layout::ExtentShape& shape,
-                               const std::vector<uint64_t>& skip, std::vector<uint64_t>& dead) {
+                               const layout::ExtentShape& shape, const std::vector<uint64_t>& skip,
+                               std::vector<uint64_t>& dead) {
   const layout::Geometry& geometry = channel.attachment->geometry;
   const uint64_t first = geometry.segment_offset(extent.segment) + shape.first_block_offset;
   const uint64_t block_bytes = layout::class_bytes(size_class);
@@ -68,8 +68,7 @@ Task<Status> find_unreferenced(Channel& channel, const Extent& extent, unsigned 
     const uint32_t end = std::min(shape.blocks, begin + kHeadersPerBatch);
     ops.clear();
     for (uint32_t i = begin; i < end; ++i) {
-      ops.push_back(
-          read_op(first + i * block_bytes, &headers[i - begin], layout::kHeaderBytes));
+      ops.push_back(read_op(first + i * block_bytes, &headers[i - begin], layout::kHeaderBytes));
     }
     if (const uint32_t s = co_await channel.remote.batch(ops); s != KV_FABRIC_OK) {
       co_return from_fabric(s);

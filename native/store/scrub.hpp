@@ -5,8 +5,8 @@
 // moves meanwhile. A block is a candidate if the normal look-up of its key does not lead to it. It
 // may still be in the limbo of a client that lives, which will give it back; so the scrub waits
 // until the safe epoch has passed three times what the global epoch was. By then every live client
-// has had a heartbeat that tagged such a block, and a later one that gave it back before publishing.
-// What is then still taken, still unreferenced and untouched by our own puts is dead.
+// has had a heartbeat that tagged such a block, and a later one that gave it back before
+// publishing. What is then still taken, still unreferenced and untouched by our own puts is dead.
 
 #pragma once
 
@@ -21,8 +21,8 @@ namespace kvstore {
 // The blocks of an extent whose objects the index does not point at, as a bitmap. Blocks in `skip`
 // are not looked at. A tentative slot that still points at such a block is emptied.
 Task<Status> find_unreferenced(Channel& channel, const Extent& extent, unsigned size_class,
-                               const layout::ExtentShape& shape,
-                               const std::vector<uint64_t>& skip, std::vector<uint64_t>& dead);
+                               const layout::ExtentShape& shape, const std::vector<uint64_t>& skip,
+                               std::vector<uint64_t>& dead);
 
 class Scrub {
  public:

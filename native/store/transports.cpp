@@ -116,8 +116,8 @@ Status attach_shm(Client& client, uint32_t member, const std::string& name, cons
   ShmMapping mapping;
   if (!shm_attach(name, hello, deadline_ns, mapping, error)) return Status::kRefused;
   const uint32_t registration = mapping.registration;
-  return take_up(client, member, std::make_unique<ShmTransport>(mapping), registration,
-                 deadline_ns, error);
+  return take_up(client, member, std::make_unique<ShmTransport>(mapping), registration, deadline_ns,
+                 error);
 }
 
 Status attach_tcp(Client& client, uint32_t member, const TcpTarget& target, uint64_t deadline_ns,

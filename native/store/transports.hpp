@@ -18,7 +18,7 @@ struct LocalRegion {
   uint8_t* data = nullptr;
   uint64_t bytes = 0;
   std::shared_ptr<std::atomic<uint32_t>> dead;
-  std::shared_ptr<void> memory;     // keeps the mapping for as long as somebody may look at it
+  std::shared_ptr<void> memory;    // keeps the mapping for as long as somebody may look at it
   std::function<void()> detached;  // tells the node that the attachment has ended
 };
 

@@ -42,8 +42,8 @@ struct Page {
 
 Task<Status> read_groups(Channel& channel, uint64_t subtable, unsigned group, unsigned groups,
                          Page& page) {
-  kv_op op[1] = {read_op(subtable + group * layout::kGroupBytes, page.buckets,
-                         groups * layout::kGroupBytes)};
+  kv_op op[1] = {
+      read_op(subtable + group * layout::kGroupBytes, page.buckets, groups * layout::kGroupBytes)};
   co_return from_fabric(co_await channel.remote.batch(op));
 }
 
@@ -85,9 +85,8 @@ uint64_t next_cursor(const Walk& walk) {
 }
 
 Task<Status> read_entry(Channel& channel, const SlotRef& ref, kv_scan_entry& entry, bool& sound) {
-  const uint64_t bytes =
-      std::min<uint64_t>(layout::class_bytes(ref.slot.size_class()),
-                         layout::kHeaderBytes + layout::kKeyBytesMax);
+  const uint64_t bytes = std::min<uint64_t>(layout::class_bytes(ref.slot.size_class()),
+                                            layout::kHeaderBytes + layout::kKeyBytesMax);
   const Scratch object(bytes);
   sound = false;
   if (!channel.attachment->geometry.holds_block(ref.slot.offset(), ref.slot.size_class())) {

@@ -150,8 +150,7 @@ TEST_CASE("crc32c_copy: every short length and pair of alignments, nothing outsi
         GuardedBuffer destination(to, bytes);
         for (const Crc32cImplementation* implementation : implementations) {
           destination.refill();
-          const uint32_t actual =
-              run_copy(*implementation, crc, destination.data(), source, bytes);
+          const uint32_t actual = run_copy(*implementation, crc, destination.data(), source, bytes);
           const bool right = actual == expected &&
                              std::equal(source, source + bytes, destination.data()) &&
                              destination.guards_untouched();
@@ -165,9 +164,9 @@ TEST_CASE("crc32c_copy: every short length and pair of alignments, nothing outsi
 }
 
 TEST_CASE("crc32c: long lengths at odd offsets, checksum and copy") {
-  constexpr std::array<size_t, 16> kLengths = {1023,  1024,  3071,  3072,   3073,    4032,
-                                               4095,  4096,  4097,  4159,   4160,    9001,
-                                               65537, 99999, 262151, 3 * 1024 * 1024 + 77};
+  constexpr std::array<size_t, 16> kLengths = {
+      1023, 1024, 3071, 3072, 3073,  4032,  4095,   4096,
+      4097, 4159, 4160, 9001, 65537, 99999, 262151, 3 * 1024 * 1024 + 77};
   const std::vector<uint8_t> data = random_bytes(kLengths.back() + 64, 3);
   for (const size_t bytes : kLengths) {
     for (const size_t alignment : {0, 1, 13, 31, 63}) {
@@ -272,8 +271,7 @@ TEST_CASE("crc32c_copy: the result describes the destination while another threa
     if (crc != kvstore::crc32c(0, copy.data(), kBytes)) ++wrong;
     if (kvstore::kThreadSanitizer) continue;
     for (const Crc32cImplementation* implementation : supported_implementations()) {
-      const uint32_t other =
-          run_copy(*implementation, 0, copy.data(), region.data() + 13, kBytes);
+      const uint32_t other = run_copy(*implementation, 0, copy.data(), region.data() + 13, kBytes);
       if (other != kvstore::crc32c(0, copy.data(), kBytes)) ++wrong;
     }
   }

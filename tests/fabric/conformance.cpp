@@ -326,8 +326,8 @@ void large_transfers_intact(FabricFixture& fixture) {
   CHECK(both.op(0).result == crc32c(0, source.data(), kLength));
   // Both directions full at the same time.
   const auto other = pattern(kLength / 2, 4);
-  TestBatch down({read_into(4096, seen.data(), kLength / 2),
-                  write_from(4096, other.data(), kLength / 2)});
+  TestBatch down(
+      {read_into(4096, seen.data(), kLength / 2), write_from(4096, other.data(), kLength / 2)});
   TestBatch up({read_into(4096, seen.data(), kLength / 2)});
   down.post(*connection);
   up.post(*connection);
@@ -487,6 +487,8 @@ constexpr ConformanceRule kRules[] = {
 
 }  // namespace
 
-std::span<const ConformanceRule> conformance_rules() { return kRules; }
+std::span<const ConformanceRule> conformance_rules() {
+  return kRules;
+}
 
 }  // namespace kvstore::test

@@ -154,7 +154,8 @@ TEST_CASE("a long READ is received in place, wherever the pieces end") {
     reader.expect(&exchange.batch, true);
     auto event = ResponseReader::Event::kNeedMore;
     size_t direct_bytes = 0;
-    for (size_t at = 0; at < exchange.response.size() && event == ResponseReader::Event::kNeedMore;) {
+    for (size_t at = 0;
+         at < exchange.response.size() && event == ResponseReader::Event::kNeedMore;) {
       size_t left = std::min(arriving, exchange.response.size() - at);
       size_t consumed = 0;
       const auto plan = reader.plan(4096, 1 << 20);

@@ -23,8 +23,7 @@ constexpr uint64_t kRegionBytes = 1 << 20;
 
 std::string connect_error(const TcpTarget& target, uint64_t limit_ms = 5000) {
   std::string error;
-  kv_connection* connection =
-      tcp_connect(target, monotonic_ns() + limit_ms * 1'000'000, error);
+  kv_connection* connection = tcp_connect(target, monotonic_ns() + limit_ms * 1'000'000, error);
   REQUIRE(connection == nullptr);
   CHECK(error.find('\n') == std::string::npos);
   return error;
@@ -207,12 +206,15 @@ TEST_CASE("tcp: malformed requests are refused, counted, and harm nobody") {
 
 TEST_CASE("tcp: operations outside the region are answered REFUSED, counted, and not executed") {
   TcpNode node(kRegionBytes, 1);
-  const frame::OpDescriptor table[] = {
-      {KV_OP_READ, 0, kRegionBytes, 1, 0},      {KV_OP_WRITE, 0, UINT64_MAX, 2, 0},
-      {KV_OP_WRITE, 0, 8, UINT64_MAX - 4, 0},   {KV_OP_READ, 0, 0, 0, 0},
-      {KV_OP_CAS, 0, 4, 0, 1},                  {KV_OP_FAA, 0, kRegionBytes - 4, 1, 0},
-      {KV_OP_FAA, 0, UINT64_MAX - 7, 1, 0},     {9, 0, 0, 8, 0},
-      {KV_OP_FAA, 2, 0, 1, 0}};
+  const frame::OpDescriptor table[] = {{KV_OP_READ, 0, kRegionBytes, 1, 0},
+                                       {KV_OP_WRITE, 0, UINT64_MAX, 2, 0},
+                                       {KV_OP_WRITE, 0, 8, UINT64_MAX - 4, 0},
+                                       {KV_OP_READ, 0, 0, 0, 0},
+                                       {KV_OP_CAS, 0, 4, 0, 1},
+                                       {KV_OP_FAA, 0, kRegionBytes - 4, 1, 0},
+                                       {KV_OP_FAA, 0, UINT64_MAX - 7, 1, 0},
+                                       {9, 0, 0, 8, 0},
+                                       {KV_OP_FAA, 2, 0, 1, 0}};
   uint64_t expected = 0;
   for (const frame::OpDescriptor& row : table) {
     RawClient client(node);
@@ -298,8 +300,7 @@ TEST_CASE("tcp: fence ends one registration for ever and no other") {
   std::vector<std::unique_ptr<TestBatch>> batches;
   for (const ConnectionPtr& connection : fenced) {
     for (int i = 0; i < 20; ++i) {
-      batches.push_back(
-          std::make_unique<TestBatch>(std::vector<kv_op>(1024, fetch_and_add(0, 1))));
+      batches.push_back(std::make_unique<TestBatch>(std::vector<kv_op>(1024, fetch_and_add(0, 1))));
       batches.back()->post(*connection);
     }
     connection->ops->poll(connection.get());

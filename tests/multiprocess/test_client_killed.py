@@ -86,8 +86,8 @@ def test_memory_of_killed_clients_is_used_again(fabric: str, start_worker: Start
         again = full()
         for round_number in range(4):
             doomed = [
-                start_worker("put", target, f"r{round_number}", 0, 3000),
-                start_worker("put", target, f"big{round_number}", 0, 30000),
+                start_worker("put", target, "small", 0, 3000),
+                start_worker("put", target, "big", 0, 10000),
             ]
             for client in doomed:
                 client.wait_lines(50)
@@ -112,7 +112,9 @@ def test_killed_amid_index_growth(fabric: str, seed: int, start_worker: StartWor
         expected: set[str] = set()
         for round_number in range(4):
             doomed: list[ClientProcess] = [
-                start_worker("put_batches", target, f"{round_number}-{i}", order.randrange(1000), 64)
+                start_worker(
+                    "put_batches", target, f"{round_number}-{i}", order.randrange(1000), 64
+                )
                 for i in range(2)
             ]
             for client in doomed:

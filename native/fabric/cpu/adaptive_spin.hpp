@@ -1,7 +1,7 @@
 // When to poll for a moment before blocking. Being woken by the kernel costs more than a short poll
 // saves, but a poll that finds nothing only steals the processor from whoever could end the wait.
-// So a thread polls only while recent waits turned out to be short, never on a single processor, and
-// never when that would occupy the last processor.
+// So a thread polls only while recent waits turned out to be short, never on a single processor,
+// and never when that would occupy the last processor.
 
 #pragma once
 

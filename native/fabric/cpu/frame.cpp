@@ -12,9 +12,13 @@ namespace {
 // A READ of at least this many bytes is received in place; a smaller one is cheaper to copy.
 constexpr uint64_t kDirectBytesMin = 4096;
 
-bool moves_bytes(uint32_t kind) { return kind == KV_OP_READ || kind == KV_OP_WRITE; }
+bool moves_bytes(uint32_t kind) {
+  return kind == KV_OP_READ || kind == KV_OP_WRITE;
+}
 
-bool is_atomic(uint32_t kind) { return kind == KV_OP_CAS || kind == KV_OP_FAA; }
+bool is_atomic(uint32_t kind) {
+  return kind == KV_OP_CAS || kind == KV_OP_FAA;
+}
 
 // The bytes that an operation has in a response.
 uint64_t result_bytes(const kv_op& op) {

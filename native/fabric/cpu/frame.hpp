@@ -1,4 +1,5 @@
-// The wire format of the tcp fabric, and the parsers of it as functions over bytes (no socket here).
+// The wire format of the tcp fabric, and the parsers of it as functions over bytes (no socket
+// here).
 //
 //   client                                                      agent
 //     Hello                                      ->
@@ -18,8 +19,9 @@
 // order. A response may begin before its request has arrived in full, so only ResponseEnd says that
 // everything has been executed.
 //
-// An agent refuses a request as a whole before it executes any of it. It then answers REFUSED, reads
-// no further frame and closes. A frame that breaks the format is not answered; the agent closes.
+// An agent refuses a request as a whole before it executes any of it. It then answers REFUSED,
+// reads no further frame and closes. A frame that breaks the format is not answered; the agent
+// closes.
 
 #pragma once
 

@@ -29,8 +29,8 @@ bool acceptable(const ShmConnection& connection, const kv_op& op) {
   return op.kind == KV_OP_READ || op.kind == KV_OP_WRITE;
 }
 
-// Orders a copy of many words against the operations after and before it. Processors that keep loads
-// and stores in order need no instruction for it; ThreadSanitizer sees the relaxed atomics of
+// Orders a copy of many words against the operations after and before it. Processors that keep
+// loads and stores in order need no instruction for it; ThreadSanitizer sees the relaxed atomics of
 // region_copy instead.
 void order_copy() {
 #if !defined(__SANITIZE_THREAD__) && !defined(KV_THREAD_SANITIZER)
@@ -38,7 +38,9 @@ void order_copy() {
 #endif
 }
 
-bool is_word(const kv_op& op) { return op.length == 8 && op.offset % 8 == 0; }
+bool is_word(const kv_op& op) {
+  return op.length == 8 && op.offset % 8 == 0;
+}
 
 void execute_read(const uint8_t* at, kv_op& op) {
   if ((op.flags & KV_OP_CRC32C) != 0) {
@@ -109,10 +111,18 @@ uint32_t shm_post(kv_connection* base, kv_batch* batch) {
   return KV_FABRIC_OK;
 }
 
-uint32_t shm_poll(kv_connection*) { return 0; }
-int shm_wait_descriptor(kv_connection*, short*) { return -1; }
-void shm_close(kv_connection* connection) { connection->broken = 1; }
-void shm_destroy(kv_connection* connection) { delete static_cast<ShmConnection*>(connection); }
+uint32_t shm_poll(kv_connection*) {
+  return 0;
+}
+int shm_wait_descriptor(kv_connection*, short*) {
+  return -1;
+}
+void shm_close(kv_connection* connection) {
+  connection->broken = 1;
+}
+void shm_destroy(kv_connection* connection) {
+  delete static_cast<ShmConnection*>(connection);
+}
 
 constexpr kv_connection_ops kShmOps = {KV_FABRIC_ABI_VERSION, shm_post,  shm_poll,
                                        shm_wait_descriptor,   shm_close, shm_destroy};

@@ -20,7 +20,7 @@ inline constexpr uint32_t kSecretBytesMax = 256;
 struct ShmHello {
   uint32_t magic = kShmMagic;
   uint32_t version = kShmVersion;
-  uint64_t node_id = 0;  // wanted; 0: any
+  uint64_t node_id = 0;       // wanted; 0: any
   uint32_t registration = 0;  // 0: presents the secret instead of an admission
   uint32_t secret_bytes = 0;
   std::array<uint8_t, 16> token{};

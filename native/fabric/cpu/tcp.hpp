@@ -24,8 +24,8 @@ struct TcpTarget {
   uint64_t incarnation = 0;  // of the node; another one is refused
 };
 
-// Connects and says hello. Blocks at most until `deadline_ns` (CLOCK_MONOTONIC). Returns nullptr and
-// one clear line in `error` if it could not.
+// Connects and says hello. Blocks at most until `deadline_ns` (CLOCK_MONOTONIC). Returns nullptr
+// and one clear line in `error` if it could not.
 kv_connection* tcp_connect(const TcpTarget& target, uint64_t deadline_ns, std::string& error);
 
 struct TcpAgentConfig {
@@ -59,7 +59,8 @@ struct TcpAgentStats {
 
 class TcpAgent {
  public:
-  // Binds, listens and starts the threads. Returns nullptr and one clear line in `error` on failure.
+  // Binds, listens and starts the threads. Returns nullptr and one clear line in `error` on
+  // failure.
   static std::unique_ptr<TcpAgent> start(TcpAgentConfig config, std::string& error);
 
   virtual ~TcpAgent() = default;  // closes every connection and joins the threads

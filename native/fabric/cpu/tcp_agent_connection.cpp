@@ -164,8 +164,8 @@ TcpAgentConnection::Step TcpAgentConnection::begin_batch() {
   input_head_ += head_bytes;
   const bool allowed = all_allowed();
   const frame::ResponseHeader header{
-      frame::kResponseMagic,
-      static_cast<uint32_t>(allowed ? KV_FABRIC_OK : KV_FABRIC_REFUSED), batch_.sequence};
+      frame::kResponseMagic, static_cast<uint32_t>(allowed ? KV_FABRIC_OK : KV_FABRIC_REFUSED),
+      batch_.sequence};
   append_output(&header, sizeof(header));
   if (!allowed) {
     TcpAgentCounters::add(context_.counters.refused_bounds, 1);
@@ -259,8 +259,8 @@ TcpAgentConnection::Step TcpAgentConnection::read_long(const frame::OpDescriptor
   uint64_t moved = taken - before;
   const uint64_t in_word = (offset + moved) % sizeof(uint64_t);
   if (moved > 0 && moved < piece && in_word != 0) {
-    const size_t rest = static_cast<size_t>(
-        std::min<uint64_t>(sizeof(uint64_t) - in_word, piece - moved));
+    const size_t rest =
+        static_cast<size_t>(std::min<uint64_t>(sizeof(uint64_t) - in_word, piece - moved));
     append_output(scratch + moved, rest);
     moved += rest;
   }
@@ -317,8 +317,8 @@ TcpAgentConnection::Step TcpAgentConnection::write_long(const frame::OpDescripto
   const bool last = piece == remaining;
   iovec vectors[2] = {{scratch + kept, piece - kept}, {input_.get() + head, kInputBytes - head}};
   const size_t wanted = piece - kept + (last ? kInputBytes - head : 0);
-  // In the middle of a long payload more is about to arrive, so a short count is not the end: asking
-  // again costs less than sleeping.
+  // In the middle of a long payload more is about to arrive, so a short count is not the end:
+  // asking again costs less than sleeping.
   const size_t enough = last ? wanted : 0;
   const ptrdiff_t count = count_received(readv(fd_.get(), vectors, last ? 2 : 1), enough);
   if (count < 0) return Step::kNeedInput;
@@ -383,7 +383,9 @@ TcpAgentConnection::Step TcpAgentConnection::receive() {
   return Step::kDone;
 }
 
-size_t TcpAgentConnection::output_space() const { return kOutputBytes - output_tail_; }
+size_t TcpAgentConnection::output_space() const {
+  return kOutputBytes - output_tail_;
+}
 
 void TcpAgentConnection::append_output(const void* bytes, size_t count) {
   KV_ASSERT(output_space() >= count);

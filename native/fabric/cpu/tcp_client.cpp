@@ -24,7 +24,8 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kReceiveBytes = 64 * 1024;
-constexpr size_t kDirectBytesMax = 256 * 1024;  // a piece of a READ; its CRC32C is taken in the cache
+constexpr size_t kDirectBytesMax =
+    256 * 1024;  // a piece of a READ; its CRC32C is taken in the cache
 constexpr size_t kLeadBytesMax = 4096;
 constexpr size_t kPollBytesMax = 4 * 1024 * 1024;  // per direction, so that a poll stays short
 constexpr uint32_t kEagerReadBytes = 64 * 1024;
@@ -61,16 +62,22 @@ class TcpConnection : public kv_connection {
   std::unique_ptr<uint8_t[]> receive_buffer_;
 };
 
-TcpConnection& self(kv_connection* connection) { return *static_cast<TcpConnection*>(connection); }
+TcpConnection& self(kv_connection* connection) {
+  return *static_cast<TcpConnection*>(connection);
+}
 
 uint32_t tcp_post(kv_connection* connection, kv_batch* batch) {
   return self(connection).post(batch);
 }
-uint32_t tcp_poll(kv_connection* connection) { return self(connection).poll(); }
+uint32_t tcp_poll(kv_connection* connection) {
+  return self(connection).poll();
+}
 int tcp_wait_descriptor(kv_connection* connection, short* events) {
   return self(connection).wait_descriptor(events);
 }
-void tcp_close(kv_connection* connection) { self(connection).close(); }
+void tcp_close(kv_connection* connection) {
+  self(connection).close();
+}
 void tcp_destroy(kv_connection* connection) {
   self(connection).close();
   delete &self(connection);
@@ -221,7 +228,8 @@ bool TcpConnection::receive_once(size_t& received, bool& drained) {
   const ssize_t count = vector_count == 1
                             ? recv(fd_.get(), buffer, kReceiveBytes, MSG_DONTWAIT)
                             : readv(fd_.get(), vectors, static_cast<int>(vector_count));
-  // In the middle of a long transfer more is about to arrive: asking again costs less than sleeping.
+  // In the middle of a long transfer more is about to arrive: asking again costs less than
+  // sleeping.
   drained = count <= 0 || (plan.direct_bytes == 0 && static_cast<size_t>(count) < wanted);
   received = count > 0 ? static_cast<size_t>(count) : 0;
   if (count < 0) return errno == EAGAIN || errno == EINTR;

@@ -21,7 +21,9 @@ static_assert((frame::kMaxOutstanding & (frame::kMaxOutstanding - 1)) == 0);
 
 constexpr uint64_t kNotEncoded = UINT64_MAX;
 
-size_t slot_of(const kv_batch& batch) { return batch.sequence % frame::kMaxOutstanding; }
+size_t slot_of(const kv_batch& batch) {
+  return batch.sequence % frame::kMaxOutstanding;
+}
 
 }  // namespace
 
@@ -40,7 +42,9 @@ bool RequestGather::fully_sent(const kv_batch& batch) const {
   return request_end_[slot_of(batch)] <= stream_sent_;
 }
 
-bool RequestGather::arena_has(size_t bytes) const { return kArenaBytes - arena_used_ >= bytes; }
+bool RequestGather::arena_has(size_t bytes) const {
+  return kArenaBytes - arena_used_ >= bytes;
+}
 
 void RequestGather::append_vector(void* base, size_t bytes) {
   if (vector_count_ > 0) {
@@ -149,8 +153,7 @@ bool RequestGather::fill() {
     }
   }
   // A batch that is complete in the list must count as such even if the list is full.
-  if (batch_ != nullptr && head_done_ &&
-      (batch_ == ill_formed_ || op_index_ == batch_->op_count)) {
+  if (batch_ != nullptr && head_done_ && (batch_ == ill_formed_ || op_index_ == batch_->op_count)) {
     finish_batch();
   }
   return unsent_bytes_ > 0;

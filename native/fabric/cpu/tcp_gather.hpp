@@ -23,8 +23,8 @@ class RequestGather {
  public:
   RequestGather();
 
-  // Appends to the queue. `well_formed` is false for a batch that the agent will refuse: it goes out
-  // without payloads, whose lengths cannot be trusted, and nothing is encoded after it.
+  // Appends to the queue. `well_formed` is false for a batch that the agent will refuse: it goes
+  // out without payloads, whose lengths cannot be trusted, and nothing is encoded after it.
   void enqueue(kv_batch* batch, bool well_formed);
 
   // Encodes up to the limits if the list is empty. Returns whether there is something to send.

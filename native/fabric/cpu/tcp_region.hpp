@@ -29,8 +29,8 @@ inline bool is_word(const void* address, size_t bytes) {
 
 inline void region_read(void* destination, const uint8_t* source, size_t bytes) {
   if (region_detail::is_word(source, bytes)) {
-    const uint64_t word = __atomic_load_n(
-        reinterpret_cast<const region_detail::Word*>(source), __ATOMIC_SEQ_CST);
+    const uint64_t word =
+        __atomic_load_n(reinterpret_cast<const region_detail::Word*>(source), __ATOMIC_SEQ_CST);
     std::memcpy(destination, &word, sizeof(word));
   } else {
     region_copy(destination, source, bytes);
