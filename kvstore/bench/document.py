@@ -62,7 +62,7 @@ def print_table(title: str, rows: Sequence[Row], columns: Sequence[str]) -> None
     console = Console()
     if not console.is_terminal:
         # A pipe has no width; a table that is cut off there would lose figures.
-        console = Console(width=200)
+        console = Console(width=280)
     console.print(table)
 
 

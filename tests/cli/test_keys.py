@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, run_cli, run_process
+from tests.support.certificates import make_certificate
 from tests.support.nodes import NodeProcess, start_node
 
 
@@ -189,6 +190,22 @@ def test_token(tmp_path: Path) -> None:
             ended = run_cli(*arguments)
             assert ended.code == 2
             assert "token" in ended.err
+        by_socket = ("--target", f"shm://{node.shm}")
+        assert run_cli(*by_socket, "--token-file", str(token), "get", "k").out == b"v"
+        for arguments in ((*by_socket, "--token-file", str(wrong)), by_socket):
+            assert run_cli(*arguments, "get", "k").code == 2
+
+
+def test_tls(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    with start_node("16MiB", *certificate.node_options) as node:
+        options = ("--target", node.target, "--tls-ca", str(certificate.certificate))
+        assert run_cli(*options, "put", "k", "v").code == 0
+        assert run_cli(*options, "get", "k").out == b"v"
+        assert run_cli(*options, "nodes").code == 0
+        ended = run_cli("--target", node.target, "--timeout", "2", "get", "k")
+        assert ended.code == 3
+        assert "TLS" in ended.err
 
 
 def test_two_nodes_share_the_keys() -> None:

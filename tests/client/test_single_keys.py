@@ -67,7 +67,7 @@ def test_a_walk_over_more_than_one_page(store: kvstore.Store) -> None:
 @pytest.mark.parametrize(
     "key",
     [b"x", b"\0", b"\0" * 1024, b"\xff\xfe", "text", "ключ", bytearray(b"ba"), memoryview(b"mv")],
-    ids=repr,
+    ids=["byte", "zero", "longest", "not-utf8", "text", "cyrillic", "bytearray", "memoryview"],
 )
 def test_keys_of_every_kind(store: kvstore.Store, key: bytes | str) -> None:
     store.put(key, b"v")

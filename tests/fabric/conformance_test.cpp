@@ -1,3 +1,5 @@
+// Runs every rule of the conformance suite on every registered fabric.
+
 #include "conformance.hpp"
 
 #include <doctest/doctest.h>

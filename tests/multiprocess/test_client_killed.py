@@ -84,7 +84,7 @@ def test_memory_of_killed_clients_is_used_again(fabric: str, start_worker: Start
         fresh = full()
         assert fresh > 3000
         again = full()
-        for round_number in range(4):
+        for _round_number in range(4):
             doomed = [
                 start_worker("put", target, "small", 0, 3000),
                 start_worker("put", target, "big", 0, 10000),
@@ -110,7 +110,7 @@ def test_killed_amid_index_growth(fabric: str, seed: int, start_worker: StartWor
     with start_node("128MiB", LEASE) as node:
         target = target_on(node, fabric)
         expected: set[str] = set()
-        for round_number in range(4):
+        for _round_number in range(4):
             doomed: list[ClientProcess] = [
                 start_worker(
                     "put_batches", target, f"{round_number}-{i}", order.randrange(1000), 64

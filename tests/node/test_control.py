@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kvstore import errors
 from kvstore.cluster.control import Attachment, ControlClient
 from kvstore.cluster.tls import TlsConfig
-from tests.node.conftest import Certificate
+from tests.support.certificates import Certificate
 from tests.support.nodes import NodeProcess, start_node
 
 TOKEN = "a-token-of-the-tests"
@@ -157,9 +157,8 @@ def test_wrong_token_is_refused_and_counted(token_file: Path, presented: str | N
 
 
 def test_tls(certificate: Certificate, token_file: Path) -> None:
-    options = (f"--tls-cert={certificate.certificate}", f"--tls-key={certificate.key}")
     trusting = TlsConfig(ca_file=str(certificate.certificate))
-    with start_node("16MiB", *options, f"--token-file={token_file}") as node:
+    with start_node("16MiB", *certificate.node_options, f"--token-file={token_file}") as node:
         with ControlClient(node.address, token=TOKEN, tls=trusting) as control:
             assert _attach(control, node.address).registration > 0
         with (
@@ -177,8 +176,7 @@ def test_tls(certificate: Certificate, token_file: Path) -> None:
 
 
 def test_tls_checks_the_name(certificate: Certificate) -> None:
-    options = (f"--tls-cert={certificate.certificate}", f"--tls-key={certificate.key}")
-    with start_node("16MiB", *options) as node:
+    with start_node("16MiB", *certificate.node_options) as node:
         for name, accepted in (("localhost", True), ("elsewhere", False)):
             tls = TlsConfig(ca_file=str(certificate.certificate), server_name=name)
             with ControlClient(node.address, tls=tls) as control:

@@ -2,12 +2,6 @@
 
 #include "base/crc32c.hpp"
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define KV_THREAD_SANITIZER 1
-#endif
-#endif
-
 namespace kvstore {
 namespace {
 
@@ -30,11 +24,12 @@ bool acceptable(const ShmConnection& connection, const kv_op& op) {
 }
 
 // Orders a copy of many words against the operations after and before it. Processors that keep
-// loads and stores in order need no instruction for it; ThreadSanitizer sees the relaxed atomics of
-// region_copy instead.
+// loads and stores in order need no instruction for it, only a compiler that leaves them in order.
 void order_copy() {
-#if !defined(__SANITIZE_THREAD__) && !defined(KV_THREAD_SANITIZER)
-  std::atomic_thread_fence(std::memory_order_acq_rel);
+#if defined(__aarch64__)
+  asm volatile("dmb ish" ::: "memory");
+#else
+  asm volatile("" ::: "memory");
 #endif
 }
 

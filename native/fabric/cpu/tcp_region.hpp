@@ -61,20 +61,9 @@ inline uint64_t region_faa(uint8_t* address, uint64_t addend) {
 
 // Orders a longer WRITE before every later access of this thread.
 inline void region_order() {
-#if defined(__SANITIZE_THREAD__)
-#define KV_REGION_ORDER_BY_EXCHANGE 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define KV_REGION_ORDER_BY_EXCHANGE 1
-#endif
-#endif
-#if defined(KV_REGION_ORDER_BY_EXCHANGE)
-  // ThreadSanitizer does not model fences. On x86 the exchange is a full barrier as well.
+  // An exchange is a full barrier on x86, and ThreadSanitizer models it.
   static thread_local std::atomic<uint64_t> order_word{0};
   order_word.exchange(0, std::memory_order_seq_cst);
-#else
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-#endif
 }
 
 }  // namespace kvstore
