@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTHON_VENV := $(BIN)/python
 BUILD := build/editable
 JOBS ?= $(shell nproc)
-PYTEST_WORKERS ?= 2
+PYTEST_WORKERS ?= 0
 FUZZ_SECONDS ?= 60
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 CXX_FILES = $$(git ls-files -co --exclude-standard '*.cpp' '*.hpp' '*.h' | grep -v third_party/)

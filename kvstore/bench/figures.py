@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from kvstore.bench.document import Row
+from kvstore.bench.document import Row, median
 from kvstore.bench.keys import KEY_BYTES, key_of, make_value, uniform_order
 from kvstore.bench.kv import Setting, measure
-from kvstore.bench.measure import Sample, time_calls
+from kvstore.bench.measure import Sample, Series, time_calls
 from kvstore.bench.native_loop import PUT, NativeLoop
 from kvstore.bench.processes import Child, start_node, target_of
 
 _FILL_BATCH: Final = 512
 _ORDER_LENGTH: Final = 1_000_000
 _IDLE_S: Final = 10.0
+_ROUNDS: Final = 5
 Say = Callable[[str], None]
 
 
@@ -40,32 +41,44 @@ def run_figure(name: str, scale: float, seconds: float, say: Say) -> list[Row]:
 
 
 def put_cost(scale: float, seconds: float, say: Say) -> list[Row]:
-    """Overwrites of random keys, in one node that holds few keys and then many."""
+    """Overwrites of random keys in a node that holds few keys and in one that holds many.
+
+    Both nodes run side by side and are measured in turns; a ratio is the median of the ratios
+    within a round.
+    """
     few, many = (max(1000, round(keys * scale)) for keys in (100_000, 10_000_000))
     value = make_value(64)
-    rows: list[Row] = []
-    with _connected(max(256 << 20, many * 400)) as store:
-        filled = 0
+    series: dict[tuple[str, int], Series] = {}
+    with contextlib.ExitStack() as stack:
+        measured = []
         for keys in (few, many):
+            store = stack.enter_context(_connected(max(256 << 20, keys * 400)))
             say(f"filling to {keys:,} keys")
-            _fill(store, filled, keys, value)
-            filled = keys
+            _fill(store, 0, keys, value)
             # Long enough that hardly a key repeats while it is measured: a small working set in
             # a large node would be as warm as a small node.
             order = [key_of(number) for number in uniform_order(keys, _ORDER_LENGTH)]
-            rows.append(_put_row("python", keys, value, _python_puts(store, order, value, seconds)))
-            # The native loop takes the keys that it uses, not all of them.
-            loop = NativeLoop(store, order, range(len(order)), value)
-            rows.append(_put_row("native", keys, value, loop.measure(PUT, seconds)))
-    targets = {"python": 1.5, "native": 2.5}
-    for variant, target in targets.items():
-        small, large = (row for row in rows[:4] if row["variant"] == variant)
-        ratio = large["us_per_op"] / small["us_per_op"]
-        rows.append(_judgement("put-cost", f"{variant}: time a put", ratio, target, "put", value))
-        verbs = abs(large["verbs_per_op"] / small["verbs_per_op"] - 1)
-        rows.append(
-            _judgement("put-cost", f"{variant}: change of verbs a put", verbs, 0.02, "put", value)
+            measured.append(
+                (keys, store, order, NativeLoop(store, order, range(len(order)), value))
+            )
+        for number in range(_ROUNDS):
+            say(f"round {number + 1} of {_ROUNDS}")
+            for keys, store, order, loop in measured:
+                python = _python_puts(store, order, value, seconds / _ROUNDS)
+                native = loop.measure(PUT, seconds / _ROUNDS)
+                for variant, sample in (("python", python), ("native", native)):
+                    series.setdefault((variant, keys), Series()).samples.append(sample)
+    rows = [_put_row(variant, keys, value, one) for (variant, keys), one in series.items()]
+    for variant, target in (("python", 1.5), ("native", 2.5)):
+        pairs = list(zip(series[variant, few].samples, series[variant, many].samples, strict=True))
+        time_ratio = median(small.ops_per_s / large.ops_per_s for small, large in pairs)
+        verbs = median(
+            abs((large.verbs_per_op or 0) / (small.verbs_per_op or 1) - 1) for small, large in pairs
         )
+        for what, ratio, limit in (("time", time_ratio, target), ("change of verbs", verbs, 0.02)):
+            rows.append(
+                _judgement("put-cost", f"{variant}: {what} a put", ratio, limit, "put", value)
+            )
     return rows
 
 
@@ -80,8 +93,9 @@ def _python_puts(store: Any, order: list[bytes], value: bytes, seconds: float) -
     )
 
 
-def _put_row(variant: str, keys: int, value: bytes, sample: Sample) -> Row:
-    row: Row = {
+def _put_row(variant: str, keys: int, value: bytes, series: Series) -> Row:
+    figures = series.row()
+    return {
         "figure": "put-cost",
         "system": "kvstore",
         "fabric": "shm",
@@ -90,9 +104,9 @@ def _put_row(variant: str, keys: int, value: bytes, sample: Sample) -> Row:
         "value_bytes": len(value),
         "batch": 1,
         "keys": keys,
-        "us_per_op": 1e6 / sample.ops_per_s,
+        "us_per_op": 1e6 / (figures["ops_per_s"] or float("nan")),
+        **figures,
     }
-    return {**row, **asdict(sample)}
 
 
 def _judgement(

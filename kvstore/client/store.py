@@ -241,7 +241,7 @@ class Store(DataPath):
 
     def _where(self, key: object) -> str:
         try:
-            raw = key.encode() if isinstance(key, str) else bytes(key)  # type: ignore[call-overload]
+            raw = key.encode() if isinstance(key, str) else bytes(key)  # type: ignore
             return self._membership.describe(self._client.member_of(raw))
         except (KvError, TypeError, IndexError):
             return "?"

@@ -60,6 +60,8 @@ class Client {
 
  private:
   friend class Service;
+  // Waits, for half a second at most, until what was retired has been given back.
+  void drain_limbo();
 
   const uint32_t address_entries_;
   std::vector<std::unique_ptr<Member>> members_;

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,18 @@ def wait_until(condition: Callable[[], bool], within_s: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.05)
+
+
+def pause(node: NodeProcess) -> None:
+    """Stops a node and waits until each of its threads has stopped: the signal takes its time."""
+    node.pause()
+    tasks = Path(f"/proc/{node.pid}/task")
+    wait_until(
+        lambda: all(
+            task.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "T"
+            for task in tasks.iterdir()
+        )
+    )
 
 
 def probing() -> bool:
@@ -121,10 +134,8 @@ def test_another_member_list_is_refused(nodes: list[NodeProcess]) -> None:
             assert node.address in str(caught.value)
 
 
-def test_a_token(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path
-
-    token_file = Path(str(tmp_path)) / "token"
+def test_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token_file = tmp_path / "token"
     token_file.write_text("right token\n")
     with start_node("32MiB", "--token-file", str(token_file)) as node:
         for token in (None, "wrong"):
@@ -149,7 +160,7 @@ def test_a_signal_ends_a_wait(nodes: list[NodeProcess]) -> None:
     """Ctrl-C works while a call waits for a node that does not answer."""
     with kvstore.connect(target_of(nodes[:1], "tcp"), address_cache_entries=1) as store:
         store.put("k", b"v")
-        nodes[0].pause()
+        pause(nodes[0])
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         begin = time.monotonic()
@@ -173,7 +184,7 @@ def _recovered(store: kvstore.Store) -> bool:
 def test_a_time_out_is_kept(nodes: list[NodeProcess]) -> None:
     with kvstore.connect(target_of(nodes[:1], "tcp"), timeout_s=0.3) as store:
         store.put("k", b"v")
-        nodes[0].pause()
+        pause(nodes[0])
         begin = time.monotonic()
         try:
             with pytest.raises((kvstore.DeadlineExceeded, kvstore.NodeUnreachable)):

@@ -27,7 +27,6 @@ constexpr size_t kReceiveBytes = 64 * 1024;
 constexpr size_t kDirectBytesMax =
     256 * 1024;  // a piece of a READ; its CRC32C is taken in the cache
 constexpr size_t kLeadBytesMax = 4096;
-constexpr size_t kWakeBytes = 256 * 1024;
 constexpr size_t kPollBytesMax = 4 * 1024 * 1024;  // per direction, so that a poll stays short
 constexpr uint32_t kEagerReadBytes = 64 * 1024;
 constexpr unsigned kPeerPatienceMs = 10'000;
@@ -38,7 +37,7 @@ class TcpConnection : public kv_connection {
 
   uint32_t post(kv_batch* batch);
   uint32_t poll();
-  int wait_descriptor(short* events);
+  int wait_descriptor(short* events) const;
   void close();
 
  private:
@@ -52,7 +51,6 @@ class TcpConnection : public kv_connection {
   void break_connection();
 
   OwnedFd fd_;
-  int wake_bytes_ = 1;      // SO_RCVLOWAT
   uint32_t completed_ = 0;  // since the beginning of the current poll
   uint32_t outstanding_ = 0;
   uint64_t last_sequence_ = 0;
@@ -150,15 +148,7 @@ void TcpConnection::close() {
   if (broken == 0) break_connection();
 }
 
-// A caller that asks for the descriptor is about to sleep. In the middle of a long READ it should
-// not be woken for every few packets: so many bytes are sure to come.
-int TcpConnection::wait_descriptor(short* events) {
-  const size_t coming = broken != 0 ? 0 : reader_.plan(0, kWakeBytes).direct_bytes;
-  const int wake_bytes = coming == kWakeBytes ? static_cast<int>(kWakeBytes) : 1;
-  if (broken == 0 && wake_bytes != wake_bytes_) {
-    wake_bytes_ = wake_bytes;
-    setsockopt(fd_.get(), SOL_SOCKET, SO_RCVLOWAT, &wake_bytes, sizeof(wake_bytes));
-  }
+int TcpConnection::wait_descriptor(short* events) const {
   *events = POLLIN;
   if (!gather_.idle()) *events |= POLLOUT;
   if (broken != 0) *events = 0;
