@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -26,17 +27,17 @@
 
 namespace kvstore::test {
 
-class PrivateRegion {
+class FormattedRegion {
  public:
-  explicit PrivateRegion(uint64_t bytes) : bytes_(bytes) {
+  explicit FormattedRegion(uint64_t bytes) : bytes_(bytes) {
     void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     KV_ASSERT(memory != MAP_FAILED);
     data_ = static_cast<uint8_t*>(memory);
     geometry_ = format_region(data_, bytes, {1, 2, 0, 0, 5000});
   }
-  ~PrivateRegion() { ::munmap(data_, bytes_); }
-  PrivateRegion(const PrivateRegion&) = delete;
-  PrivateRegion& operator=(const PrivateRegion&) = delete;
+  ~FormattedRegion() { ::munmap(data_, bytes_); }
+  FormattedRegion(const FormattedRegion&) = delete;
+  FormattedRegion& operator=(const FormattedRegion&) = delete;
 
   uint8_t* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
@@ -120,16 +121,6 @@ inline kv_connection* lossy_connection(void* region, uint64_t bytes,
 // One registration's view of a region: runs tasks of alloc and index on the calling thread.
 class RawClient {
  public:
-  RawClient(const PrivateRegion& region, uint32_t registration)
-      : region_(region),
-        registration_(registration),
-        directory(region.geometry()),
-        segments(region.geometry(), registration) {
-    connect();
-    KV_ASSERT(run([&] { return directory.refresh(remote); }) == Status::kOk);
-  }
-  ~RawClient() { drop(); }
-
   // Runs the task that `start` makes.
   template <class Start>
   auto run(Start&& start) {
@@ -139,6 +130,17 @@ class RawClient {
     KV_ASSERT(executor_.run(done, monotonic_ns() + 60 * kSecond, true) == Executor::Outcome::kDone);
     return task.take();
   }
+
+  RawClient(const FormattedRegion& region, uint32_t registration)
+      : region_(region),
+        registration_(registration),
+        directory(region.geometry()),
+        segments(region.geometry(), registration) {
+    connect();
+    KV_ASSERT(run([&] { return directory.refresh(remote); }) == Status::kOk);
+  }
+  ~RawClient() { drop(); }
+
   void reconnect() {
     drop();
     connect();
@@ -167,7 +169,7 @@ class RawClient {
     connection_->ops->destroy(connection_);
   }
 
-  const PrivateRegion& region_;
+  const FormattedRegion& region_;
   const uint32_t registration_;
   Executor executor_;
   kv_connection* connection_ = nullptr;
@@ -183,7 +185,7 @@ class Entries {
  public:
   static constexpr unsigned kClass = 2;
 
-  explicit Entries(PrivateRegion& region) : region_(region) {}
+  explicit Entries(FormattedRegion& region) : region_(region) {}
 
   // Writes the key's object to a new block; returns the block's address in units.
   uint64_t write_object(RawClient& client, const Key& key) {
@@ -270,7 +272,7 @@ class Entries {
     return count;
   }
 
-  PrivateRegion& region_;
+  FormattedRegion& region_;
   uint64_t next_ = 0;
   uint64_t end_ = 0;
 };

@@ -96,7 +96,9 @@ def test_killed_amid_index_growth(fabric: str, seed: int, start_worker: StartWor
             late = {f"late-{i}": b"%d" % i for i in range(20000)}
             items = list(late.items())
             for at in range(0, len(items), 500):
-                store.put_many(items[at : at + 500])
+                outcomes = store.put_many(items[at : at + 500], timeout_s=5.0)
+                refused = [repr(outcome) for outcome in outcomes if type(outcome) is not int]
+                assert not refused, f"{len(refused)} puts failed at {at}: {refused[:3]}"
             print("expected", len(expected), "depth", depth, stats_of(node)["global_depth"])
             assert depth >= 2
             keys = sorted(expected)

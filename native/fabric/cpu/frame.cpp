@@ -12,6 +12,9 @@ namespace {
 // A READ of at least this many bytes is received in place; a smaller one is cheaper to copy.
 constexpr uint64_t kDirectBytesMin = 4096;
 
+// A checksum is taken of pieces of at most this size, while they are in the cache.
+constexpr size_t kChecksumBytesMax = 512 * 1024;
+
 bool moves_bytes(uint32_t kind) {
   return kind == KV_OP_READ || kind == KV_OP_WRITE;
 }
@@ -33,7 +36,7 @@ OpDescriptor describe(const kv_op& op) {
   // The format has no length for atomics; kind 0 has the agent refuse one that is not of a word.
   const bool odd_atomic = is_atomic(op.kind) && op.length != sizeof(uint64_t);
   descriptor.kind = odd_atomic ? 0 : op.kind;
-  descriptor.flags = op.flags & ~uint32_t{KV_OP_CRC32C};
+  descriptor.flags = op.flags;
   descriptor.offset = op.offset;
   descriptor.operand = is_atomic(op.kind) ? op.operand : op.length;
   descriptor.desire = op.kind == KV_OP_CAS ? op.desire : 0;
@@ -41,7 +44,7 @@ OpDescriptor describe(const kv_op& op) {
 }
 
 bool operation_allowed(const OpDescriptor& op, uint64_t region_bytes) {
-  if (op.flags != 0) return false;
+  if ((op.flags & ~uint32_t{KV_OP_CRC32C}) != 0) return false;
   if (op.kind != KV_OP_CAS && op.desire != 0) return false;
   uint64_t length = op.operand;
   if (is_atomic(op.kind)) {
@@ -185,7 +188,9 @@ ResponseReader::Plan ResponseReader::plan(size_t lead_limit, size_t direct_limit
     if (op.kind == KV_OP_READ && done < op.length && op.length - done >= kDirectBytesMin) {
       plan.lead_bytes = static_cast<size_t>(lead);
       plan.destination = static_cast<uint8_t*>(op.local) + done;
-      plan.direct_bytes = static_cast<size_t>(std::min<uint64_t>(op.length - done, direct_limit));
+      const bool checksum = (op.flags & KV_OP_CRC32C) != 0;
+      const uint64_t limit = checksum ? std::min(direct_limit, kChecksumBytesMax) : direct_limit;
+      plan.direct_bytes = static_cast<size_t>(std::min<uint64_t>(op.length - done, limit));
       return plan;
     }
     lead += result_bytes(op) - done;

@@ -82,7 +82,7 @@ struct RequestHeader {
 
 struct OpDescriptor {
   uint32_t kind;   // kv_op_kind
-  uint32_t flags;  // 0
+  uint32_t flags;  // KV_OP_CRC32C as a hint: the reader checks the payload as a whole
   uint64_t offset;
   uint64_t operand;  // READ, WRITE: length in bytes; CAS: expected word; FAA: addend
   uint64_t desire;   // CAS: new word; otherwise 0

@@ -18,7 +18,7 @@ constexpr size_t kInputBytes = 64 * 1024;
 constexpr size_t kOutputBytes = 64 * 1024;
 // A longer payload passes through the thread's scratch memory instead of the connection's buffers.
 constexpr uint64_t kShortBytesMax = 16 * 1024;
-constexpr uint64_t kShareBytes = 1024 * 1024;
+constexpr uint64_t kShareBytes = 2 * 1024 * 1024;
 constexpr uint64_t kShareOps = 256;
 constexpr uint64_t kGreetingNs = 5'000'000'000;
 constexpr uint64_t kDrainingNs = 1'000'000'000;
@@ -26,6 +26,13 @@ constexpr uint64_t kDrainingNs = 1'000'000'000;
 static_assert(frame::kMaxRequestHeadBytes + frame::kAlignment <= kInputBytes);
 static_assert(kShortBytesMax + 2 * frame::kAlignment <= kOutputBytes);
 static_assert(kInputBytes % frame::kAlignment == 0);
+
+// ThreadSanitizer would hold the kernel's loads from the region against the stores of other threads.
+#if KV_REGION_THREAD_SANITIZER
+constexpr bool kSendInPlace = false;
+#else
+constexpr bool kSendInPlace = true;
+#endif
 
 // How many of `available` payload bytes may enter the region now: up to the end of a word of it, or
 // to the end of the payload.
@@ -234,17 +241,18 @@ TcpAgentConnection::Step TcpAgentConnection::execute_read(const frame::OpDescrip
   return Step::kDone;
 }
 
-// Copies a piece out of the region and sends it with the output before it. What the kernel does not
-// take is forgotten and read again later, except for the rest of a word that it took in part.
+// Sends a piece of the region with the output before it. What the kernel does not take is read again
+// later, except for the rest of a word of which it has taken a part.
 TcpAgentConnection::Step TcpAgentConnection::read_long(const frame::OpDescriptor& op) {
   if (!writable_ || output_space() < sizeof(uint64_t)) return Step::kNeedOutput;
-  const size_t piece = static_cast<size_t>(
-      std::min<uint64_t>(op.operand - op_bytes_, TcpAgentContext::kScratchBytes));
+  const bool in_place = kSendInPlace && (op.flags & KV_OP_CRC32C) != 0;
+  const size_t piece = static_cast<size_t>(std::min<uint64_t>(
+      op.operand - op_bytes_, in_place ? kShareBytes : TcpAgentContext::kScratchBytes));
   const uint64_t offset = op.offset + op_bytes_;
-  const uint8_t* const scratch = context_.scratch.get();
-  region_copy(context_.scratch.get(), context_.region + offset, piece);
+  uint8_t* const source = in_place ? context_.region + offset : context_.scratch.get();
+  if (!in_place) region_copy(source, context_.region + offset, piece);
   const size_t before = output_bytes();
-  iovec vectors[2] = {{output_.get() + output_head_, before}, {context_.scratch.get(), piece}};
+  iovec vectors[2] = {{output_.get() + output_head_, before}, {source, piece}};
   msghdr message{};
   message.msg_iov = before > 0 ? vectors : vectors + 1;
   message.msg_iovlen = before > 0 ? 2 : 1;
@@ -258,10 +266,10 @@ TcpAgentConnection::Step TcpAgentConnection::read_long(const frame::OpDescriptor
   if (taken < before) return Step::kNeedOutput;
   uint64_t moved = taken - before;
   const uint64_t in_word = (offset + moved) % sizeof(uint64_t);
-  if (moved > 0 && moved < piece && in_word != 0) {
+  if (!in_place && moved > 0 && moved < piece && in_word != 0) {
     const size_t rest =
         static_cast<size_t>(std::min<uint64_t>(sizeof(uint64_t) - in_word, piece - moved));
-    append_output(scratch + moved, rest);
+    append_output(source + moved, rest);
     moved += rest;
   }
   op_bytes_ += moved;

@@ -7,7 +7,9 @@
 //
 // Words. The kernel copies to and from sockets in pieces that end anywhere, also inside a word.
 // Region bytes therefore move between the region and private buffers only, and whole 8-byte words
-// of the region are never moved in two parts.
+// of the region are never moved in two parts. One exception pays for itself: a READ of more than
+// 16 KiB whose checksum the client asks for is sent from where it lies, for its reader judges the
+// bytes as a whole, and a tear inside a word is one more tear that the checksum tells.
 //
 // Memory and back-pressure. A connection owns two bounded buffers. While its output is blocked it
 // executes nothing and reads nothing, so a client that does not take its answers stops itself.
@@ -44,7 +46,7 @@ struct TcpAgentCounters {
 
 // What the connections of one agent thread share.
 struct TcpAgentContext {
-  static constexpr size_t kScratchBytes = 256 * 1024;
+  static constexpr size_t kScratchBytes = 1024 * 1024;
 
   virtual ~TcpAgentContext() = default;
 
@@ -54,7 +56,8 @@ struct TcpAgentContext {
   uint8_t* region = nullptr;
   uint64_t region_bytes = 0;
   TcpAgentCounters counters;
-  // Long payloads pass through here, in pieces that stay in the cache.
+  // Long payloads pass through here, in pieces that stay in the cache and are yet so large that the
+  // other side need not sleep between two of them.
   std::unique_ptr<uint8_t[]> scratch{new uint8_t[kScratchBytes]};
 };
 
