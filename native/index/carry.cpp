@@ -162,12 +162,20 @@ Task<Status> copy(Carry& carry, std::array<Slot, kSlots>& copies) {
   co_return Status::kOk;
 }
 
-// Empties the old places, then commits the copies: in this order in one batch.
+// Empties the old places, then commits the copies: in this order in one batch. Copies whose old
+// place is empty already are committed too.
 Task<Status> commit(Carry& carry, const std::array<Slot, kSlots>& copies) {
   kv_op ops[2 * kSlots];
   unsigned count = 0;
   for (unsigned i = 0; i < kSlots; ++i) {
     const Slot slot = carry.old_group.slot(i);
+    const Slot there = carry.new_group.slot(i);
+    if (there.moving() && there.address() != slot.address()) {
+      // Its old place was emptied by a helper that broke off before it could commit the copy.
+      const Slot live = there.with_flags(there.flags() & Slot::kShared);
+      ops[count++] = cas_op(slot_offset(carry.target, i), there.word, live.word);
+      continue;
+    }
     if (!slot.moving() || copies[i].address() != slot.address()) continue;
     ops[count++] = cas_op(slot_offset(carry.source, i), slot.word, slot.emptied().word);
     if (!copies[i].moving()) continue;

@@ -30,7 +30,8 @@ namespace kvstore::test {
 class FormattedRegion {
  public:
   explicit FormattedRegion(uint64_t bytes) : bytes_(bytes) {
-    void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     KV_ASSERT(memory != MAP_FAILED);
     data_ = static_cast<uint8_t*>(memory);
     geometry_ = format_region(data_, bytes, {1, 2, 0, 0, 5000});
@@ -104,12 +105,10 @@ struct LossyConnection : kv_connection {
 
 inline kv_connection* lossy_connection(void* region, uint64_t bytes,
                                        const std::atomic<uint32_t>* dead, Fault* fault) {
-  static constexpr kv_connection_ops kOps = {KV_FABRIC_ABI_VERSION,
-                                             LossyConnection::post,
-                                             LossyConnection::poll,
-                                             LossyConnection::wait_descriptor,
-                                             LossyConnection::close,
-                                             LossyConnection::destroy};
+  static constexpr kv_connection_ops kOps = {
+      KV_FABRIC_ABI_VERSION,  LossyConnection::post,
+      LossyConnection::poll,  LossyConnection::wait_descriptor,
+      LossyConnection::close, LossyConnection::destroy};
   LossyConnection* connection = new LossyConnection{};
   connection->inner = shm_connection(region, bytes, dead);
   static_cast<kv_connection&>(*connection) = *connection->inner;
@@ -160,8 +159,7 @@ class RawClient {
 
  private:
   void connect() {
-    connection_ =
-        lossy_connection(region_.data(), region_.bytes(), &region_.dead(), &fault);
+    connection_ = lossy_connection(region_.data(), region_.bytes(), &region_.dead(), &fault);
     remote.bind(connection_, &executor_);
   }
   void drop() {
@@ -193,7 +191,8 @@ class Entries {
     if (next_ + block_bytes > end_) {
       constexpr uint32_t kRun = 4;
       const ClaimResult claimed = client.run([&] {
-        return client.segments.claim(client.remote, kRun, layout::SegmentEntry::kObjects, kClass, 0);
+        return client.segments.claim(client.remote, kRun, layout::SegmentEntry::kObjects, kClass,
+                                     0);
       });
       KV_ASSERT(claimed.status == Status::kOk);
       next_ = region_.geometry().segment_offset(claimed.extent.segment);
@@ -232,8 +231,9 @@ class Entries {
 
   InsertOutcome try_insert(RawClient& client, const Key& key, layout::Slot contents) {
     Places places;
-    if (client.run([&] { return read_places(client.remote, client.directory, key.hash, places); }) !=
-        Status::kOk) {
+    if (client.run([&] {
+          return read_places(client.remote, client.directory, key.hash, places);
+        }) != Status::kOk) {
       return InsertOutcome::kLost;
     }
     Candidate examined[kCandidatesMax];
@@ -290,6 +290,8 @@ class KeySet {
   std::vector<std::string> texts_;
 };
 
-inline bool sanitized() { return std::getenv("KVSTORE_SANITIZED") != nullptr; }
+inline bool sanitized() {
+  return std::getenv("KVSTORE_SANITIZED") != nullptr;
+}
 
 }  // namespace kvstore::test

@@ -46,7 +46,8 @@ def put_batches(target: str, prefix: str, seed: str, value_bytes: str) -> None:
             keys = [f"{prefix}-{i}" for i in range(at, at + order.randrange(1, 64))]
             at += len(keys)
             outcomes = store.put_many([(key, value_of(key, 0, size)) for key in keys])
-            done = [key for key, outcome in zip(keys, outcomes, strict=True) if type(outcome) is int]
+            pairs = zip(keys, outcomes, strict=True)
+            done = [key for key, outcome in pairs if type(outcome) is int]
             say("+" + " ".join(done))
 
 

@@ -27,7 +27,8 @@ static_assert(frame::kMaxRequestHeadBytes + frame::kAlignment <= kInputBytes);
 static_assert(kShortBytesMax + 2 * frame::kAlignment <= kOutputBytes);
 static_assert(kInputBytes % frame::kAlignment == 0);
 
-// ThreadSanitizer would hold the kernel's loads from the region against the stores of other threads.
+// ThreadSanitizer would hold the kernel's loads from the region against the stores of other
+// threads.
 #if KV_REGION_THREAD_SANITIZER
 constexpr bool kSendInPlace = false;
 #else
@@ -241,8 +242,8 @@ TcpAgentConnection::Step TcpAgentConnection::execute_read(const frame::OpDescrip
   return Step::kDone;
 }
 
-// Sends a piece of the region with the output before it. What the kernel does not take is read again
-// later, except for the rest of a word of which it has taken a part.
+// Sends a piece of the region with the output before it. What the kernel does not take is read
+// again later, except for the rest of a word of which it has taken a part.
 TcpAgentConnection::Step TcpAgentConnection::read_long(const frame::OpDescriptor& op) {
   if (!writable_ || output_space() < sizeof(uint64_t)) return Step::kNeedOutput;
   const bool in_place = kSendInPlace && (op.flags & KV_OP_CRC32C) != 0;
