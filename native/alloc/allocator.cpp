@@ -15,7 +15,9 @@ namespace {
 
 // A full table is looked at again after this long, not by every put.
 constexpr uint64_t kFullScanPauseNs = 2 * kMillisecond;
+// Extents grow up to this many segments, or this many blocks where those are more.
 constexpr uint32_t kRunMax = 16;
+constexpr uint32_t kLargeBlocksPerExtent = 8;
 
 size_t words_for(uint32_t blocks) {
   return (blocks + 63) / 64;
@@ -80,7 +82,6 @@ void BlockAllocator::free_locked(OwnedExtent& extent, uint32_t index) {
     extent.listed = true;
     c.with_free.push_back(&extent);
   }
-  // One empty extent a class stays, so that a class in use does not come and go.
   if (extent.free_count == extent.shape.blocks && c.free_blocks > extent.shape.blocks &&
       !extent.leaving) {
     extent.leaving = true;
@@ -93,7 +94,7 @@ bool BlockAllocator::free_if_owned(Block block) {
   const layout::Geometry& geometry = segments_.geometry();
   const std::lock_guard lock(mutex_);
   OwnedExtent* extent = extent_of_segment_[geometry.segment_of(block.offset)];
-  if (extent == nullptr) return false;
+  if (extent == nullptr || extent->leaving) return false;
   const uint64_t first = extent->block_offset(geometry, 0);
   KV_ASSERT(extent->size_class == block.size_class);
   free_locked(*extent, uint32_t((block.offset - first) / block.bytes()));
@@ -144,7 +145,8 @@ uint32_t BlockAllocator::wanted_run(unsigned size_class) const {
   const uint64_t bytes = layout::class_bytes(size_class);
   const uint32_t least = geometry.segments_for(bytes + layout::kLineBytes);
   const uint64_t owned = classes_[size_class].owned_segments;
-  const uint32_t wish = uint32_t(std::min<uint64_t>(std::bit_ceil(owned + 1), kRunMax));
+  const uint64_t most = std::max<uint64_t>(kRunMax, uint64_t{least} * kLargeBlocksPerExtent);
+  const uint32_t wish = uint32_t(std::min(std::bit_ceil(owned + 1), most));
   const uint32_t from = std::max(least, wish);
   uint32_t best = from;
   uint64_t best_waste = UINT64_MAX;
@@ -182,25 +184,38 @@ Task<Status> BlockAllocator::grow(Remote& remote, unsigned size_class) {
       co_return Status::kOk;
     }
     if (claimed.status != Status::kOutOfMemory || run == least) co_return claimed.status;
-    run = least;
+    run = std::max(least, run / 2);
   }
+}
+
+Task<TakeResult> BlockAllocator::take_run(Remote& remote, unsigned size_class) {
+  const layout::Geometry& geometry = segments_.geometry();
+  const uint32_t run = geometry.segments_for(layout::class_bytes(size_class));
+  const ClaimResult claimed =
+      co_await segments_.claim(remote, run, SegmentEntry::kObjects, size_class, 0);
+  if (claimed.status != Status::kOk) co_return TakeResult{claimed.status, {}};
+  const std::lock_guard lock(mutex_);
+  runs_taken_.insert(claimed.extent.segment);
+  co_return TakeResult{
+      Status::kOk, {geometry.segment_offset(claimed.extent.segment), size_class}, true};
+}
+
+bool BlockAllocator::took_run(uint64_t segment) const {
+  const std::lock_guard lock(mutex_);
+  return runs_taken_.contains(segment);
 }
 
 Task<TakeResult> BlockAllocator::take(Remote& remote, unsigned size_class) {
   const layout::Geometry& geometry = segments_.geometry();
-  const uint64_t bytes = layout::class_bytes(size_class);
-  if (!layout::shares_extent(bytes, geometry.segment_bytes)) {
-    const ClaimResult claimed = co_await segments_.claim(remote, geometry.segments_for(bytes),
-                                                         SegmentEntry::kObjects, size_class, 0);
-    if (claimed.status != Status::kOk) co_return TakeResult{claimed.status, {}};
-    co_return TakeResult{Status::kOk,
-                         {geometry.segment_offset(claimed.extent.segment), size_class}};
+  if (!layout::shares_extent(layout::class_bytes(size_class), geometry.segment_bytes)) {
+    co_return co_await take_run(remote, size_class);
   }
   if (const std::optional<Block> block = take_local(size_class)) {
     co_return TakeResult{Status::kOk, *block};
   }
   if (monotonic_ns() < table_full_until_ns_.load(std::memory_order_relaxed)) co_return TakeResult{};
   Status status = co_await grow(remote, size_class);
+  const bool grown = status == Status::kOk;
   if (status == Status::kOutOfMemory) {
     status = co_await harvest(remote, 64);
     if (status == Status::kOk) {
@@ -217,7 +232,7 @@ Task<TakeResult> BlockAllocator::take(Remote& remote, unsigned size_class) {
   // Another lane may have emptied the new extent already; then the caller asks again.
   const std::optional<Block> block = take_local(size_class);
   if (!block) co_return TakeResult{};
-  co_return TakeResult{Status::kOk, *block};
+  co_return TakeResult{Status::kOk, *block, grown};
 }
 
 Task<Status> BlockAllocator::give_back_unused(Remote& remote, Block block) {

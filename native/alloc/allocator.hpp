@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <unordered_set>
 #include <vector>
 
 #include "alloc/segments.hpp"
@@ -29,6 +30,7 @@ struct Block {
 struct TakeResult {
   Status status = Status::kOutOfMemory;
   Block block;
+  bool grown = false;  // from segments that were free
 };
 
 struct OwnedExtent {
@@ -36,8 +38,9 @@ struct OwnedExtent {
   unsigned size_class = 0;
   layout::ExtentShape shape{};
   uint32_t free_count = 0;
-  bool listed = false;   // in its class's list of extents with free blocks
-  bool leaving = false;  // empty, about to be released: nothing is taken from it
+  bool listed = false;      // in its class's list of extents with free blocks
+  bool leaving = false;     // about to be released or yielded: nothing is taken from it
+  unsigned harvesters = 0;  // at its bitmap just now: it can't be yielded
   std::vector<uint64_t> free_bits;
   std::vector<uint64_t> touched_bits;  // taken since the last scrub began
 
@@ -55,7 +58,7 @@ class BlockAllocator {
   // A free block of an own extent, without a verb.
   std::optional<Block> take_local(unsigned size_class);
 
-  // A block: an own free one, one that others gave back, one of a new extent, one of an adopted
+  // A block: an own free one, one of a new extent, one that others gave back, one of an adopted
   // extent, in this order. kOutOfMemory if none of these is to be had.
   Task<TakeResult> take(Remote& remote, unsigned size_class);
 
@@ -68,9 +71,20 @@ class BlockAllocator {
 
   // Takes in what others have set free in own extents; at most `extents_max` of them are read.
   Task<Status> harvest(Remote& remote, unsigned extents_max);
+  // The same for the extent that begins at `segment`, if it is an own one.
+  Task<Status> harvest_extent(Remote& remote, uint64_t segment);
 
-  // Returns own extents that became empty to the node.
+  // Returns own extents that became empty to the node, all but one of each class, so that a class
+  // in use does not come and go.
   Task<Status> release_empty(Remote& remote);
+  // The same, all of them but those of one class.
+  Task<Status> release_all_empty(Remote& remote, unsigned kept_class);
+
+  // Makes an extent without an owner this client's. kAbsent if somebody was faster.
+  Task<Status> adopt_extent(Remote& remote, uint64_t segment, layout::SegmentEntry head);
+
+  // Gives the extent with the most free blocks of the class up, for somebody else to adopt.
+  Task<Status> yield(Remote& remote, unsigned size_class);
 
   bool owns(uint64_t offset) const;
   // Blocks of the class that can be taken without a verb.
@@ -88,7 +102,8 @@ class BlockAllocator {
   // Frees those of `dead_bits` that are neither free nor taken since the scrub began.
   uint64_t end_scrub(uint64_t segment, const std::vector<uint64_t>& dead_bits);
 
-  void forbid_full_scans_until(uint64_t when_ns) { table_full_until_ns_ = when_ns; }
+  // Whether a block with an extent of its own was taken there since the scrub began.
+  bool took_run(uint64_t segment) const;
 
  private:
   struct Class {
@@ -106,8 +121,12 @@ class BlockAllocator {
   uint32_t wanted_run(unsigned size_class) const;
   Task<Status> grow(Remote& remote, unsigned size_class);
   Task<Status> adopt(Remote& remote, unsigned size_class);
-  Task<Status> set_foreign_bit(Remote& remote, Block block);
-  Task<Status> harvest_extent(Remote& remote, uint64_t segment);
+  Task<TakeResult> take_run(Remote& remote, unsigned size_class);
+  Task<Status> give_back_foreign(Remote& remote, std::vector<Block> blocks);
+  Task<Status> locate(Remote& remote, Block block, uint64_t& segment, layout::SegmentEntry& head);
+  Task<Status> set_free_bits(Remote& remote, uint64_t word_offset, uint64_t bits);
+  Task<Status> take_in(Remote& remote, uint64_t segment, const std::vector<uint64_t>& words);
+  void drop_extent(OwnedExtent& extent);
 
   SegmentTable& segments_;
   mutable std::mutex mutex_;
@@ -115,6 +134,7 @@ class BlockAllocator {
   std::vector<std::unique_ptr<OwnedExtent>> extents_;
   OwnedExtent** extent_of_segment_;  // one pointer a segment, zero pages until used
   std::vector<OwnedExtent*> empty_;
+  std::unordered_set<uint64_t> runs_taken_;  // since the last scrub began
   size_t harvest_next_ = 0;
   std::atomic<uint64_t> table_full_until_ns_{0};
   std::atomic<uint64_t> adopt_hint_{0};

@@ -19,10 +19,10 @@ constexpr unsigned kBitRacesMax = 256;
 
 }  // namespace
 
-Task<Status> BlockAllocator::set_foreign_bit(Remote& remote, Block block) {
-  const layout::Geometry& geometry = segments_.geometry();
-  uint64_t segment = geometry.segment_of(block.offset);
-  SegmentEntry head;
+// The head of the extent in which the block lies.
+Task<Status> BlockAllocator::locate(Remote& remote, Block block, uint64_t& segment,
+                                    SegmentEntry& head) {
+  segment = segments_.geometry().segment_of(block.offset);
   if (const Status s = co_await segments_.read_entry(remote, segment, head); s != Status::kOk) {
     co_return s;
   }
@@ -35,23 +35,17 @@ Task<Status> BlockAllocator::set_foreign_bit(Remote& remote, Block block) {
   }
   const bool objects =
       head.kind() == SegmentEntry::kObjects || head.kind() == SegmentEntry::kAdoptable;
-  if (!objects || head.size_class() != block.size_class) co_return Status::kAbsent;
-  if (!layout::shares_extent(block.bytes(), geometry.segment_bytes)) {
-    co_return co_await segments_.release(remote, segment, head);
-  }
-  const ExtentShape shape = layout::extent_shape(block.bytes(), head.run(), geometry.segment_bytes);
-  const uint64_t start = geometry.segment_offset(segment);
-  const uint64_t index = (block.offset - start - shape.first_block_offset) / block.bytes();
-  if (index >= shape.blocks) co_return Status::kCorrupt;
-  const uint64_t bit = uint64_t{1} << (index % 64);
-  const uint64_t word_offset = start + index / 64 * 8;
+  co_return objects&& head.size_class() == block.size_class ? Status::kOk : Status::kAbsent;
+}
+
+Task<Status> BlockAllocator::set_free_bits(Remote& remote, uint64_t word_offset, uint64_t bits) {
   uint64_t word = 0;
   kv_op read[1] = {read_op(word_offset, &word, 8)};
   if (const uint32_t s = co_await remote.batch(read); s != KV_FABRIC_OK) {
     co_return from_fabric(s);
   }
-  for (unsigned race = 0; race < kBitRacesMax && (word & bit) == 0; ++race) {
-    kv_op op[1] = {cas_op(word_offset, word, word | bit)};
+  for (unsigned race = 0; race < kBitRacesMax && (bits & ~word) != 0; ++race) {
+    kv_op op[1] = {cas_op(word_offset, word, word | bits)};
     if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
     if (op[0].result == word) co_return Status::kOk;
     word = op[0].result;
@@ -59,32 +53,71 @@ Task<Status> BlockAllocator::set_foreign_bit(Remote& remote, Block block) {
   co_return Status::kOk;
 }
 
-Task<Status> BlockAllocator::give_back(Remote& remote, const std::vector<Block>& blocks) {
+// One look at the head for the blocks of an extent, one CAS for those of a word.
+Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block> blocks) {
+  const layout::Geometry& geometry = segments_.geometry();
+  std::sort(blocks.begin(), blocks.end(),
+            [](const Block& a, const Block& b) { return a.offset < b.offset; });
   Status worst = Status::kOk;
+  uint64_t begin = 0, end = 0;  // the extent located last
+  unsigned size_class = 0;
+  ExtentShape shape{};
+  uint64_t word_offset = 0, bits = 0;  // to be set
   for (const Block& block : blocks) {
-    if (free_if_owned(block)) continue;
-    const Status s = co_await set_foreign_bit(remote, block);
-    if (s != Status::kOk) worst = s;
-    if (remote.broken()) co_return s;
+    if (block.offset >= end || block.size_class != size_class) {
+      uint64_t segment = 0;
+      SegmentEntry head;
+      const Status s = co_await locate(remote, block, segment, head);
+      if (remote.broken()) co_return s;
+      if (s != Status::kOk) {
+        worst = s;
+        continue;
+      }
+      if (!layout::shares_extent(block.bytes(), geometry.segment_bytes)) {
+        const Status released = co_await segments_.release(remote, segment, head);
+        if (released != Status::kOk) worst = released;
+        if (remote.broken()) co_return released;
+        continue;
+      }
+      begin = geometry.segment_offset(segment);
+      end = begin + head.run() * geometry.segment_bytes;
+      size_class = block.size_class;
+      shape = layout::extent_shape(block.bytes(), head.run(), geometry.segment_bytes);
+    }
+    const uint64_t index = (block.offset - begin - shape.first_block_offset) / block.bytes();
+    if (block.offset < begin + shape.first_block_offset || index >= shape.blocks) {
+      worst = Status::kCorrupt;
+      continue;
+    }
+    if (const uint64_t at = begin + index / 64 * 8; at != word_offset) {
+      if (bits != 0) co_await set_free_bits(remote, word_offset, bits);
+      if (remote.broken()) co_return Status::kNodeUnreachable;
+      word_offset = at;
+      bits = 0;
+    }
+    bits |= uint64_t{1} << (index % 64);
+  }
+  if (bits != 0) {
+    if (const Status s = co_await set_free_bits(remote, word_offset, bits); s != Status::kOk) {
+      co_return s;
+    }
   }
   co_return worst;
 }
 
-Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
-  const layout::Geometry& geometry = segments_.geometry();
-  uint32_t blocks = 0;
-  {
-    const std::lock_guard lock(mutex_);
-    const OwnedExtent* extent = extent_of_segment_[segment];
-    if (extent == nullptr || extent->leaving) co_return Status::kOk;
-    blocks = extent->shape.blocks;
+Task<Status> BlockAllocator::give_back(Remote& remote, const std::vector<Block>& blocks) {
+  std::vector<Block> foreign;
+  for (const Block& block : blocks) {
+    if (!free_if_owned(block)) foreign.push_back(block);
   }
-  std::vector<uint64_t> words((blocks + 63) / 64);
-  const uint64_t at = geometry.segment_offset(segment);
-  kv_op read[1] = {read_op(at, words.data(), words.size() * 8)};
-  if (const uint32_t s = co_await remote.batch(read); s != KV_FABRIC_OK) {
-    co_return from_fabric(s);
-  }
+  if (foreign.empty()) co_return Status::kOk;
+  co_return co_await give_back_foreign(remote, std::move(foreign));
+}
+
+// Clears the bits that were read in the bitmap of an own extent and takes their blocks.
+Task<Status> BlockAllocator::take_in(Remote& remote, uint64_t segment,
+                                     const std::vector<uint64_t>& words) {
+  const uint64_t at = segments_.geometry().segment_offset(segment);
   for (size_t w = 0; w < words.size(); ++w) {
     if (words[w] == 0) continue;
     // Only the owner clears bits, and what it clears is set: the subtraction borrows from nobody.
@@ -92,7 +125,7 @@ Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
     if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
     const std::lock_guard lock(mutex_);
     OwnedExtent* extent = extent_of_segment_[segment];
-    if (extent == nullptr) co_return Status::kOk;
+    KV_ASSERT(extent != nullptr && extent->harvesters > 0);
     for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) {
       const uint32_t index = uint32_t(w * 64 + unsigned(std::countr_zero(bits)));
       const bool known =
@@ -101,6 +134,28 @@ Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
     }
   }
   co_return Status::kOk;
+}
+
+Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
+  uint32_t blocks = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    OwnedExtent* extent = extent_of_segment_[segment];
+    const bool mine = extent != nullptr && extent->extent.segment == segment;
+    // Two at once would both subtract what both have read.
+    if (!mine || extent->leaving || extent->harvesters > 0) co_return Status::kOk;
+    ++extent->harvesters;
+    blocks = extent->shape.blocks;
+  }
+  std::vector<uint64_t> words((blocks + 63) / 64);
+  kv_op read[1] = {
+      read_op(segments_.geometry().segment_offset(segment), words.data(), words.size() * 8)};
+  const uint32_t posted = co_await remote.batch(read);
+  Status status = from_fabric(posted);
+  if (posted == KV_FABRIC_OK) status = co_await take_in(remote, segment, words);
+  const std::lock_guard lock(mutex_);
+  --extent_of_segment_[segment]->harvesters;
+  co_return status;
 }
 
 Task<Status> BlockAllocator::harvest(Remote& remote, unsigned extents_max) {
@@ -112,10 +167,38 @@ Task<Status> BlockAllocator::harvest(Remote& remote, unsigned extents_max) {
       segments.push_back(extents_[harvest_next_++ % extents_.size()]->extent.segment);
     }
   }
-  for (const uint64_t segment : segments) {
-    if (const Status s = co_await harvest_extent(remote, segment); s != Status::kOk) co_return s;
+  constexpr size_t kExtentsAtOnce = 32;
+  Status worst = Status::kOk;
+  for (size_t first = 0; first < segments.size() && worst == Status::kOk; first += kExtentsAtOnce) {
+    std::vector<Task<Status>> tasks;
+    for (size_t i = first; i < std::min(first + kExtentsAtOnce, segments.size()); ++i) {
+      tasks.push_back(harvest_extent(remote, segments[i]));
+    }
+    for (Task<Status>& task : tasks) {
+      if (const Status s = co_await task; s != Status::kOk) worst = s;
+    }
   }
-  co_return Status::kOk;
+  co_return worst;
+}
+
+Task<Status> BlockAllocator::adopt_extent(Remote& remote, uint64_t segment, SegmentEntry head) {
+  const layout::Geometry& geometry = segments_.geometry();
+  const unsigned size_class = head.size_class();
+  if (size_class == 0 || head.run() > geometry.segment_count - segment) co_return Status::kCorrupt;
+  const ExtentShape shape =
+      layout::extent_shape(layout::class_bytes(size_class), head.run(), geometry.segment_bytes);
+  if (shape.blocks == 0) co_return Status::kCorrupt;
+  const SegmentEntry mine =
+      head.successor(SegmentEntry::kObjects, segments_.registration(), head.run(), size_class);
+  kv_op op[1] = {cas_op(geometry.entry_offset(segment), head.word, mine.word)};
+  if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
+  if (op[0].result != head.word) co_return Status::kAbsent;
+  {
+    const std::lock_guard lock(mutex_);
+    add_extent({segment, head.run()}, size_class, shape,
+               std::vector<uint64_t>((shape.blocks + 63) / 64, 0));
+  }
+  co_return co_await harvest_extent(remote, segment);
 }
 
 Task<Status> BlockAllocator::adopt(Remote& remote, unsigned size_class) {
@@ -131,47 +214,50 @@ Task<Status> BlockAllocator::adopt(Remote& remote, unsigned size_class) {
     for (uint64_t i = 0; i < count; ++i) {
       const SegmentEntry entry{words[i]};
       if (entry.kind() != SegmentEntry::kAdoptable || entry.size_class() != size_class) continue;
-      const uint64_t segment = at + i;
-      if (entry.run() > geometry.segment_count - segment) co_return Status::kCorrupt;
-      const SegmentEntry mine = entry.successor(SegmentEntry::kObjects, segments_.registration(),
-                                                entry.run(), size_class);
-      kv_op op[1] = {cas_op(geometry.entry_offset(segment), entry.word, mine.word)};
-      if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) {
-        co_return from_fabric(s);
-      }
-      if (op[0].result != entry.word) continue;
-      const ExtentShape shape = layout::extent_shape(layout::class_bytes(size_class), entry.run(),
-                                                     geometry.segment_bytes);
-      {
-        const std::lock_guard lock(mutex_);
-        add_extent({segment, entry.run()}, size_class, shape,
-                   std::vector<uint64_t>((shape.blocks + 63) / 64, 0));
-      }
-      if (const Status s = co_await harvest_extent(remote, segment); s != Status::kOk) co_return s;
+      const Status adopted = co_await adopt_extent(remote, at + i, entry);
+      if (adopted == Status::kAbsent || adopted == Status::kCorrupt) continue;
+      if (adopted != Status::kOk) co_return adopted;
       if (free_blocks(size_class) > 0) co_return Status::kOk;
     }
   }
   co_return Status::kOutOfMemory;
 }
 
+// Forgets an extent that is leaving.
+void BlockAllocator::drop_extent(OwnedExtent& extent) {
+  const Extent gone = extent.extent;
+  Class& c = classes_[extent.size_class];
+  std::erase(c.with_free, &extent);
+  c.owned_blocks -= extent.shape.blocks;
+  c.owned_segments -= gone.run;
+  for (uint32_t i = 0; i < gone.run; ++i) extent_of_segment_[gone.segment + i] = nullptr;
+  std::erase_if(extents_, [&](const auto& owned) { return owned.get() == &extent; });
+}
+
+Task<Status> BlockAllocator::release_all_empty(Remote& remote, unsigned kept_class) {
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& extent : extents_) {
+      if (extent->leaving || extent->free_count < extent->shape.blocks) continue;
+      if (extent->size_class == kept_class) continue;
+      extent->leaving = true;
+      classes_[extent->size_class].free_blocks -= extent->free_count;
+      empty_.push_back(extent.get());
+    }
+  }
+  co_return co_await release_empty(remote);
+}
+
 Task<Status> BlockAllocator::release_empty(Remote& remote) {
   for (;;) {
-    OwnedExtent* extent = nullptr;
+    Extent gone;
     {
       const std::lock_guard lock(mutex_);
-      if (empty_.empty()) co_return Status::kOk;
-      extent = empty_.back();
+      // An empty extent has no bits to be harvested; a harvester that reads it leaves soon.
+      if (empty_.empty() || empty_.back()->harvesters > 0) co_return Status::kOk;
+      gone = empty_.back()->extent;
+      drop_extent(*empty_.back());
       empty_.pop_back();
-    }
-    const Extent gone = extent->extent;
-    {
-      const std::lock_guard lock(mutex_);
-      Class& c = classes_[extent->size_class];
-      std::erase(c.with_free, extent);
-      c.owned_blocks -= extent->shape.blocks;
-      c.owned_segments -= gone.run;
-      for (uint32_t i = 0; i < gone.run; ++i) extent_of_segment_[gone.segment + i] = nullptr;
-      std::erase_if(extents_, [extent](const auto& owned) { return owned.get() == extent; });
     }
     SegmentEntry head;
     if (const Status s = co_await segments_.read_entry(remote, gone.segment, head);
@@ -185,8 +271,49 @@ Task<Status> BlockAllocator::release_empty(Remote& remote) {
   }
 }
 
+Task<Status> BlockAllocator::yield(Remote& remote, unsigned size_class) {
+  const layout::Geometry& geometry = segments_.geometry();
+  OwnedExtent* best = nullptr;
+  std::vector<uint64_t> free_bits;
+  {
+    const std::lock_guard lock(mutex_);
+    for (OwnedExtent* extent : classes_[size_class].with_free) {
+      if (extent->leaving || extent->harvesters > 0 || extent->free_count == 0) continue;
+      if (best == nullptr || extent->free_count > best->free_count) best = extent;
+    }
+    if (best == nullptr) co_return Status::kOk;
+    best->leaving = true;
+    classes_[size_class].free_blocks -= best->free_count;
+    free_bits = best->free_bits;
+  }
+  const Extent gone = best->extent;
+  // The bits of free blocks are clear there, as the owner cleared them: the addition carries into
+  // nobody's.
+  std::vector<kv_op> ops;
+  for (size_t w = 0; w < free_bits.size(); ++w) {
+    if (free_bits[w] == 0) continue;
+    ops.push_back(faa_op(geometry.segment_offset(gone.segment) + w * 8, free_bits[w]));
+  }
+  if (const uint32_t s = co_await remote.batch(ops); s != KV_FABRIC_OK) co_return from_fabric(s);
+  SegmentEntry head;
+  if (const Status s = co_await segments_.read_entry(remote, gone.segment, head);
+      s != Status::kOk) {
+    co_return s;
+  }
+  if (head.owner() != segments_.registration()) co_return Status::kFenced;
+  const SegmentEntry adoptable = head.successor(SegmentEntry::kAdoptable, 0, gone.run, size_class);
+  {
+    // Before anybody can adopt it: what comes free from here on is another's.
+    const std::lock_guard lock(mutex_);
+    drop_extent(*best);
+  }
+  kv_op op[1] = {cas_op(geometry.entry_offset(gone.segment), head.word, adoptable.word)};
+  co_return from_fabric(co_await remote.batch(op));
+}
+
 std::vector<BlockAllocator::ExtentView> BlockAllocator::begin_scrub() {
   const std::lock_guard lock(mutex_);
+  runs_taken_.clear();
   std::vector<ExtentView> views;
   views.reserve(extents_.size());
   for (const auto& extent : extents_) {

@@ -80,7 +80,7 @@ struct NodeLine {
   uint64_t safe_epoch;
   uint64_t clock_ms;  // since the region was made; expiry of values counts in it
   uint64_t deaths;    // clients fenced so far; a change makes owners scrub their segments
-  uint64_t pressure;  // 1: a client waits for memory; the others should publish soon
+  uint64_t pressure;  // what a client waits for, as in its line: the others should help soon
   uint64_t reserved[3];
 };
 static_assert(sizeof(NodeLine) == kLineBytes);
@@ -109,11 +109,14 @@ inline constexpr uint64_t kClientLinesOffset = 3 * kPageBytes;
 
 // ---- Client and registry lines --------------------------------------------------------------
 
+// In `wants_memory`: reclamation, of no class in particular.
+inline constexpr uint64_t kWantsReclamation = kSizeClasses;
+
 struct ClientLine {
   uint64_t registration;     // as granted, so that a stale writer shows
   uint64_t heartbeat;        // +1 at every renewal
   uint64_t published_epoch;  // every operation under way began after this epoch was seen
-  uint64_t wants_memory;     // 1: waits for reclamation
+  uint64_t wants_memory;     // size class of the blocks that it waits for, 0: none
   uint64_t operations;
   uint64_t limbo_bytes;
   uint64_t reserved[2];
@@ -215,10 +218,10 @@ constexpr unsigned object_class(uint64_t key_bytes, uint64_t value_bytes) {
 
 // ---- Extents --------------------------------------------------------------------------------
 
-// Blocks below sixteen segments share an extent. It begins with a bitmap in which anybody sets the
+// Blocks below 64 segments share an extent. It begins with a bitmap in which anybody sets the
 // bit of a block that may be reused and only the owner clears it. Larger blocks have an extent of
 // their own without a header.
-inline constexpr uint64_t kSharedExtentSegments = 16;
+inline constexpr uint64_t kSharedExtentSegments = 64;
 
 constexpr bool shares_extent(uint64_t block_bytes, uint64_t segment_bytes) {
   return block_bytes < kSharedExtentSegments * segment_bytes;

@@ -95,9 +95,9 @@ bool Node::start(const kv_node_config& config, std::string& error) {
   }
   shm_name_ = text(config.shm_name);
   if (!shm_name_.empty()) {
-    const auto gone = [this](uint32_t r) {
+    const auto gone = [this](uint32_t r, bool left) {
       const std::lock_guard lock(mutex_);
-      to_fence_.push_back(r);
+      to_fence_.push_back({r, left});
       changed_.notify_all();
     };
     door_ =
@@ -196,9 +196,9 @@ void Node::drain() {
 
 // ---- Upkeep ---------------------------------------------------------------------------------
 
-void Node::fence(uint32_t registration, bool over_tcp) {
+void Node::fence(uint32_t registration, bool over_tcp, bool left) {
   if (over_tcp && agent_) agent_->fence(registration);
-  if (!registry_->mark_fenced(registration)) return;
+  if (!registry_->mark_fenced(registration, left)) return;
   const std::lock_guard lock(mutex_);
   to_sweep_.push_back(registration);
   changed_.notify_all();
@@ -211,7 +211,7 @@ Status Node::dismiss(uint32_t registration) {
   }
   // A client with a mapping can't be cut off from outside: it is gone when its socket hangs up.
   if (found.fabric == KV_FABRIC_SHM && found.connected) return Status::kOk;
-  fence(registration, true);
+  fence(registration, true, true);
   return Status::kOk;
 }
 
@@ -219,12 +219,12 @@ void Node::judge_silent(uint32_t registration) {
   Registered found;
   if (!registry_->find(registration, found)) return;
   if (found.fabric == KV_FABRIC_TCP || !found.connected) {
-    fence(registration, true);
+    fence(registration, true, false);
     return;
   }
   if (found.fabric == KV_FABRIC_LOCAL) return;  // a thread of this process, only slow
   if (found.process_descriptor >= 0 && exited(found.process_descriptor)) {
-    fence(registration, false);
+    fence(registration, false, false);
     return;
   }
   // A stopped process still maps the region: nothing of it may be reused until it is dead.
@@ -239,17 +239,17 @@ void Node::maintain() {
   while (!stopping_.load()) {
     const Registry::Tick tick = registry_->tick(lease_ns_);
     for (const uint32_t registration : tick.silent) judge_silent(registration);
-    const uint64_t period_ns = tick.pressed ? kPressedTickNs
-                               : tick.busy  ? kBusyTickNs
-                                            : kIdleTickNs;
-    std::deque<uint32_t> gone;
+    const uint64_t period_ns = tick.pressure != 0 ? kPressedTickNs
+                               : tick.busy        ? kBusyTickNs
+                                                  : kIdleTickNs;
+    std::deque<Gone> gone;
     {
       std::unique_lock lock(mutex_);
       const auto woken = [&] { return stopping_.load() || !to_fence_.empty(); };
       changed_.wait_for(lock, std::chrono::nanoseconds(period_ns), woken);
       gone.swap(to_fence_);
     }
-    for (const uint32_t registration : gone) fence(registration, false);
+    for (const Gone& guest : gone) fence(guest.registration, false, guest.left);
   }
 }
 
@@ -266,20 +266,28 @@ bool Node::wait_rounds(unsigned rounds) {
   return true;
 }
 
+bool Node::try_sweep(Lane& lane, Sweep& sweep) {
+  Channel& channel = lane.channel(0);
+  if (channel.ready(monotonic_ns() + kSecond) != Status::kOk) return false;
+  // In slices: a long activity of the janitor's would hold back the epoch of the whole node.
+  const auto run = [&](Task<Status> (Sweep::*step)(Channel&)) {
+    Status status = Status::kPending;
+    while (status == Status::kPending && !stopping_.load()) {
+      status = lane.run_task([&] { return (sweep.*step)(channel); }, monotonic_ns() + kSweepNs);
+    }
+    return status == Status::kOk;
+  };
+  return run(&Sweep::begin) && run(&Sweep::look) && wait_rounds(3) && run(&Sweep::give_back);
+}
+
 void Node::sweep_one(uint32_t registration) {
   Status status = Status::kOk;
   Lane* lane = janitor_->acquire_lane(kSecond, status);
   if (lane == nullptr) return;
-  Channel& channel = lane->channel(0);
   Sweep sweep(registration);
   bool swept = false;
   for (unsigned attempt = 0; attempt < kSweepTries && !swept && !stopping_.load(); ++attempt) {
-    if (channel.ready(monotonic_ns() + kSecond) != Status::kOk) break;
-    const uint64_t deadline_ns = monotonic_ns() + kSweepNs;
-    if (lane->run_task([&] { return sweep.look(channel); }, deadline_ns) != Status::kOk) continue;
-    if (!wait_rounds(3)) break;
-    swept = lane->run_task([&] { return sweep.give_back(channel); }, monotonic_ns() + kSweepNs) ==
-            Status::kOk;
+    swept = try_sweep(*lane, sweep);
   }
   blocks_swept_.fetch_add(sweep.blocks_freed());
   janitor_->release_lane(*lane);

@@ -46,11 +46,19 @@ class Node {
   void maintain();
   void judge_silent(uint32_t registration);
   // Makes sure that no operation of the client can execute any more, then has it swept.
-  void fence(uint32_t registration, bool over_tcp);
+  // `left`: it went of its own will.
+  void fence(uint32_t registration, bool over_tcp, bool left);
   void sweep_dead();
   void sweep_one(uint32_t registration);
+  bool try_sweep(Lane& lane, class Sweep& sweep);
   bool wait_rounds(unsigned rounds);
   void count_memory(kv_node_stats& stats);
+
+  // A client that had the region mapped and is dead or gone, since its socket hung up.
+  struct Gone {
+    uint32_t registration;
+    bool left;
+  };
 
   // How an attachment of this process finds the node, if it is still there.
   struct Handle {
@@ -81,7 +89,7 @@ class Node {
   std::atomic<uint64_t> blocks_swept_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<uint32_t> to_fence_;  // gone over shm: dead, since their socket hung up
+  std::deque<Gone> to_fence_;
   std::deque<uint32_t> to_sweep_;
   std::thread maintenance_;
   std::thread sweeper_;

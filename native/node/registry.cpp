@@ -146,12 +146,12 @@ Registry::Tick Registry::tick(uint64_t lease_ns) {
     } else if (now_ns - line.heard_ns > lease_ns) {
       result.silent.push_back(line.registration);
     }
-    result.pressed |= load(client.wants_memory) != 0;
+    result.pressure = std::max(result.pressure, load(client.wants_memory));
     result.busy |= load(client.limbo_bytes) != 0;
   }
   refresh_safe_epoch_locked();
   store(node_line().global_epoch, load(node_line().global_epoch) + 1);
-  store(node_line().pressure, result.pressed ? 1 : 0);
+  store(node_line().pressure, result.pressure);
   return result;
 }
 
@@ -168,13 +168,13 @@ void Registry::set_stalled(uint32_t registration, bool stalled) {
   if (Registered* line = locate(registration)) line->stalled = stalled;
 }
 
-bool Registry::mark_fenced(uint32_t registration) {
+bool Registry::mark_fenced(uint32_t registration, bool left) {
   const std::lock_guard lock(mutex_);
   Registered* line = locate(registration);
   if (line == nullptr || line->state != ClientState::kLive) return false;
   line->state = ClientState::kFenced;
   line->connected = false;
-  ++fenced_;
+  fenced_ += left ? 0 : 1;
   layout::RegistryLine& granted = registry_line(registration);
   store(granted.fenced_epoch, load(node_line().global_epoch));
   store(granted.state, uint64_t(ClientState::kFenced));

@@ -48,10 +48,9 @@ class Registry {
   bool connected(uint32_t registration, uint32_t fabric, int process, int process_descriptor);
   void disconnected(uint32_t registration);
 
-  // Advances the epochs and the clock from what the clients have written. Returns true if some
-  // client waits for reclamation.
+  // Advances the epochs and the clock from what the clients have written.
   struct Tick {
-    bool pressed = false;
+    uint64_t pressure = 0;  // what some client waits for, as in ClientLine::wants_memory
     bool busy = false;
     std::vector<uint32_t> silent;  // live, but not heard of for a membership lease
   };
@@ -60,8 +59,9 @@ class Registry {
   // What `silent` clients are: only these may be fenced without more ado.
   bool find(uint32_t registration, Registered& found);
   void set_stalled(uint32_t registration, bool stalled);
-  // After the fence: it is left out of the epochs from here on. False if it was already.
-  bool mark_fenced(uint32_t registration);
+  // After the fence: it is left out of the epochs from here on. False if it was already. `left`:
+  // of its own will.
+  bool mark_fenced(uint32_t registration, bool left);
   // After the sweep: its lines may be used again.
   void mark_swept(uint32_t registration);
 

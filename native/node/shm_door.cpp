@@ -45,7 +45,8 @@ bool clear_stale(const std::string& name, const UnixAddress& address) {
 
 std::unique_ptr<ShmDoor> ShmDoor::open(const std::string& name, const std::string& secret,
                                        uint64_t node_id, const Region& region, Registry& registry,
-                                       std::function<void(uint32_t)> gone, std::string& error) {
+                                       std::function<void(uint32_t, bool)> gone,
+                                       std::string& error) {
   UnixAddress address;
   if (!unix_address(name, address, error)) return nullptr;
   if (secret.size() > kSecretBytesMax) {
@@ -68,7 +69,7 @@ std::unique_ptr<ShmDoor> ShmDoor::open(const std::string& name, const std::strin
 }
 
 ShmDoor::ShmDoor(std::string name, std::string secret, uint64_t node_id, const Region& region,
-                 Registry& registry, std::function<void(uint32_t)> gone, int listener)
+                 Registry& registry, std::function<void(uint32_t, bool)> gone, int listener)
     : name_(std::move(name)),
       secret_(std::move(secret)),
       node_id_(node_id),
@@ -183,9 +184,11 @@ void ShmDoor::loop() {
       if (descriptors[i + 2].revents == 0) continue;
       const Guest guest = guests_[i];
       guests_.erase(guests_.begin() + ptrdiff_t(i));
+      char farewell = 0;
+      const bool left = ::recv(guest.socket, &farewell, 1, MSG_DONTWAIT) == 1;
       ::close(guest.socket);
       registry_.disconnected(guest.registration);
-      gone_(guest.registration);
+      gone_(guest.registration, left);
     }
     if (descriptors[1].revents == 0) continue;
     const int socket = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);

@@ -18,10 +18,12 @@ namespace kvstore {
 
 class ShmDoor {
  public:
-  // `gone` is called from the door's thread with a registration whose socket hung up.
+  // `gone` is called from the door's thread with a registration whose socket hung up, and
+  // whether it had said farewell.
   static std::unique_ptr<ShmDoor> open(const std::string& name, const std::string& secret,
                                        uint64_t node_id, const Region& region, Registry& registry,
-                                       std::function<void(uint32_t)> gone, std::string& error);
+                                       std::function<void(uint32_t, bool)> gone,
+                                       std::string& error);
   ~ShmDoor();
 
   uint64_t refused() const { return refused_.load(std::memory_order_relaxed); }
@@ -34,7 +36,7 @@ class ShmDoor {
   };
 
   ShmDoor(std::string name, std::string secret, uint64_t node_id, const Region& region,
-          Registry& registry, std::function<void(uint32_t)> gone, int listener);
+          Registry& registry, std::function<void(uint32_t, bool)> gone, int listener);
   void loop();
   void take_in(int socket);
   // Empty if the peer may have the region; otherwise why not.
@@ -46,7 +48,7 @@ class ShmDoor {
   const uint64_t node_id_;
   const Region& region_;
   Registry& registry_;
-  const std::function<void(uint32_t)> gone_;
+  const std::function<void(uint32_t, bool)> gone_;
   const int listener_;
   const int stop_descriptor_;
   std::atomic<uint64_t> refused_{0};

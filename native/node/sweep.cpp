@@ -13,29 +13,8 @@ using layout::SegmentEntry;
 
 namespace {
 
-constexpr uint64_t kEntriesPerRead = 512;
-
-ExtentShape shape_of(const layout::Geometry& geometry, SegmentEntry head) {
-  return layout::extent_shape(layout::class_bytes(head.size_class()), head.run(),
-                              geometry.segment_bytes);
-}
-
 bool shared(const layout::Geometry& geometry, SegmentEntry head) {
   return layout::shares_extent(layout::class_bytes(head.size_class()), geometry.segment_bytes);
-}
-
-// The entries of the segment table, read in pieces.
-Task<Status> read_table(Channel& channel, std::vector<uint64_t>& words) {
-  const layout::Geometry& geometry = channel.attachment->geometry;
-  words.resize(geometry.segment_count);
-  for (uint64_t at = 0; at < words.size(); at += kEntriesPerRead) {
-    const uint64_t count = std::min<uint64_t>(kEntriesPerRead, words.size() - at);
-    kv_op op[1] = {read_op(geometry.entry_offset(at), words.data() + at, count * 8)};
-    if (const uint32_t s = co_await channel.remote.batch(op); s != KV_FABRIC_OK) {
-      co_return from_fabric(s);
-    }
-  }
-  co_return Status::kOk;
 }
 
 Task<Status> read_bitmap(Channel& channel, uint64_t segment, const ExtentShape& shape,
@@ -92,35 +71,53 @@ Task<Status> Sweep::settle_subtable(Channel& channel, uint64_t segment, SegmentE
   co_return co_await attachment.segments.release(channel.remote, segment, head);
 }
 
-Task<Status> Sweep::settle(Channel& channel, uint64_t segment, SegmentEntry head) {
-  Attachment& attachment = *channel.attachment;
-  switch (head.kind()) {
-    case SegmentEntry::kClaiming:
-      co_return co_await attachment.segments.dissolve(channel.remote, segment, head);
-    case SegmentEntry::kSubtable:
-      co_return co_await settle_subtable(channel, segment, head);
-    case SegmentEntry::kObjects:
-      break;
-    default:
-      co_return Status::kOk;
-  }
-  Held held{segment, head, shape_of(attachment.geometry, head), {}};
-  if (held.shape.blocks == 0) co_return Status::kCorrupt;
-  std::vector<uint64_t> free_bits;
-  if (shared(attachment.geometry, head)) {
-    const Status s = co_await read_bitmap(channel, segment, held.shape, free_bits);
+Task<Status> Sweep::list_extent(Channel& channel, uint64_t segment, SegmentEntry head) {
+  const layout::Geometry& geometry = channel.attachment->geometry;
+  UnreferencedSearch search = search_of(geometry, segment, head);
+  if (search.shape.blocks == 0) co_return Status::kOk;  // damaged: left alone
+  if (shared(geometry, head)) {
+    const Status s = co_await read_bitmap(channel, segment, search.shape, search.skip);
     if (s != Status::kOk) co_return s;
   }
-  const Status s = co_await find_unreferenced(channel, {segment, head.run()}, head.size_class(),
-                                              held.shape, free_bits, held.dead);
-  if (s != Status::kOk) co_return s;
-  held_.push_back(std::move(held));
+  searches_.push_back(std::move(search));
+  heads_.push_back(head);
   co_return Status::kOk;
 }
 
-Task<Status> Sweep::look(Channel& channel) {
+// An extent without an owner is treated as the dead client's: nobody adopts it meanwhile, so that
+// no block of it comes to life between the two looks.
+Task<Status> Sweep::take_over(Channel& channel, uint64_t segment, SegmentEntry head) {
+  const SegmentEntry taken =
+      head.successor(SegmentEntry::kObjects, registration_, head.run(), head.size_class());
+  kv_op op[1] = {cas_op(channel.attachment->geometry.entry_offset(segment), head.word, taken.word)};
+  if (const uint32_t s = co_await channel.remote.batch(op); s != KV_FABRIC_OK) {
+    co_return from_fabric(s);
+  }
+  if (op[0].result != head.word) co_return Status::kOk;  // adopted
+  co_return co_await list_extent(channel, segment, taken);
+}
+
+Task<Status> Sweep::settle(Channel& channel, uint64_t segment, SegmentEntry head) {
+  if (head.kind() == SegmentEntry::kAdoptable) co_return co_await take_over(channel, segment, head);
+  if (head.owner() != registration_) co_return Status::kOk;
+  switch (head.kind()) {
+    case SegmentEntry::kClaiming:
+      co_return co_await channel.attachment->segments.dissolve(channel.remote, segment, head);
+    case SegmentEntry::kSubtable:
+      co_return co_await settle_subtable(channel, segment, head);
+    case SegmentEntry::kObjects:
+      co_return co_await list_extent(channel, segment, head);
+    default:
+      co_return Status::kOk;
+  }
+}
+
+Task<Status> Sweep::begin(Channel& channel) {
   Attachment& attachment = *channel.attachment;
-  held_.clear();
+  searches_.clear();
+  heads_.clear();
+  at_ = 0;
+  looked_ = false;
   const SplitEnvironment environment{attachment.segments, attachment.directory,
                                      attachment.registration, attachment.split_running,
                                      channel.lane().deadline_ns()};
@@ -129,62 +126,67 @@ Task<Status> Sweep::look(Channel& channel) {
     co_return s;
   }
   std::vector<uint64_t> words;
-  if (const Status s = co_await read_table(channel, words); s != Status::kOk) co_return s;
+  if (const Status s = co_await read_segment_table(channel, words); s != Status::kOk) co_return s;
   for (uint64_t i = 0; i < words.size(); ++i) {
-    const SegmentEntry entry{words[i]};
-    if (entry.owner() != registration_ || entry.kind() == SegmentEntry::kFree ||
-        entry.kind() == SegmentEntry::kFollower) {
-      continue;
-    }
-    const Status s = co_await settle(channel, i, entry);
+    const Status s = co_await settle(channel, i, SegmentEntry{words[i]});
     if (s != Status::kOk && s != Status::kAbsent) co_return s;
   }
   co_return Status::kOk;
 }
 
-Task<Status> Sweep::give_back_extent(Channel& channel, Held& held) {
-  Attachment& attachment = *channel.attachment;
-  std::vector<uint64_t> skip(held.dead.size());
-  for (size_t w = 0; w < skip.size(); ++w) skip[w] = ~held.dead[w];
-  std::vector<uint64_t> dead;
-  const Status s = co_await find_unreferenced(channel, {held.segment, held.head.run()},
-                                              held.head.size_class(), held.shape, skip, dead);
+Task<Status> Sweep::look(Channel& channel) {
+  const Status s = co_await search_for_a_while(channel, searches_, at_);
   if (s != Status::kOk) co_return s;
-  if (!shared(attachment.geometry, held.head)) {
-    if (count_bits(dead) == 0) co_return Status::kOk;  // live: whoever retires it releases it
-    const Status released =
-        co_await attachment.segments.release(channel.remote, held.segment, held.head);
+  if (!looked_) {
+    for (UnreferencedSearch& search : searches_) search.again();
+    looked_ = true;
+  }
+  at_ = 0;
+  co_return Status::kOk;
+}
+
+Task<Status> Sweep::give_back_extent(Channel& channel, UnreferencedSearch& search,
+                                     SegmentEntry head) {
+  Attachment& attachment = *channel.attachment;
+  const uint64_t segment = search.extent.segment;
+  while (!search.done()) {
+    if (const Status s = co_await search_slice(channel, search); s != Status::kOk) co_return s;
+  }
+  if (!shared(attachment.geometry, head) && search.dead_blocks() > 0) {
+    const Status released = co_await attachment.segments.release(channel.remote, segment, head);
     if (released == Status::kOk) ++blocks_freed_;
     co_return released;
   }
-  if (const Status set = co_await set_bits(channel, held.segment, dead, blocks_freed_);
-      set != Status::kOk) {
-    co_return set;
+  if (shared(attachment.geometry, head)) {
+    const Status set = co_await set_bits(channel, segment, search.dead, blocks_freed_);
+    if (set != Status::kOk) co_return set;
   }
   const SegmentEntry adoptable =
-      held.head.successor(SegmentEntry::kAdoptable, 0, held.head.run(), held.head.size_class());
-  kv_op op[1] = {
-      cas_op(attachment.geometry.entry_offset(held.segment), held.head.word, adoptable.word)};
+      head.successor(SegmentEntry::kAdoptable, 0, head.run(), head.size_class());
+  kv_op op[1] = {cas_op(attachment.geometry.entry_offset(segment), head.word, adoptable.word)};
   co_return from_fabric(co_await channel.remote.batch(op));
 }
 
 Task<Status> Sweep::give_back(Channel& channel) {
-  for (Held& held : held_) {
-    const Status s = co_await give_back_extent(channel, held);
+  const uint64_t until_ns = monotonic_ns() + kMillisecond;
+  while (at_ < searches_.size()) {
+    const Status s = co_await give_back_extent(channel, searches_[at_], heads_[at_]);
     if (s != Status::kOk && s != Status::kAbsent) co_return s;
+    ++at_;
+    if (monotonic_ns() >= until_ns) co_return Status::kPending;
   }
-  held_.clear();
   co_return co_await release_abandoned(channel);
 }
 
 Task<Status> release_abandoned(Channel& channel) {
   Attachment& attachment = *channel.attachment;
   std::vector<uint64_t> words;
-  if (const Status s = co_await read_table(channel, words); s != Status::kOk) co_return s;
+  if (const Status s = co_await read_segment_table(channel, words); s != Status::kOk) co_return s;
   for (uint64_t i = 0; i < words.size(); ++i) {
     const SegmentEntry entry{words[i]};
-    if (entry.kind() != SegmentEntry::kAdoptable) continue;
-    const ExtentShape shape = shape_of(attachment.geometry, entry);
+    if (entry.kind() != SegmentEntry::kAdoptable || !shared(attachment.geometry, entry)) continue;
+    const ExtentShape shape = search_of(attachment.geometry, i, entry).shape;
+    if (shape.blocks == 0) continue;
     std::vector<uint64_t> bits;
     if (const Status s = co_await read_bitmap(channel, i, shape, bits); s != Status::kOk) {
       co_return s;

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "store/scrub.hpp"
+#include "store/unreferenced.hpp"
 
 namespace kvstore {
 
@@ -17,27 +17,30 @@ class Sweep {
  public:
   explicit Sweep(uint32_t registration) : registration_(registration) {}
 
-  // First half: finishes the split, undoes claims, finds the extents and their dead blocks.
+  // First: finishes the split, undoes claims, lists the extents. Extents without an owner are among
+  // them: blocks of theirs may have been in the limbo of the client.
+  Task<Status> begin(Channel& channel);
+  // Then, until it no longer returns kPending: finds their dead blocks.
   Task<Status> look(Channel& channel);
-  // Second half, three rounds later: gives back what is still dead, leaves the rest to be adopted.
+  // Three rounds later, until it no longer returns kPending: gives back what is still dead, leaves
+  // the rest to be adopted.
   Task<Status> give_back(Channel& channel);
 
   uint64_t blocks_freed() const { return blocks_freed_; }
 
  private:
-  struct Held {
-    uint64_t segment;
-    layout::SegmentEntry head;
-    layout::ExtentShape shape;
-    std::vector<uint64_t> dead;
-  };
-
   Task<Status> settle(Channel& channel, uint64_t segment, layout::SegmentEntry head);
   Task<Status> settle_subtable(Channel& channel, uint64_t segment, layout::SegmentEntry head);
-  Task<Status> give_back_extent(Channel& channel, Held& held);
+  Task<Status> take_over(Channel& channel, uint64_t segment, layout::SegmentEntry head);
+  Task<Status> list_extent(Channel& channel, uint64_t segment, layout::SegmentEntry head);
+  Task<Status> give_back_extent(Channel& channel, UnreferencedSearch& search,
+                                layout::SegmentEntry head);
 
   const uint32_t registration_;
-  std::vector<Held> held_;
+  std::vector<UnreferencedSearch> searches_;
+  std::vector<layout::SegmentEntry> heads_;  // of the same extents
+  size_t at_ = 0;
+  bool looked_ = false;
   uint64_t blocks_freed_ = 0;
 };
 

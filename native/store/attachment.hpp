@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -62,8 +63,12 @@ class Attachment {
   std::atomic<State> state{State::kUp};
   // Blocks of ours may have been left behind, by a client that died or by a lost connection.
   std::atomic<bool> scrub_wanted{false};
-  // An operation waits for reclamation: the next heartbeat tells the node.
-  std::atomic<bool> memory_wanted{false};
+  // The size class that an operation waits for, 0: none does. The next heartbeat tells the node.
+  std::atomic<unsigned> class_wanted{0};
+  // Until then no lane evicts another whole extent: what the last one gave is still on its way.
+  std::atomic<uint64_t> extent_eviction_pause_ns{0};
+  // When memory was last refused for good.
+  std::atomic<uint64_t> refused_ns{0};
   // No segment was free at the last attempt: puts evict ahead of need.
   std::atomic<bool> full{false};
 
@@ -86,9 +91,16 @@ class Attachment {
     clock_difference_ms_.store(int64_t(node_ms) - int64_t(now_ns / kMillisecond),
                                std::memory_order_relaxed);
   }
+  // Never less than what it said before: what has expired stays expired, although each heartbeat
+  // estimates the difference of the clocks anew.
   uint64_t node_clock_ms() const {
-    return uint64_t(int64_t(boottime_ns() / kMillisecond) +
-                    clock_difference_ms_.load(std::memory_order_relaxed));
+    const uint64_t now_ms = uint64_t(int64_t(boottime_ns() / kMillisecond) +
+                                     clock_difference_ms_.load(std::memory_order_relaxed));
+    uint64_t told_ms = clock_told_ms_.load(std::memory_order_relaxed);
+    while (told_ms < now_ms &&
+           !clock_told_ms_.compare_exchange_weak(told_ms, now_ms, std::memory_order_relaxed)) {
+    }
+    return std::max(told_ms, now_ms);
   }
 
   // As of the last heartbeat: good enough for recency, and no system call.
@@ -98,6 +110,7 @@ class Attachment {
   std::atomic<uint64_t> clock_seen_ms_{0};
   std::atomic<uint64_t> sequence_{1};
   std::atomic<int64_t> clock_difference_ms_{0};
+  mutable std::atomic<uint64_t> clock_told_ms_{0};
 };
 
 // The geometry that the superblock describes, if this client knows how to use it; otherwise the

@@ -119,9 +119,9 @@ void Client::release_lane(Lane& lane) {
   }
 }
 
-void Client::want_memory(uint32_t member) {
+void Client::want_memory(uint32_t member, unsigned size_class) {
   if (const std::shared_ptr<Attachment> current = attachment(member)) {
-    current->memory_wanted.store(true);
+    current->class_wanted.store(size_class);
   }
   if (service_) service_->hurry();
 }
@@ -198,7 +198,7 @@ void Client::drain_limbo() {
       const std::shared_ptr<Attachment> current = attachment(m);
       if (!current || current->state.load() != Attachment::State::kUp) continue;
       waiting += current->limbo.bytes();
-      if (current->limbo.bytes() > 0) current->memory_wanted.store(true);
+      if (current->limbo.bytes() > 0) current->class_wanted.store(layout::kWantsReclamation);
     }
     if (waiting == 0) return;
     service_->hurry();

@@ -50,8 +50,8 @@ class Client {
   void release_lane(Lane& lane);
 
   std::atomic<uint64_t>& tick() { return tick_; }
-  // Has the heartbeat come soon, because memory is waited for.
-  void want_memory(uint32_t member);
+  // Has the heartbeat come soon, because blocks of the class are waited for.
+  void want_memory(uint32_t member, unsigned size_class);
 
   void read_stats(kv_client_stats& stats);
   bool is_inline();

@@ -24,6 +24,13 @@ constexpr uint64_t kReclaimPollNs = kMillisecond / 2;
 constexpr uint64_t kStockShare = 16;
 constexpr uint64_t kStockMin = 32;
 constexpr uint64_t kStockMax = 8192;
+// Whole extents are evicted no more often than they can come back: unlinked, reclaimed, released.
+constexpr uint64_t kExtentPauseNs = 20 * kMillisecond;
+constexpr unsigned kExtentTries = 8;
+// How long a full node without eviction is waited for before memory is refused, and how long every
+// put is then refused at once.
+constexpr uint64_t kPatienceNs = 150 * kMillisecond;
+constexpr uint64_t kRefusalHoldsNs = kSecond;
 
 uint64_t next_random() {
   static thread_local uint64_t state = monotonic_ns() | 1;
@@ -36,7 +43,7 @@ uint64_t next_random() {
 struct Sample {
   SlotRef ref;
   uint32_t idle_ms;
-  bool useful;  // its block becomes ours to use: own extent, right class
+  bool useful;  // its block becomes ours to use: right class, in an own extent or one of its own
 };
 
 struct Sampled {
@@ -61,6 +68,8 @@ unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset, 
               std::span<Sample> samples) {
   const Attachment& attachment = *channel.attachment;
   const uint32_t now_ms = uint32_t(attachment.node_clock_ms());
+  const bool shared =
+      layout::shares_extent(layout::class_bytes(size_class), attachment.geometry.segment_bytes);
   unsigned count = 0;
   for (unsigned i = 0; i < kSlotsSampled; ++i) {
     const unsigned bucket = i / layout::kSlotsPerBucket;
@@ -69,7 +78,8 @@ unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset, 
     if (!slot.readable() || slot.moving() || slot.frozen()) continue;
     if (!attachment.geometry.holds_block(slot.offset(), slot.size_class())) continue;
     const uint64_t offset = groups_offset + bucket * layout::kBucketBytes + 8 + in_bucket * 8;
-    const bool useful = slot.size_class() == size_class && attachment.allocator.owns(slot.offset());
+    const bool useful =
+        slot.size_class() == size_class && (!shared || attachment.allocator.owns(slot.offset()));
     samples[count++] = {{offset, slot}, now_ms - sampled.metadata[i].last_access_ms, useful};
   }
   std::sort(samples.begin(), samples.begin() + count, [](const Sample& a, const Sample& b) {
@@ -105,36 +115,70 @@ Task<Status> evict_ahead(Channel& channel, unsigned size_class) {
   co_return Status::kOk;
 }
 
-// Large blocks are released as segments whoever evicts them; a client without blocks of the class
-// likewise needs whole segments. `bytes` worth of other entries go.
-Task<unsigned> evict_bytes(Channel& channel, unsigned size_class, uint64_t bytes) {
-  unsigned evicted = 0;
-  uint64_t freed = 0;
-  for (unsigned round = 0; round < 64 && freed < bytes; ++round) {
-    const uint64_t before = channel.attachment->limbo.bytes();
-    const unsigned now = co_await evict_sampled(channel, size_class, 4);
-    if (channel.remote.broken() || channel.lane().cancelled()) break;
-    evicted += now;
-    freed +=
-        channel.attachment->limbo.bytes() - std::min(before, channel.attachment->limbo.bytes());
+// Memory for a class of which nothing useful could be evicted: other clients own all its extents,
+// or it has none. They are asked for theirs by `want_memory`; meanwhile whole extents go, the
+// coldest of a sample first, so that their owners return the segments.
+Task<Status> evict_elsewhere(Channel& channel, unsigned size_class) {
+  Attachment& attachment = *channel.attachment;
+  const uint64_t now_ns = monotonic_ns();
+  uint64_t pause_ns = attachment.extent_eviction_pause_ns.load();
+  if (now_ns < pause_ns || !attachment.extent_eviction_pause_ns.compare_exchange_strong(
+                               pause_ns, now_ns + kExtentPauseNs)) {
+    co_return Status::kOk;
   }
-  co_return evicted;
+  Sampled sampled;
+  uint64_t groups_offset = 0;
+  if (const Status s = co_await read_sample(channel, sampled, groups_offset); s != Status::kOk) {
+    co_return s;
+  }
+  Sample samples[kSlotsSampled];
+  const unsigned count = rank(channel, sampled, groups_offset, 0, samples);
+  const layout::Geometry& geometry = attachment.geometry;
+  const uint32_t run = geometry.segments_for(layout::class_bytes(size_class) + layout::kLineBytes);
+  for (unsigned i = 0; i < std::min(count, kExtentTries); ++i) {
+    const uint64_t segment = geometry.segment_of(samples[i].ref.slot.offset());
+    const Status s = co_await evict_segments(channel, segment, run);
+    if (s != Status::kAbsent) co_return s;
+  }
+  co_return Status::kOk;
+}
+
+Task<Status> evict_for(Channel& channel, unsigned size_class) {
+  Attachment& attachment = *channel.attachment;
+  const uint64_t coming =
+      attachment.allocator.free_blocks(size_class) + attachment.limbo.blocks(size_class);
+  if (coming >= kStockMin) co_return Status::kOk;
+  const Evicted evicted = co_await evict_sampled(channel, size_class, 2);
+  if (evicted.useful == 0) co_return co_await evict_elsewhere(channel, size_class);
+  co_return Status::kOk;
+}
+
+// Without eviction: whether others have had their time to give up what they do not need.
+bool waited_long_enough(Attachment& attachment, uint64_t began_ns) {
+  const uint64_t now_ns = monotonic_ns();
+  const uint64_t refused_ns = attachment.refused_ns.load(std::memory_order_relaxed);
+  const bool lately = refused_ns != 0 && now_ns - refused_ns < kRefusalHoldsNs;
+  if (!lately && now_ns - began_ns < kPatienceNs) return false;
+  if (!lately) attachment.refused_ns.store(now_ns, std::memory_order_relaxed);
+  return true;
 }
 
 }  // namespace
 
-Task<unsigned> evict_sampled(Channel& channel, unsigned size_class, unsigned wanted) {
+Task<Evicted> evict_sampled(Channel& channel, unsigned size_class, unsigned wanted) {
   Sampled sampled;
   uint64_t groups_offset = 0;
-  if (co_await read_sample(channel, sampled, groups_offset) != Status::kOk) co_return 0;
+  Evicted evicted;
+  if (co_await read_sample(channel, sampled, groups_offset) != Status::kOk) co_return evicted;
   Sample samples[kSlotsSampled];
   const unsigned count = rank(channel, sampled, groups_offset, size_class, samples);
   // At most a quarter of the sample goes, so that what goes is old among its neighbours.
   const unsigned limit = std::min(wanted, std::max(1u, count / 4));
-  unsigned evicted = 0;
-  for (unsigned i = 0; i < count && evicted < limit; ++i) {
-    if (co_await evict_slot(channel, samples[i].ref)) ++evicted;
+  for (unsigned i = 0; i < count && evicted.total < limit; ++i) {
     if (channel.remote.broken()) break;
+    if (!co_await evict_slot(channel, samples[i].ref)) continue;
+    ++evicted.total;
+    evicted.useful += samples[i].useful ? 1 : 0;
   }
   co_return evicted;
 }
@@ -161,6 +205,7 @@ Task<Status> evict_in_places(Channel& channel, const Key& key) {
 Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
   Attachment& attachment = *channel.attachment;
   Lane& lane = channel.lane();
+  uint64_t began_ns = 0;
   for (;;) {
     if (const std::optional<Block> block = attachment.allocator.take_local(size_class)) {
       if (attachment.full.load(std::memory_order_relaxed) && attachment.evicts()) {
@@ -169,22 +214,18 @@ Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
       co_return TakeResult{Status::kOk, *block};
     }
     const TakeResult taken = co_await attachment.allocator.take(channel.remote, size_class);
-    if (taken.status == Status::kOk) co_return taken;
+    if (taken.grown) attachment.full.store(false, std::memory_order_relaxed);
     if (taken.status != Status::kOutOfMemory) co_return taken;
     attachment.full.store(true, std::memory_order_relaxed);
+    if (began_ns == 0) began_ns = monotonic_ns();
 
     if (attachment.evicts()) {
-      const uint64_t coming =
-          attachment.allocator.free_blocks(size_class) + attachment.limbo.blocks(size_class);
-      if (coming < kStockMin) {
-        const uint64_t bytes = layout::class_bytes(size_class);
-        co_await evict_bytes(channel, size_class, bytes * 2);
-      }
+      co_await evict_for(channel, size_class);
       if (channel.remote.broken()) co_return TakeResult{Status::kNodeUnreachable, {}};
-    } else if (attachment.limbo.bytes() == 0) {
+    } else if (attachment.limbo.bytes() == 0 && waited_long_enough(attachment, began_ns)) {
       co_return TakeResult{Status::kOutOfMemory, {}};
     }
-    lane.client().want_memory(channel.member());
+    lane.client().want_memory(channel.member(), size_class);
     const uint64_t now = monotonic_ns();
     if (lane.cancelled() || now >= lane.deadline_ns()) {
       co_return TakeResult{Status::kOutOfMemory, {}};

@@ -1,6 +1,7 @@
 // Finding a key, and the pauses, helps and resolutions that its operations share.
 
 #include <algorithm>
+#include <cstring>
 
 #include "index/split.hpp"
 #include "store/operations.hpp"
@@ -101,7 +102,51 @@ Task<Status> help_split(Channel& channel, const Key& key, const Places& places) 
   co_return Status::kOk;
 }
 
+namespace {
+
+// One round trip where the slot is remembered: READ slot, READ header and key. kPending: out of
+// date.
+Task<Status> contains_known(Channel& channel, const Key& key, const KnownAddress& known,
+                            kv_call& call) {
+  const Slot slot = known.slot;
+  if (!slot.readable() ||
+      !channel.attachment->geometry.holds_block(slot.offset(), slot.size_class()) ||
+      layout::kHeaderBytes + key.bytes > layout::class_bytes(slot.size_class())) {
+    co_return Status::kPending;
+  }
+  Slot now;
+  const Scratch object(layout::kHeaderBytes + key.bytes);
+  kv_op ops[2] = {read_op(known.slot_offset, &now.word, 8),
+                  read_op(slot.offset(), object.data(), layout::kHeaderBytes + key.bytes)};
+  if (const uint32_t s = co_await channel.remote.batch(ops); s != KV_FABRIC_OK) {
+    co_return from_fabric(s);
+  }
+  const layout::ObjectHeader header = layout::load_header(object.data());
+  const bool same = now == slot && layout::sound(header, slot.address(), slot.size_class()) &&
+                    header.key_hash == key.hash && header.key_bytes == key.bytes &&
+                    std::memcmp(object.data() + layout::kHeaderBytes, key.data, key.bytes) == 0;
+  if (!same) co_return Status::kPending;
+  if (expired(*channel.attachment, header)) co_return Status::kAbsent;
+  call.version = header.version;
+  call.data_bytes = header.value_bytes;
+  call.codec = header.codec;
+  co_return Status::kOk;
+}
+
+}  // namespace
+
 Task<Status> contains(Channel& channel, const Key& key, kv_call& call) {
+  KnownAddress known;
+  if (channel.attachment->addresses.find(key.hash, known)) {
+    const Status s = co_await contains_known(channel, key, known, call);
+    if (s != Status::kPending) {
+      ++channel.lane().counts().address_hits;
+      channel.touch(known.subtable, known.slot_offset, 0);
+      co_return s;
+    }
+    ++channel.lane().counts().address_stale;
+    channel.attachment->addresses.forget(key.hash);
+  }
   Lookup lookup;
   const Status s = co_await look_up(channel, key, lookup, (call.flags & KV_PROBE) != 0);
   if (s != Status::kOk) co_return s;

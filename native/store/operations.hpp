@@ -8,6 +8,7 @@
 //   get, absent             2 READ, 2 READ                                    2
 //   put, existing           WRITE 2 READ, READ header, CAS                    3
 //   put, new                WRITE 2 READ, CAS 2 READ, CAS                     3
+//   contains, address known 2 READ                                            1
 //   delete                  2 READ, READ header, CAS                          3
 // An object that is longer than the fabric's eager read takes one READ more; a value too long to be
 // assembled in scratch memory takes one WRITE more (value and header apart).
@@ -53,8 +54,17 @@ Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, layout::Sl
 // deadline.
 Task<TakeResult> allocate(Channel& channel, unsigned size_class);
 
-// Evicts some of the least recently used among sampled entries; returns how many.
-Task<unsigned> evict_sampled(Channel& channel, unsigned size_class, unsigned wanted);
+// Evicts some of the least recently used among sampled entries, first those whose blocks this
+// client can use for the class.
+struct Evicted {
+  unsigned total = 0;
+  unsigned useful = 0;
+};
+Task<Evicted> evict_sampled(Channel& channel, unsigned size_class, unsigned wanted);
+
+// Evicts all that lies in the extents from `segment` on, `run` segments. kAbsent if something else
+// than objects is among them: then nothing was evicted.
+Task<Status> evict_segments(Channel& channel, uint64_t segment, uint32_t run);
 
 // Evicts the least recently used entry of the key's own buckets, where neither a slot nor a new
 // subtable is to be had.

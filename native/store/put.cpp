@@ -152,11 +152,13 @@ Task<Step> replace(Channel& channel, const Key& key, const Found& found, Draft& 
   co_return Step::kDone;
 }
 
-bool condition_holds(const Attachment& attachment, const kv_call& call, const Found* found) {
-  const bool present = found != nullptr && !expired(attachment, found->header);
+// Also tells the version that is there: a caller whose condition fails wants to know it.
+bool condition_holds(const Attachment& attachment, kv_call& call, const Found& found) {
+  const bool present = !expired(attachment, found.header);
+  call.version = present ? found.header.version : 0;
   if ((call.flags & KV_IF_ABSENT) != 0 && present) return false;
   if ((call.flags & KV_IF_VERSION) != 0) {
-    return present && found->header.version == call.if_version;
+    return present && found.header.version == call.if_version;
   }
   return true;
 }
@@ -204,7 +206,7 @@ Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lo
 }
 
 // One attempt, from look-up to publication.
-Task<Step> attempt_put(Channel& channel, const Key& key, const kv_call& call, Draft& draft,
+Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& draft,
                        bool first_attempt, SlotRef& slot, uint64_t& subtable) {
   Lookup lookup;
   Status s;
@@ -218,7 +220,7 @@ Task<Step> attempt_put(Channel& channel, const Key& key, const kv_call& call, Dr
   if (s == Status::kPending || s == Status::kDeadlineExceeded) co_return Step::kAgain;
   const bool needs_final_miss = (call.flags & KV_IF_VERSION) != 0;
   if (s == Status::kOk) {
-    if (!condition_holds(*channel.attachment, call, &lookup.found)) co_return Step::kRefused;
+    if (!condition_holds(*channel.attachment, call, lookup.found)) co_return Step::kRefused;
     if (lookup.found.ref.slot.moving() || lookup.found.ref.slot.frozen()) {
       if (lookup.places.filling()) co_await help_split(channel, key, lookup.places);
       co_return channel.remote.broken() ? Step::kLost : Step::kAgain;
@@ -257,7 +259,7 @@ struct PutProgress {
   uint64_t subtable = 0;
 };
 
-Task<Status> publish(Channel& channel, const Key& key, const kv_call& call, Draft& draft,
+Task<Status> publish(Channel& channel, const Key& key, kv_call& call, Draft& draft,
                      PutProgress& progress) {
   for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
     const Step step = co_await attempt_put(channel, key, call, draft, attempt == 0, progress.slot,
@@ -327,7 +329,7 @@ Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
       co_return wanted ? Status::kConditionFailed : s;
     }
     const Found& found = lookup.found;
-    if (!condition_holds(attachment, call, &found)) co_return Status::kConditionFailed;
+    if (!condition_holds(attachment, call, found)) co_return Status::kConditionFailed;
     const Slot before = found.ref.slot;
     if (before.moving() || before.frozen()) {
       if (lookup.places.filling()) {

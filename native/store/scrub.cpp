@@ -2,152 +2,124 @@
 
 #include <algorithm>
 
-#include "index/places.hpp"
-#include "layout/object.hpp"
-#include "store/operations.hpp"
-
 namespace kvstore {
 
-using layout::Slot;
+using layout::SegmentEntry;
 
 namespace {
 
-constexpr unsigned kHeadersPerBatch = 64;
-
-// Whether the index leads to the block. Tentative entries for it are emptied: their inserter is
-// gone, or will find its commit refused and begin again.
-Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, bool& result) {
-  Places places;
-  for (unsigned attempt = 0; attempt < 16; ++attempt) {
-    if (const Status s =
-            co_await read_places(channel.remote, channel.attachment->directory, key_hash, places);
-        s != Status::kOk) {
-      co_return s;
-    }
-    for (const CombinedBucket& combined : places.all()) {
-      for (unsigned i = 0; i < kSlotsPerCombined; ++i) {
-        const Slot slot = combined.slot(i);
-        if (slot.address() != address) continue;
-        if (!slot.tentative()) {
-          result = true;
-          co_return Status::kOk;
-        }
-        kv_op op[1] = {cas_op(combined.slot_offset(i), slot.word, slot.emptied().word)};
-        if (const uint32_t s = co_await channel.remote.batch(op); s != KV_FABRIC_OK) {
-          co_return from_fabric(s);
-        }
-        if (op[0].result != slot.word) {
-          result = true;  // it has just committed
-          co_return Status::kOk;
-        }
-      }
-    }
-    const Status confirmed = co_await confirm_headers(channel.remote, places);
-    if (confirmed == Status::kOk) {
-      result = false;
-      co_return Status::kOk;
-    }
-    if (confirmed != Status::kAbsent) co_return confirmed;
-  }
-  result = true;  // splits all the time: not now
-  co_return Status::kOk;
-}
+constexpr unsigned kRounds = 3;
 
 }  // namespace
 
-Task<Status> find_unreferenced(Channel& channel, const Extent& extent, unsigned size_class,
-                               const layout::ExtentShape& shape, const std::vector<uint64_t>& skip,
-                               std::vector<uint64_t>& dead) {
+// The own extents: those of many blocks as the allocator knows them, those of one block as the
+// segment table says.
+Task<Status> Scrub::begin(Channel& channel) {
   const layout::Geometry& geometry = channel.attachment->geometry;
-  const uint64_t first = geometry.segment_offset(extent.segment) + shape.first_block_offset;
-  const uint64_t block_bytes = layout::class_bytes(size_class);
-  dead.assign((shape.blocks + 63) / 64, 0);
-  std::vector<layout::ObjectHeader> headers(kHeadersPerBatch);
-  std::vector<kv_op> ops;
-  for (uint32_t begin = 0; begin < shape.blocks; begin += kHeadersPerBatch) {
-    const uint32_t end = std::min(shape.blocks, begin + kHeadersPerBatch);
-    ops.clear();
-    for (uint32_t i = begin; i < end; ++i) {
-      ops.push_back(read_op(first + i * block_bytes, &headers[i - begin], layout::kHeaderBytes));
-    }
-    if (const uint32_t s = co_await channel.remote.batch(ops); s != KV_FABRIC_OK) {
-      co_return from_fabric(s);
-    }
-    for (uint32_t i = begin; i < end; ++i) {
-      const bool skipped = i / 64 < skip.size() && (skip[i / 64] >> (i % 64) & 1) != 0;
-      if (skipped) continue;
-      const layout::ObjectHeader& header = headers[i - begin];
-      const uint64_t address = (first + i * block_bytes) / layout::kUnitBytes;
-      bool live = false;
-      if (layout::sound(header, address, size_class)) {
-        if (const Status s = co_await referenced(channel, header.key_hash, address, live);
-            s != Status::kOk) {
-          co_return s;
-        }
-      }
-      if (!live) dead[i / 64] |= uint64_t{1} << (i % 64);
-    }
+  const uint32_t own = channel.attachment->registration;
+  searches_.clear();
+  at_ = 0;
+  for (BlockAllocator::ExtentView& view : channel.attachment->allocator.begin_scrub()) {
+    searches_.push_back(
+        {view.extent, view.size_class, view.shape, std::move(view.free_bits), {}, 0});
   }
+  std::vector<uint64_t> words;
+  if (const Status s = co_await read_segment_table(channel, words); s != Status::kOk) co_return s;
+  for (uint64_t segment = 0; segment < words.size(); ++segment) {
+    const SegmentEntry head{words[segment]};
+    if (head.kind() != SegmentEntry::kObjects || head.owner() != own) continue;
+    if (layout::shares_extent(layout::class_bytes(head.size_class()), geometry.segment_bytes)) {
+      continue;
+    }
+    searches_.push_back(search_of(geometry, segment, head));
+  }
+  stage_ = Stage::kLooking;
   co_return Status::kOk;
 }
 
 Task<Status> Scrub::look(Channel& channel) {
-  candidates_.clear();
-  for (BlockAllocator::ExtentView& view : channel.attachment->allocator.begin_scrub()) {
-    Candidate candidate;
-    const Status s = co_await find_unreferenced(channel, view.extent, view.size_class, view.shape,
-                                                view.free_bits, candidate.dead);
-    if (s != Status::kOk) co_return s;
-    const bool any = std::any_of(candidate.dead.begin(), candidate.dead.end(),
-                                 [](uint64_t word) { return word != 0; });
-    if (!any) continue;
-    candidate.view = std::move(view);
-    candidates_.push_back(std::move(candidate));
-  }
+  const Status s = co_await search_for_a_while(channel, searches_, at_);
+  if (s != Status::kOk) co_return s == Status::kPending ? Status::kOk : s;
+  std::erase_if(searches_, [](const auto& search) { return search.dead_blocks() == 0; });
+  for (UnreferencedSearch& search : searches_) search.again();
+  stage_ = searches_.empty() ? Stage::kIdle : Stage::kWaiting;
+  rounds_ = 0;
+  until_ = 0;
+  at_ = 0;
   co_return Status::kOk;
 }
 
-Task<Status> Scrub::finish(Channel& channel) {
-  BlockAllocator& allocator = channel.attachment->allocator;
+void Scrub::wait(uint64_t global_epoch, uint64_t safe_epoch) {
+  if (until_ == 0) {
+    until_ = global_epoch + 1;
+  } else if (safe_epoch > until_) {
+    until_ = 0;
+    if (++rounds_ == kRounds) stage_ = Stage::kFinishing;
+  }
+}
+
+Task<Status> Scrub::finish_one(Channel& channel, UnreferencedSearch& search) {
+  Attachment& attachment = *channel.attachment;
+  const uint64_t segment = search.extent.segment;
   // What others gave back in the meantime is free, not dead.
-  if (const Status s = co_await allocator.harvest(channel.remote, UINT32_MAX); s != Status::kOk) {
+  if (const Status s = co_await attachment.allocator.harvest_extent(channel.remote, segment);
+      s != Status::kOk) {
     co_return s;
   }
-  for (Candidate& candidate : candidates_) {
-    std::vector<uint64_t> skip(candidate.dead.size());
-    for (size_t w = 0; w < skip.size(); ++w) skip[w] = ~candidate.dead[w];
-    std::vector<uint64_t> still_dead;
-    const Status s =
-        co_await find_unreferenced(channel, candidate.view.extent, candidate.view.size_class,
-                                   candidate.view.shape, skip, still_dead);
-    if (s != Status::kOk) co_return s;
-    freed_ += allocator.end_scrub(candidate.view.extent.segment, still_dead);
+  while (!search.done()) {
+    if (const Status s = co_await search_slice(channel, search); s != Status::kOk) co_return s;
   }
-  candidates_.clear();
+  if (layout::shares_extent(layout::class_bytes(search.size_class),
+                            attachment.geometry.segment_bytes)) {
+    freed_ += attachment.allocator.end_scrub(segment, search.dead);
+    co_return Status::kOk;
+  }
+  if (search.dead_blocks() == 0 || attachment.allocator.took_run(segment)) co_return Status::kOk;
+  SegmentEntry head;
+  if (const Status s = co_await attachment.segments.read_entry(channel.remote, segment, head);
+      s != Status::kOk) {
+    co_return s;
+  }
+  if (head.kind() != SegmentEntry::kObjects || head.owner() != attachment.registration ||
+      head.size_class() != search.size_class) {
+    co_return Status::kOk;
+  }
+  const Status released = co_await attachment.segments.release(channel.remote, segment, head);
+  if (released == Status::kOk) ++freed_;
+  co_return released == Status::kAbsent ? Status::kOk : released;
+}
+
+Task<Status> Scrub::finish(Channel& channel) {
+  const uint64_t until_ns = monotonic_ns() + kMillisecond;
+  while (at_ < searches_.size()) {
+    if (const Status s = co_await finish_one(channel, searches_[at_]); s != Status::kOk) {
+      co_return s;
+    }
+    ++at_;
+    if (monotonic_ns() >= until_ns) co_return Status::kOk;
+  }
+  searches_.clear();
+  stage_ = Stage::kIdle;
   co_return Status::kOk;
 }
 
 Task<Status> Scrub::advance(Channel& channel, uint64_t global_epoch, uint64_t safe_epoch) {
-  if (stage_ == 0) {
-    if (!requested_) co_return Status::kOk;
-    requested_ = false;
-    if (const Status s = co_await look(channel); s != Status::kOk) {
-      requested_ = true;
-      co_return s;
+  switch (stage_) {
+    case Stage::kIdle: {
+      if (!requested_) co_return Status::kOk;
+      requested_ = false;
+      const Status begun = co_await begin(channel);
+      if (begun != Status::kOk) requested_ = true;
+      co_return begun;
     }
-    if (candidates_.empty()) co_return Status::kOk;
-    stage_ = 1;
-    until_ = global_epoch + 1;
-    co_return Status::kOk;
+    case Stage::kLooking:
+      co_return co_await look(channel);
+    case Stage::kWaiting:
+      wait(global_epoch, safe_epoch);
+      co_return Status::kOk;
+    default:
+      co_return co_await finish(channel);
   }
-  if (safe_epoch <= until_) co_return Status::kOk;
-  if (stage_ < 3) {
-    ++stage_;
-    until_ = global_epoch + 1;
-    co_return Status::kOk;
-  }
-  stage_ = 0;
-  co_return co_await finish(channel);
 }
 
 }  // namespace kvstore

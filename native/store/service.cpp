@@ -55,13 +55,10 @@ uint64_t Service::oldest_tick() const {
 
 Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t published) {
   Attachment& attachment = *channel.attachment;
-  const layout::ClientLine line{attachment.registration,
-                                ++member.heartbeat,
-                                published,
-                                attachment.memory_wanted.exchange(false) ? 1u : 0u,
-                                member.operations_seen,
-                                attachment.limbo.bytes(),
-                                {}};
+  member.class_wanted = attachment.class_wanted.exchange(0);
+  const layout::ClientLine line{
+      attachment.registration, ++member.heartbeat,       published, member.class_wanted,
+      member.operations_seen,  attachment.limbo.bytes(), {}};
   std::vector<layout::EvictionMetadata> metadata;
   metadata.reserve(kTouchesPerBeat);
   std::vector<kv_op> ops{write_op(attachment.client_line_offset(), &line, sizeof line)};
@@ -76,6 +73,25 @@ Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t p
     }
   }
   co_return from_fabric(co_await channel.remote.batch(ops));
+}
+
+// Returns what this client does not need, and under pressure what it can do without.
+Task<Status> Service::share_memory(Channel& channel, PerMember& member) {
+  Attachment& attachment = *channel.attachment;
+  const bool pressed = member.pressure != 0;
+  if (pressed || attachment.full.load(std::memory_order_relaxed) ||
+      ++member.rounds % kHarvestEvery == 0) {
+    const Status s = co_await attachment.allocator.harvest(channel.remote, kHarvestExtents);
+    if (s != Status::kOk) co_return s;
+  }
+  const Status released =
+      pressed ? co_await attachment.allocator.release_all_empty(channel.remote, member.class_wanted)
+              : co_await attachment.allocator.release_empty(channel.remote);
+  if (released != Status::kOk) co_return released;
+  const bool of_a_class = member.pressure > 0 && member.pressure < layout::kSizeClasses;
+  // Who waits for the class itself keeps what it has.
+  if (!of_a_class || member.pressure == member.class_wanted) co_return Status::kOk;
+  co_return co_await attachment.allocator.yield(channel.remote, unsigned(member.pressure));
 }
 
 Task<Status> Service::beat(Channel& channel, PerMember& member) {
@@ -112,18 +128,12 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
       co_await write_line(channel, member, member.seen.publishable(oldest_tick()));
   if (written != Status::kOk) co_return written;
 
-  if (const Status s = co_await attachment.allocator.release_empty(channel.remote);
-      s != Status::kOk) {
-    co_return s;
-  }
-  if (attachment.full.load(std::memory_order_relaxed) || ++member.rounds % kHarvestEvery == 0) {
-    co_await attachment.allocator.harvest(channel.remote, kHarvestExtents);
-  }
+  member.pressure = node.pressure;
+  if (const Status s = co_await share_memory(channel, member); s != Status::kOk) co_return s;
   const bool deaths = !member.first && node.deaths != member.deaths_seen;
   if (deaths || attachment.scrub_wanted.exchange(false)) member.scrub.request();
   member.first = false;
   member.deaths_seen = node.deaths;
-  member.pressure = node.pressure != 0;
   co_return co_await member.scrub.advance(channel, node.global_epoch, node.safe_epoch);
 }
 
@@ -146,7 +156,7 @@ uint64_t Service::beat_all() {
                       channel.attachment->limbo.bytes() > 0 || member.scrub.running();
     member.operations_seen = operations;
     if (busy) period_ns = std::min(period_ns, kBusyPeriodNs);
-    if (hurried || member.pressure) period_ns = std::min(period_ns, kPressedPeriodNs);
+    if (hurried || member.pressure != 0) period_ns = std::min(period_ns, kPressedPeriodNs);
   }
   return period_ns;
 }

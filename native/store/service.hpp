@@ -35,7 +35,8 @@ class Service {
     bool first = true;
     uint64_t operations_seen = 0;
     uint64_t rounds = 0;
-    bool pressure = false;
+    uint64_t pressure = 0;      // what some client of the node waits for
+    unsigned class_wanted = 0;  // what this one does
     Scrub scrub;
   };
 
@@ -43,6 +44,7 @@ class Service {
   // Returns in how many nanoseconds the next round is due.
   uint64_t beat_all();
   Task<Status> beat(Channel& channel, PerMember& member);
+  Task<Status> share_memory(Channel& channel, PerMember& member);
   Task<Status> write_line(Channel& channel, PerMember& member, uint64_t published);
   void sleep(uint64_t timeout_ns);
   uint64_t oldest_tick() const;

@@ -147,7 +147,11 @@ bool shm_attach(const std::string& name, const ShmHello& hello, uint64_t deadlin
 void shm_detach(ShmMapping& mapping) {
   // The mapping goes first: the hang-up tells the node that nothing of ours can execute any more.
   if (mapping.region != nullptr) ::munmap(mapping.region, mapping.region_bytes);
-  if (mapping.socket >= 0) ::close(mapping.socket);
+  if (mapping.socket >= 0) {
+    // One byte of farewell tells a client that left from one that died.
+    [[maybe_unused]] const ssize_t sent = ::send(mapping.socket, "", 1, MSG_NOSIGNAL);
+    ::close(mapping.socket);
+  }
   mapping = ShmMapping{};
 }
 

@@ -1,0 +1,48 @@
+// Which blocks of an extent hold objects that the index does not point at.
+//
+// The search is driven by objects, not by the index: an index scan would miss a slot that a split
+// moves meanwhile. It goes on in slices, since what its caller does besides must not wait for a
+// large extent.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "alloc/segments.hpp"
+#include "store/lane.hpp"
+
+namespace kvstore {
+
+struct UnreferencedSearch {
+  Extent extent;
+  unsigned size_class = 0;
+  layout::ExtentShape shape{};
+  std::vector<uint64_t> skip;  // bitmap of blocks that are not looked at
+  std::vector<uint64_t> dead;  // bitmap of those found so far
+  uint32_t next = 0;           // the first block that has not been looked at
+
+  bool done() const { return next >= shape.blocks; }
+  uint64_t dead_blocks() const;
+  // Has the search begin again, among those that it found dead.
+  void again();
+};
+
+// The next slice, of a few hundred blocks. A tentative slot that points at an unreferenced block is
+// emptied.
+Task<Status> search_slice(Channel& channel, UnreferencedSearch& search);
+
+// Goes on with a list of searches for about a millisecond; `at` is the one to go on with. kPending
+// while there is more to do.
+Task<Status> search_for_a_while(Channel& channel, std::vector<UnreferencedSearch>& searches,
+                                size_t& at);
+
+// An extent of the segment table, ready to be searched, nothing skipped. Without blocks if its head
+// entry says what cannot be.
+UnreferencedSearch search_of(const layout::Geometry& geometry, uint64_t segment,
+                             layout::SegmentEntry head);
+
+// The segment table, read in pieces.
+Task<Status> read_segment_table(Channel& channel, std::vector<uint64_t>& words);
+
+}  // namespace kvstore
