@@ -58,6 +58,7 @@ std::optional<Block> BlockAllocator::take_locked(unsigned size_class) {
       extent.touched_bits[w] |= uint64_t{1} << bit;
       --extent.free_count;
       --c.free_blocks;
+      c.unneeded_blocks = std::min(c.unneeded_blocks, c.free_blocks);
       return Block{extent.block_offset(segments_.geometry(), uint32_t(w * 64 + bit)), size_class};
     }
     KV_ASSERT(!"free_count says that a bit is set");
@@ -81,12 +82,6 @@ void BlockAllocator::free_locked(OwnedExtent& extent, uint32_t index) {
   if (!extent.listed) {
     extent.listed = true;
     c.with_free.push_back(&extent);
-  }
-  if (extent.free_count == extent.shape.blocks && c.free_blocks > extent.shape.blocks &&
-      !extent.leaving) {
-    extent.leaving = true;
-    c.free_blocks -= extent.free_count;
-    empty_.push_back(&extent);
   }
 }
 

@@ -74,11 +74,11 @@ class BlockAllocator {
   // The same for the extent that begins at `segment`, if it is an own one.
   Task<Status> harvest_extent(Remote& remote, uint64_t segment);
 
-  // Returns own extents that became empty to the node, all but one of each class, so that a class
-  // in use does not come and go.
-  Task<Status> release_empty(Remote& remote);
-  // The same, all of them but those of one class.
-  Task<Status> release_all_empty(Remote& remote, unsigned kept_class);
+  // Returns empty extents to the node, as many as a class could have done without for a second:
+  // blocks wait their epoch before they come free again, so a class in use swings.
+  Task<Status> release_unneeded(Remote& remote);
+  // Returns all empty extents but those of one class.
+  Task<Status> release_empty(Remote& remote, unsigned kept_class);
 
   // Makes an extent without an owner this client's. kAbsent if somebody was faster.
   Task<Status> adopt_extent(Remote& remote, uint64_t segment, layout::SegmentEntry head);
@@ -109,6 +109,7 @@ class BlockAllocator {
   struct Class {
     std::vector<OwnedExtent*> with_free;
     uint64_t free_blocks = 0;
+    uint64_t unneeded_blocks = 0;  // the least that were free since the window began
     uint64_t owned_blocks = 0;
     uint64_t owned_segments = 0;
   };
@@ -127,13 +128,16 @@ class BlockAllocator {
   Task<Status> set_free_bits(Remote& remote, uint64_t word_offset, uint64_t bits);
   Task<Status> take_in(Remote& remote, uint64_t segment, const std::vector<uint64_t>& words);
   void drop_extent(OwnedExtent& extent);
+  bool leave_if_empty(OwnedExtent& extent);
+  Task<Status> release_leaving(Remote& remote);
 
   SegmentTable& segments_;
   mutable std::mutex mutex_;
   std::vector<Class> classes_;
   std::vector<std::unique_ptr<OwnedExtent>> extents_;
   OwnedExtent** extent_of_segment_;  // one pointer a segment, zero pages until used
-  std::vector<OwnedExtent*> empty_;
+  std::vector<OwnedExtent*> empty_;  // leaving, to be released
+  uint64_t window_began_ns_ = 0;
   std::unordered_set<uint64_t> runs_taken_;  // since the last scrub began
   size_t harvest_next_ = 0;
   std::atomic<uint64_t> table_full_until_ns_{0};

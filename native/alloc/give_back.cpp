@@ -16,6 +16,7 @@ namespace {
 
 // Setting one bit races with at most the 63 other blocks of the word.
 constexpr unsigned kBitRacesMax = 256;
+constexpr uint64_t kWindowNs = kSecond;
 
 }  // namespace
 
@@ -234,21 +235,41 @@ void BlockAllocator::drop_extent(OwnedExtent& extent) {
   std::erase_if(extents_, [&](const auto& owned) { return owned.get() == &extent; });
 }
 
-Task<Status> BlockAllocator::release_all_empty(Remote& remote, unsigned kept_class) {
+bool BlockAllocator::leave_if_empty(OwnedExtent& extent) {
+  if (extent.leaving || extent.free_count < extent.shape.blocks) return false;
+  extent.leaving = true;
+  classes_[extent.size_class].free_blocks -= extent.free_count;
+  empty_.push_back(&extent);
+  return true;
+}
+
+Task<Status> BlockAllocator::release_unneeded(Remote& remote) {
+  {
+    const std::lock_guard lock(mutex_);
+    const uint64_t now_ns = monotonic_ns();
+    if (now_ns - window_began_ns_ < kWindowNs) co_return Status::kOk;
+    window_began_ns_ = now_ns;
+    for (const auto& extent : extents_) {
+      Class& c = classes_[extent->size_class];
+      if (c.unneeded_blocks < extent->shape.blocks || !leave_if_empty(*extent)) continue;
+      c.unneeded_blocks -= extent->shape.blocks;
+    }
+    for (Class& c : classes_) c.unneeded_blocks = c.free_blocks;
+  }
+  co_return co_await release_leaving(remote);
+}
+
+Task<Status> BlockAllocator::release_empty(Remote& remote, unsigned kept_class) {
   {
     const std::lock_guard lock(mutex_);
     for (const auto& extent : extents_) {
-      if (extent->leaving || extent->free_count < extent->shape.blocks) continue;
-      if (extent->size_class == kept_class) continue;
-      extent->leaving = true;
-      classes_[extent->size_class].free_blocks -= extent->free_count;
-      empty_.push_back(extent.get());
+      if (extent->size_class != kept_class) leave_if_empty(*extent);
     }
   }
-  co_return co_await release_empty(remote);
+  co_return co_await release_leaving(remote);
 }
 
-Task<Status> BlockAllocator::release_empty(Remote& remote) {
+Task<Status> BlockAllocator::release_leaving(Remote& remote) {
   for (;;) {
     Extent gone;
     {

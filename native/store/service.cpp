@@ -16,6 +16,8 @@ constexpr uint64_t kBusyPeriodNs = 10 * kMillisecond;
 constexpr uint64_t kIdlePeriodNs = 50 * kMillisecond;
 constexpr uint64_t kPressedPeriodNs = kMillisecond;
 constexpr uint64_t kBeatDeadlineNs = kSecond;
+// What is retired beyond this should come back sooner: fresh memory is slower than used memory.
+constexpr uint64_t kLargeLimboBytes = 32 << 20;
 constexpr unsigned kTouchesPerBeat = 512;
 constexpr unsigned kHarvestEvery = 16;
 constexpr unsigned kHarvestExtents = 32;
@@ -56,8 +58,11 @@ uint64_t Service::oldest_tick() const {
 Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t published) {
   Attachment& attachment = *channel.attachment;
   member.class_wanted = attachment.class_wanted.exchange(0);
+  const bool large = attachment.limbo.bytes() > kLargeLimboBytes;
+  const uint64_t wanted =
+      member.class_wanted == 0 && large ? layout::kWantsReclamation : member.class_wanted;
   const layout::ClientLine line{
-      attachment.registration, ++member.heartbeat,       published, member.class_wanted,
+      attachment.registration, ++member.heartbeat,       published, wanted,
       member.operations_seen,  attachment.limbo.bytes(), {}};
   std::vector<layout::EvictionMetadata> metadata;
   metadata.reserve(kTouchesPerBeat);
@@ -78,19 +83,18 @@ Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t p
 // Returns what this client does not need, and under pressure what it can do without.
 Task<Status> Service::share_memory(Channel& channel, PerMember& member) {
   Attachment& attachment = *channel.attachment;
-  const bool pressed = member.pressure != 0;
+  const bool pressed = member.pressure > 0 && member.pressure < layout::kSizeClasses;
   if (pressed || attachment.full.load(std::memory_order_relaxed) ||
       ++member.rounds % kHarvestEvery == 0) {
     const Status s = co_await attachment.allocator.harvest(channel.remote, kHarvestExtents);
     if (s != Status::kOk) co_return s;
   }
   const Status released =
-      pressed ? co_await attachment.allocator.release_all_empty(channel.remote, member.class_wanted)
-              : co_await attachment.allocator.release_empty(channel.remote);
+      pressed ? co_await attachment.allocator.release_empty(channel.remote, member.class_wanted)
+              : co_await attachment.allocator.release_unneeded(channel.remote);
   if (released != Status::kOk) co_return released;
-  const bool of_a_class = member.pressure > 0 && member.pressure < layout::kSizeClasses;
   // Who waits for the class itself keeps what it has.
-  if (!of_a_class || member.pressure == member.class_wanted) co_return Status::kOk;
+  if (!pressed || member.pressure == member.class_wanted) co_return Status::kOk;
   co_return co_await attachment.allocator.yield(channel.remote, unsigned(member.pressure));
 }
 
@@ -156,7 +160,8 @@ uint64_t Service::beat_all() {
                       channel.attachment->limbo.bytes() > 0 || member.scrub.running();
     member.operations_seen = operations;
     if (busy) period_ns = std::min(period_ns, kBusyPeriodNs);
-    if (hurried || member.pressure != 0) period_ns = std::min(period_ns, kPressedPeriodNs);
+    const bool large = channel.attachment->limbo.bytes() > kLargeLimboBytes;
+    if (hurried || large || member.pressure != 0) period_ns = std::min(period_ns, kPressedPeriodNs);
   }
   return period_ns;
 }

@@ -1,7 +1,9 @@
 // The agent of the tcp fabric: a listening socket and the threads that serve its connections.
 //
-// Thread 0 accepts and hands connections out in turn; a connection stays with its thread, so a
-// connection needs no lock. A thread waits in epoll (edge-triggered), gives every connection that
+// Thread 0 accepts and reads greetings. A greeting names a lane of a registration, and a lane belongs
+// to one thread: the connection moves there, once, and needs no lock. So the newest connection of a
+// lane replaces the older one, which executes nothing any more, before it is welcomed: a client that
+// has connected again knows that what it had asked before can no longer happen. A thread waits in epoll (edge-triggered), gives every connection that
 // has work one bounded share a round, and takes requests of other threads (a new connection, a
 // fence, the end) from its inbox between shares.
 
@@ -51,6 +53,15 @@ struct AgentShared {
   std::atomic<uint64_t> total{0};
 };
 
+uint64_t lane_key(uint32_t registration, uint32_t lane) {
+  return uint64_t{registration} << 32 | lane;
+}
+
+// The thread that serves a lane. Lanes of one client spread over the threads.
+size_t thread_number(uint32_t registration, uint32_t lane, uint32_t threads) {
+  return (lane_key(registration, lane) * 0x9e37'79b9'7f4a'7c15ull >> 32) % threads;
+}
+
 // Counts the threads that have carried out a request.
 class Acknowledgement {
  public:
@@ -88,10 +99,11 @@ class AgentThread : public TcpAgentContext {
   void start() { thread_ = std::thread(&AgentThread::serve, this); }
   void stop();
 
-  void hand_over(OwnedFd fd);
+  void hand_over(std::unique_ptr<TcpAgentConnection> connection);
   void fence(FenceRequest request);
 
-  frame::WelcomeStatus admit(const frame::Hello& hello) override;
+  bool serves(const frame::Hello& hello) const override;
+  frame::WelcomeStatus admit(const frame::Hello& hello, TcpAgentConnection& connection) override;
 
  private:
   void serve();
@@ -103,6 +115,8 @@ class AgentThread : public TcpAgentContext {
   void carry_out_fence(const FenceRequest& request);
   void accept_connections();
   void adopt(OwnedFd fd);
+  void take_over(std::unique_ptr<TcpAgentConnection> connection);
+  void send_elsewhere(TcpAgentConnection* connection);
   void enqueue(TcpAgentConnection* connection);
   void run_queued();
   void look_at_deadlines();
@@ -115,7 +129,7 @@ class AgentThread : public TcpAgentContext {
   std::thread thread_;
 
   std::mutex inbox_mutex_;
-  std::vector<OwnedFd> new_sockets_;
+  std::vector<std::unique_ptr<TcpAgentConnection>> handed_over_;
   std::vector<FenceRequest> fences_;
   bool stopping_ = false;
 
@@ -123,12 +137,13 @@ class AgentThread : public TcpAgentContext {
   bool stopped_ = false;
   bool accepting_ = false;
   bool inbox_signalled_ = false;
-  std::vector<AgentThread*> peers_;
-  size_t next_peer_ = 0;
+  std::vector<AgentThread*> peers_;  // all threads, this one too; only of the one that accepts
   uint64_t accept_again_ns_ = 0;
   uint64_t next_tick_ns_ = 0;
   uint64_t with_deadline_ = 0;  // connections, counted at the last tick or since
   std::unordered_map<TcpAgentConnection*, std::unique_ptr<TcpAgentConnection>> connections_;
+  // The connection that serves a lane of a registration, by both.
+  std::unordered_map<uint64_t, TcpAgentConnection*> lanes_;
   std::vector<TcpAgentConnection*> queue_;
   std::vector<TcpAgentConnection*> round_;
   epoll_event events_[kMaxEvents];
@@ -165,10 +180,10 @@ void AgentThread::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-void AgentThread::hand_over(OwnedFd fd) {
+void AgentThread::hand_over(std::unique_ptr<TcpAgentConnection> connection) {
   {
     const std::lock_guard<std::mutex> lock(inbox_mutex_);
-    new_sockets_.push_back(std::move(fd));
+    handed_over_.push_back(std::move(connection));
   }
   wake();
 }
@@ -181,12 +196,23 @@ void AgentThread::fence(FenceRequest request) {
   wake();
 }
 
-frame::WelcomeStatus AgentThread::admit(const frame::Hello& hello) {
+bool AgentThread::serves(const frame::Hello& hello) const {
+  const size_t number = thread_number(hello.registration, hello.lane, shared_.config.threads);
+  return peers_.empty() || peers_[number] == this;
+}
+
+frame::WelcomeStatus AgentThread::admit(const frame::Hello& hello, TcpAgentConnection& connection) {
   if (hello.incarnation != shared_.config.incarnation) return frame::kWelcomeIncarnation;
   std::array<uint8_t, 16> token;
   std::copy(std::begin(hello.token), std::end(hello.token), token.begin());
   if (!shared_.config.authenticate(hello.registration, token)) return frame::kWelcomeToken;
   if (!shared_.registrations.admit(hello.registration)) return frame::kWelcomeToken;
+  TcpAgentConnection*& current = lanes_[lane_key(hello.registration, hello.lane)];
+  if (current != nullptr) {
+    current->supersede();
+    enqueue(current);
+  }
+  current = &connection;
   return frame::kWelcomeOk;
 }
 
@@ -267,6 +293,9 @@ void AgentThread::run_queued() {
       case TcpAgentConnection::Progress::kRunnable:
         enqueue(connection);
         break;
+      case TcpAgentConnection::Progress::kElsewhere:
+        send_elsewhere(connection);
+        continue;
       case TcpAgentConnection::Progress::kClosed:
         destroy(connection);
         continue;
@@ -277,16 +306,16 @@ void AgentThread::run_queued() {
 }
 
 void AgentThread::take_inbox() {
-  std::vector<OwnedFd> sockets;
+  std::vector<std::unique_ptr<TcpAgentConnection>> handed_over;
   std::vector<FenceRequest> fences;
   {
     const std::lock_guard<std::mutex> lock(inbox_mutex_);
-    sockets.swap(new_sockets_);
+    handed_over.swap(handed_over_);
     fences.swap(fences_);
     stopped_ = stopping_;
   }
   inbox_signalled_ = false;
-  for (OwnedFd& fd : sockets) adopt(std::move(fd));
+  for (auto& connection : handed_over) take_over(std::move(connection));
   for (const FenceRequest& request : fences) carry_out_fence(request);
 }
 
@@ -323,12 +352,7 @@ void AgentThread::accept_connections() {
     if (fd < 0) continue;
     OwnedFd owned(fd);
     set_data_socket_options(fd, kPeerPatienceMs);
-    AgentThread* peer = peers_[next_peer_++ % peers_.size()];
-    if (peer == this) {
-      adopt(std::move(owned));
-    } else {
-      peer->hand_over(std::move(owned));
-    }
+    adopt(std::move(owned));
   }
 }
 
@@ -338,19 +362,34 @@ void AgentThread::adopt(OwnedFd fd) {
     shared_.open.fetch_sub(1, std::memory_order_relaxed);
     return;
   }
-  const int socket = fd.get();
-  auto connection = std::make_unique<TcpAgentConnection>(std::move(fd), *this, monotonic_ns(),
-                                                         before < kMaxConnections);
+  shared_.total.fetch_add(1, std::memory_order_relaxed);
+  take_over(std::make_unique<TcpAgentConnection>(std::move(fd), *this, monotonic_ns(),
+                                                 before < kMaxConnections));
+}
+
+// Being added to epoll raises an event for what has arrived already.
+void AgentThread::take_over(std::unique_ptr<TcpAgentConnection> connection) {
+  connection->move_to(*this);
   epoll_event event{};
   event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   event.data.ptr = connection.get();
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, socket, &event) != 0) {
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, connection->fd(), &event) != 0) {
     shared_.open.fetch_sub(1, std::memory_order_relaxed);
     return;
   }
-  shared_.total.fetch_add(1, std::memory_order_relaxed);
   ++with_deadline_;
   connections_.emplace(connection.get(), std::move(connection));
+}
+
+// Precondition: the connection is not queued.
+void AgentThread::send_elsewhere(TcpAgentConnection* connection) {
+  const auto entry = connections_.find(connection);
+  std::unique_ptr<TcpAgentConnection> moving = std::move(entry->second);
+  connections_.erase(entry);
+  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, moving->fd(), nullptr);
+  const size_t number =
+      thread_number(moving->registration(), moving->lane(), shared_.config.threads);
+  peers_[number]->hand_over(std::move(moving));
 }
 
 void AgentThread::look_at_deadlines() {
@@ -376,6 +415,8 @@ void AgentThread::look_at_deadlines() {
 void AgentThread::destroy(TcpAgentConnection* connection) {
   const bool admitted = connection->admitted();
   const uint32_t registration = connection->registration();
+  const auto lane = lanes_.find(lane_key(registration, connection->lane()));
+  if (lane != lanes_.end() && lane->second == connection) lanes_.erase(lane);
   connections_.erase(connection);
   shared_.open.fetch_sub(1, std::memory_order_relaxed);
   if (!admitted || !shared_.registrations.release(registration) || stopped_) return;

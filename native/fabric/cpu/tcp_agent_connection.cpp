@@ -15,9 +15,12 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kInputBytes = 64 * 1024;
-constexpr size_t kOutputBytes = 64 * 1024;
+constexpr size_t kOutputBytes = 128 * 1024;
 // A longer payload passes through the thread's scratch memory instead of the connection's buffers.
 constexpr uint64_t kShortBytesMax = 16 * 1024;
+// Answers are sent once so many bytes of them wait, so that the client takes in the first of many
+// while the others are made.
+constexpr size_t kFlushBytes = 100 * 1024;
 constexpr uint64_t kShareBytes = 2 * 1024 * 1024;
 constexpr uint64_t kShareOps = 256;
 constexpr uint64_t kGreetingNs = 5'000'000'000;
@@ -48,7 +51,7 @@ uint64_t whole_words(uint64_t offset, uint64_t available, uint64_t remaining) {
 TcpAgentConnection::TcpAgentConnection(OwnedFd fd, TcpAgentContext& context, uint64_t now_ns,
                                        bool admissible)
     : fd_(std::move(fd)),
-      context_(context),
+      context_(&context),
       state_(State::kGreeting),
       admissible_(admissible),
       deadline_ns_(now_ns + kGreetingNs),
@@ -58,11 +61,12 @@ TcpAgentConnection::TcpAgentConnection(OwnedFd fd, TcpAgentContext& context, uin
 
 bool TcpAgentConnection::overdue(uint64_t now_ns) {
   if (!has_deadline() || now_ns < deadline_ns_) return false;
-  if (state_ == State::kGreeting) TcpAgentCounters::add(context_.counters.refused_frames, 1);
+  if (state_ == State::kGreeting) TcpAgentCounters::add(context_->counters.refused_frames, 1);
   return true;
 }
 
 TcpAgentConnection::Progress TcpAgentConnection::run() {
+  if (state_ == State::kSuperseded) return Progress::kClosed;
   share_bytes_ = kShareBytes;
   share_ops_ = kShareOps;
   if (flush() == Step::kClosed) return Progress::kClosed;
@@ -75,9 +79,11 @@ TcpAgentConnection::Progress TcpAgentConnection::run() {
       if (step == Step::kDone) continue;
     }
     if (step == Step::kClosed) return Progress::kClosed;
-    if (step == Step::kDone) continue;
+    if (step == Step::kElsewhere) return Progress::kElsewhere;
+    if (step == Step::kDone && output_bytes() < kFlushBytes) continue;
     if (flush() == Step::kClosed) return Progress::kClosed;
     if (output_bytes() > 0) return Progress::kWaiting;
+    if (step == Step::kDone) continue;
     if (spent) return Progress::kRunnable;
     if (step == Step::kNeedOutput && !writable_) return Progress::kWaiting;
     if (step == Step::kNeedInput) {
@@ -94,6 +100,8 @@ TcpAgentConnection::Step TcpAgentConnection::advance() {
       return in_batch_ ? execute_op() : begin_batch();
     case State::kDraining:
       break;
+    case State::kSuperseded:
+      return Step::kClosed;
   }
   // The client learns the end of the answer from the end of the stream.
   if (flush() == Step::kClosed) return Step::kClosed;
@@ -116,7 +124,7 @@ void TcpAgentConnection::welcome(frame::WelcomeStatus status) {
   answer.version = frame::kVersion;
   answer.status = status;
   if (status == frame::kWelcomeOk) {
-    answer.region_bytes = context_.region_bytes;
+    answer.region_bytes = context_->region_bytes;
     answer.max_batch_ops = frame::kMaxBatchOps;
     answer.max_outstanding = frame::kMaxOutstanding;
   }
@@ -127,8 +135,11 @@ TcpAgentConnection::Step TcpAgentConnection::greet() {
   frame::Hello hello;
   if (input_bytes() < sizeof(hello)) return Step::kNeedInput;
   std::memcpy(&hello, input_.get() + input_head_, sizeof(hello));
+  registration_ = hello.registration;
+  lane_ = hello.lane;
+  if (frame::hello_well_formed(hello) && !context_->serves(hello)) return Step::kElsewhere;
   input_head_ += sizeof(hello);
-  TcpAgentCounters& counters = context_.counters;
+  TcpAgentCounters& counters = context_->counters;
   if (!frame::hello_well_formed(hello)) {
     TcpAgentCounters::add(counters.refused_frames, 1);
     return Step::kClosed;
@@ -138,7 +149,7 @@ TcpAgentConnection::Step TcpAgentConnection::greet() {
     status = frame::kWelcomeVersion;
     TcpAgentCounters::add(counters.refused_frames, 1);
   } else if (admissible_) {
-    status = context_.admit(hello);
+    status = context_->admit(hello, *this);
     if (status != frame::kWelcomeOk) TcpAgentCounters::add(counters.refused_tokens, 1);
   }
   welcome(status);
@@ -146,7 +157,6 @@ TcpAgentConnection::Step TcpAgentConnection::greet() {
     begin_draining();
     return Step::kDone;
   }
-  registration_ = hello.registration;
   admitted_ = true;
   state_ = State::kServing;
   return Step::kDone;
@@ -154,7 +164,7 @@ TcpAgentConnection::Step TcpAgentConnection::greet() {
 
 bool TcpAgentConnection::all_allowed() const {
   for (uint32_t i = 0; i < batch_.op_count; ++i) {
-    if (!frame::operation_allowed(descriptors_[i], context_.region_bytes)) return false;
+    if (!frame::operation_allowed(descriptors_[i], context_->region_bytes)) return false;
   }
   return true;
 }
@@ -166,7 +176,7 @@ TcpAgentConnection::Step TcpAgentConnection::begin_batch() {
                                                 descriptors_.get(), head_bytes);
   if (parsed == frame::ParseResult::kNeedMore) return Step::kNeedInput;
   if (parsed == frame::ParseResult::kMalformed) {
-    TcpAgentCounters::add(context_.counters.refused_frames, 1);
+    TcpAgentCounters::add(context_->counters.refused_frames, 1);
     return Step::kClosed;
   }
   input_head_ += head_bytes;
@@ -176,7 +186,7 @@ TcpAgentConnection::Step TcpAgentConnection::begin_batch() {
       batch_.sequence};
   append_output(&header, sizeof(header));
   if (!allowed) {
-    TcpAgentCounters::add(context_.counters.refused_bounds, 1);
+    TcpAgentCounters::add(context_->counters.refused_bounds, 1);
     begin_draining();
     return Step::kDone;
   }
@@ -211,17 +221,17 @@ TcpAgentConnection::Step TcpAgentConnection::end_batch() {
   if (output_space() < sizeof(mark)) return Step::kNeedOutput;
   append_output(&mark, sizeof(mark));
   in_batch_ = false;
-  TcpAgentCounters::add(context_.counters.batches, 1);
+  TcpAgentCounters::add(context_->counters.batches, 1);
   return Step::kDone;
 }
 
 TcpAgentConnection::Step TcpAgentConnection::execute_atomic(const frame::OpDescriptor& op) {
   if (output_space() < sizeof(uint64_t)) return Step::kNeedOutput;
-  uint8_t* const address = context_.region + op.offset;
+  uint8_t* const address = context_->region + op.offset;
   const uint64_t before = op.kind == KV_OP_CAS ? region_cas(address, op.operand, op.desire)
                                                : region_faa(address, op.operand);
   append_output(&before, sizeof(before));
-  finish_op(context_.counters.atomics);
+  finish_op(context_->counters.atomics);
   return Step::kDone;
 }
 
@@ -231,14 +241,14 @@ TcpAgentConnection::Step TcpAgentConnection::execute_read(const frame::OpDescrip
   if (op_bytes_ < length) {
     if (length > kShortBytesMax) return read_long(op);
     if (output_space() < length + padding) return Step::kNeedOutput;
-    region_read(output_.get() + output_tail_, context_.region + op.offset, length);
+    region_read(output_.get() + output_tail_, context_->region + op.offset, length);
     output_tail_ += length;
     op_bytes_ = length;
     share_bytes_ -= std::min(share_bytes_, length);
   }
   if (output_space() < padding) return Step::kNeedOutput;
   append_padding(padding);
-  finish_op(context_.counters.reads);
+  finish_op(context_->counters.reads);
   return Step::kDone;
 }
 
@@ -250,8 +260,8 @@ TcpAgentConnection::Step TcpAgentConnection::read_long(const frame::OpDescriptor
   const size_t piece = static_cast<size_t>(std::min<uint64_t>(
       op.operand - op_bytes_, in_place ? kShareBytes : TcpAgentContext::kScratchBytes));
   const uint64_t offset = op.offset + op_bytes_;
-  uint8_t* const source = in_place ? context_.region + offset : context_.scratch.get();
-  if (!in_place) region_copy(source, context_.region + offset, piece);
+  uint8_t* const source = in_place ? context_->region + offset : context_->scratch.get();
+  if (!in_place) region_copy(source, context_->region + offset, piece);
   const size_t before = output_bytes();
   iovec vectors[2] = {{output_.get() + output_head_, before}, {source, piece}};
   msghdr message{};
@@ -286,7 +296,7 @@ TcpAgentConnection::Step TcpAgentConnection::execute_write(const frame::OpDescri
     if (input_bytes() < sizeof(uint64_t) && remaining > kShortBytesMax) return write_long(op);
     const uint64_t taken = whole_words(offset, input_bytes(), remaining);
     if (taken == 0) return Step::kNeedInput;
-    region_write(context_.region + offset, input_.get() + input_head_, taken);
+    region_write(context_->region + offset, input_.get() + input_head_, taken);
     input_head_ += taken;
     op_bytes_ += taken;
     share_bytes_ -= std::min(share_bytes_, taken);
@@ -295,7 +305,7 @@ TcpAgentConnection::Step TcpAgentConnection::execute_write(const frame::OpDescri
   const Step step = skip_padding(frame::padding_bytes(length));
   if (step != Step::kDone) return step;
   if (length != sizeof(uint64_t)) region_order();
-  finish_op(context_.counters.writes);
+  finish_op(context_->counters.writes);
   return Step::kDone;
 }
 
@@ -303,7 +313,7 @@ TcpAgentConnection::Step TcpAgentConnection::skip_padding(uint64_t padding) {
   if (input_bytes() < padding) return Step::kNeedInput;
   for (uint64_t i = 0; i < padding; ++i) {
     if (input_[input_head_ + i] == 0) continue;
-    TcpAgentCounters::add(context_.counters.refused_frames, 1);
+    TcpAgentCounters::add(context_->counters.refused_frames, 1);
     return Step::kClosed;
   }
   input_head_ += padding;
@@ -314,7 +324,7 @@ TcpAgentConnection::Step TcpAgentConnection::skip_padding(uint64_t padding) {
 // Precondition: the input buffer holds at most a part of a word, which goes before the piece.
 TcpAgentConnection::Step TcpAgentConnection::write_long(const frame::OpDescriptor& op) {
   if (!readable_) return Step::kNeedInput;
-  uint8_t* const scratch = context_.scratch.get();
+  uint8_t* const scratch = context_->scratch.get();
   const uint64_t remaining = op.operand - op_bytes_;
   const uint64_t offset = op.offset + op_bytes_;
   const size_t piece =
@@ -335,7 +345,7 @@ TcpAgentConnection::Step TcpAgentConnection::write_long(const frame::OpDescripto
   const size_t arrived = kept + static_cast<size_t>(count);
   const size_t in_scratch = std::min(arrived, piece);
   const size_t moved = static_cast<size_t>(whole_words(offset, in_scratch, remaining));
-  region_copy(context_.region + offset, scratch, moved);
+  region_copy(context_->region + offset, scratch, moved);
   op_bytes_ += moved;
   share_bytes_ -= std::min<uint64_t>(share_bytes_, moved);
   if (moved == piece) {
@@ -361,7 +371,7 @@ ptrdiff_t TcpAgentConnection::count_received(ptrdiff_t count, size_t wanted) {
     readable_ = false;
     return 0;
   }
-  TcpAgentCounters::add(context_.counters.bytes_in, static_cast<uint64_t>(count));
+  TcpAgentCounters::add(context_->counters.bytes_in, static_cast<uint64_t>(count));
   // A short count means that the socket is empty; new bytes will raise a new event. The end of the
   // stream that has been announced already will not.
   if (static_cast<size_t>(count) < wanted && !peer_ended_) readable_ = false;
@@ -409,7 +419,7 @@ void TcpAgentConnection::append_padding(uint64_t padding) {
 
 // `taken` bytes have gone out, `buffered` of them from the output buffer.
 void TcpAgentConnection::count_sent(size_t taken, size_t buffered) {
-  TcpAgentCounters::add(context_.counters.bytes_out, taken);
+  TcpAgentCounters::add(context_->counters.bytes_out, taken);
   stream_sent_ += taken;
   output_head_ += buffered;
   if (output_bytes() == 0) output_head_ = output_tail_ = stream_sent_ % frame::kAlignment;

@@ -44,14 +44,21 @@ struct TcpAgentCounters {
   }
 };
 
+class TcpAgentConnection;
+
 // What the connections of one agent thread share.
 struct TcpAgentContext {
   static constexpr size_t kScratchBytes = 1024 * 1024;
 
   virtual ~TcpAgentContext() = default;
 
-  // Judges a greeting. On kWelcomeOk the connection has been counted into its registration.
-  virtual frame::WelcomeStatus admit(const frame::Hello& hello) = 0;
+  // Whether the thread of this context serves the lane that the greeting names. All connections of
+  // a lane are served by one thread, so that a newer one can end an older one without waiting.
+  virtual bool serves(const frame::Hello& hello) const = 0;
+
+  // Judges a greeting. On kWelcomeOk the connection has been counted into its registration, and no
+  // operation of an older connection of the same registration and lane will execute any more.
+  virtual frame::WelcomeStatus admit(const frame::Hello& hello, TcpAgentConnection& connection) = 0;
 
   uint8_t* region = nullptr;
   uint64_t region_bytes = 0;
@@ -66,6 +73,7 @@ class TcpAgentConnection {
   enum class Progress {
     kWaiting,   // for the socket
     kRunnable,  // its share of this round is used up, there is more to do
+    kElsewhere, // another thread serves its lane; its greeting is still to be answered
     kClosed,    // it is over and may be destroyed
   };
 
@@ -81,12 +89,19 @@ class TcpAgentConnection {
   // Does a bounded share of the work at hand.
   Progress run();
 
+  // Takes the connection to another thread. Precondition: `run` has said kElsewhere.
+  void move_to(TcpAgentContext& context) { context_ = &context; }
+
+  // Nothing of it executes any more; the next `run` says kClosed.
+  void supersede() { state_ = State::kSuperseded; }
+
   // Whether a greeting or the end of a refused connection is overdue; it is then counted.
   bool overdue(uint64_t now_ns);
-  bool has_deadline() const { return state_ != State::kServing; }
+  bool has_deadline() const { return state_ == State::kGreeting || state_ == State::kDraining; }
 
   bool admitted() const { return admitted_; }
   uint32_t registration() const { return registration_; }
+  uint32_t lane() const { return lane_; }
   int fd() const { return fd_.get(); }
 
   // Of the thread that drives the connection.
@@ -98,8 +113,9 @@ class TcpAgentConnection {
     kServing,
     kDraining,  // refused: the answer is sent, input is thrown away until the client closes, since
                 // closing with unread input would destroy the answer on its way
+    kSuperseded,
   };
-  enum class Step { kDone, kNeedInput, kNeedOutput, kClosed };
+  enum class Step { kDone, kNeedInput, kNeedOutput, kElsewhere, kClosed };
 
   Step advance();
   Step greet();
@@ -129,7 +145,7 @@ class TcpAgentConnection {
   void begin_draining();
 
   OwnedFd fd_;
-  TcpAgentContext& context_;
+  TcpAgentContext* context_;
   State state_;
   bool admissible_;
   bool admitted_ = false;
@@ -138,6 +154,7 @@ class TcpAgentConnection {
   bool peer_ended_ = false;    // said by epoll; bytes may still wait in the socket
   bool end_of_input_ = false;  // seen in the stream
   uint32_t registration_ = 0;
+  uint32_t lane_ = 0;
   uint64_t deadline_ns_;
 
   uint64_t share_bytes_ = 0;  // left of this round

@@ -24,11 +24,14 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kReceiveBytes = 64 * 1024;
-constexpr size_t kDirectBytesMax =
-    256 * 1024;  // a piece of a READ; its CRC32C is taken in the cache
+// A piece of a READ; its CRC32C is taken in the cache.
+constexpr size_t kDirectBytesMax = 256 * 1024;
 constexpr size_t kLeadBytesMax = 4096;
 constexpr size_t kPollBytesMax = 4 * 1024 * 1024;  // per direction, so that a poll stays short
 constexpr uint32_t kEagerReadBytes = 64 * 1024;
+// Posted batches that are sent without waiting for the poll, so that the agent executes the first
+// of many while the poster still prepares the others.
+constexpr uint32_t kHeldBackMax = 32;
 constexpr unsigned kPeerPatienceMs = 10'000;
 
 class TcpConnection : public kv_connection {
@@ -53,6 +56,7 @@ class TcpConnection : public kv_connection {
   OwnedFd fd_;
   uint32_t completed_ = 0;  // since the beginning of the current poll
   uint32_t outstanding_ = 0;
+  uint32_t held_back_ = 0;  // batches posted since the last sending
   uint64_t last_sequence_ = 0;
   uint64_t ill_formed_sequence_ = UINT64_MAX;
   kv_batch* oldest_ = nullptr;
@@ -120,6 +124,8 @@ uint32_t TcpConnection::post(kv_batch* batch) {
   ++outstanding_;
   gather_.enqueue(batch, well_formed);
   if (first) expect_oldest();
+  // A failure to send will be met again by the poll, which may complete batches as lost.
+  if (++held_back_ >= kHeldBackMax) (void)send_queued();
   return KV_FABRIC_PENDING;
 }
 
@@ -176,6 +182,7 @@ bool TcpConnection::send_step(size_t& budget, bool& more) {
 }
 
 bool TcpConnection::send_queued() {
+  held_back_ = 0;
   size_t budget = kPollBytesMax;
   bool more = true;
   while (more) {
