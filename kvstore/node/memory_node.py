@@ -33,8 +33,6 @@ _ERROR_BYTES: Final = 1024
 #: `kv_node_description` holds the joined member list in this much, with its NUL.
 _MEMBERS_BYTES: Final = 4096
 _NAME_BYTES: Final = 256
-#: The node attaches to itself before anybody else, to sweep; that is no client of anybody's.
-_JANITOR_REGISTRATION: Final = 1
 
 
 class MemoryNode:
@@ -148,8 +146,7 @@ class MemoryNode:
             if count < capacity or capacity >= 1 << 16:
                 break
             capacity *= 4
-        found = [self._client(records[index]) for index in range(min(count, capacity))]
-        clients = [record for record in found if record.registration != _JANITOR_REGISTRATION]
+        clients = [self._client(records[index]) for index in range(min(count, capacity))]
         return sorted(clients, key=lambda record: record.registration)
 
     def admit(self, peer: str) -> Admission:

@@ -206,6 +206,7 @@ typedef struct kv_client_stats {
 } kv_client_stats;
 
 kv_client* kv_client_open(const kv_client_config* config, char* error, uint64_t error_bytes);
+/* Every session must have been released. */
 void kv_client_close(kv_client* client);
 
 /* Each replaces an earlier attachment of that member, also after a restart of the node.
@@ -250,7 +251,8 @@ struct kv_call {
   /* get without a buffer: called on the calling thread for a value of more than
    * KV_ARENA_VALUE_BYTES; NULL from it is KV_OUT_OF_MEMORY. Called a second time only if the value
    * was replaced meanwhile by one of another length; the last memory counts. Without it the value
-   * goes to memory of the session, as smaller ones do. */
+   * goes to memory of the session, as smaller ones do. It may take the caller's own locks: the
+   * library holds none meanwhile. */
   void* (*allocate)(void* context, kv_call* call, uint64_t bytes);
   void* context;
   uint64_t if_version;
@@ -260,10 +262,12 @@ struct kv_call {
   int32_t status;
   const void* data; /* get: the value; valid until the session is released */
   uint64_t data_bytes;
-  uint64_t version; /* get, contains, put: of the value; delete: of what was deleted */
+  uint64_t version; /* get, contains, put: of the value; delete: of what was deleted; a condition
+                     * that failed: of what is there, 0 if nothing */
 };
 
-/* Waits for a free session until the time-out (0: does not wait). KV_BUSY, KV_FORKED, KV_CLOSED. */
+/* Waits for a free session until the time-out. With 0 it neither waits nor takes a lock. KV_BUSY,
+ * KV_FORKED, KV_CLOSED. */
 int kv_session_acquire(kv_client* client, uint64_t timeout_ns, kv_session** session);
 void kv_session_release(kv_session* session);
 
@@ -275,7 +279,7 @@ int kv_run(kv_session* session, kv_call* calls, uint32_t count, uint64_t timeout
            uint32_t flags);
 
 /* While a call waits, the check runs every 50 ms and after each signal; 1 ends the call with
- * KV_INTERRUPTED. NULL: none. Process-wide. */
+ * KV_INTERRUPTED. NULL: none. Process-wide. The library holds no lock while it runs. */
 void kv_set_interrupt_check(int (*interrupted)(void));
 
 /* Calls of the default time-out: base + bytes / (100 MB/s). */
@@ -321,7 +325,8 @@ uint32_t kv_crc32c_copy(uint32_t crc, void* destination, const void* source, uin
 
 /* A closed loop of single calls in native code, to measure without the caller's language. Keys are
  * `keys` keys of `key_bytes` each, one after the other; order holds `operations` indexes into
- * them. latency_ns, if not NULL, receives one figure an operation. Returns elapsed nanoseconds, or
+ * them. latency_ns, if not NULL, receives one figure an operation: the
+ * time of its batch divided by the calls in it. Returns elapsed nanoseconds, or
  * 0 if a call failed. */
 uint64_t kv_bench_loop(kv_client* client, uint32_t kind, const void* keys, uint64_t key_bytes,
                        const uint32_t* order, uint64_t operations, const void* value,

@@ -72,10 +72,9 @@ bool Node::start(const kv_node_config& config, std::string& error) {
   registry_ = std::make_unique<Registry>(region_->data(), geometry_);
 
   janitor_ = std::make_unique<Client>(1, 1, std::vector<std::string>{"self"});
-  uint32_t registration = 0;
   LocalRegion local;
-  if (admit_local(registration, local, error) != Status::kOk ||
-      attach_local(*janitor_, 0, local, registration, error) != Status::kOk) {
+  if (admit_local(janitor_registration_, local, error) != Status::kOk ||
+      attach_local(*janitor_, 0, local, janitor_registration_, error) != Status::kOk) {
     return false;
   }
   if (config.tcp_host != nullptr) {

@@ -36,7 +36,7 @@ class Node {
   Status set_members(const std::string& cluster_id, const std::string& members, std::string& error);
   void read_stats(kv_node_stats& stats);
   uint32_t clients(kv_client_record* records, uint32_t capacity) {
-    return registry_->list(records, capacity);
+    return registry_->list(records, capacity, janitor_registration_);
   }
   void drain();
 
@@ -83,7 +83,8 @@ class Node {
   std::unique_ptr<Registry> registry_;
   std::unique_ptr<TcpAgent> agent_;
   std::unique_ptr<ShmDoor> door_;
-  std::unique_ptr<Client> janitor_;
+  std::unique_ptr<Client> janitor_;  // sweeps; no client of anybody's
+  uint32_t janitor_registration_ = 0;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> draining_{false};
   std::atomic<uint64_t> blocks_swept_{0};

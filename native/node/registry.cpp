@@ -192,12 +192,13 @@ void Registry::mark_swept(uint32_t registration) {
   *line = Registered{};
 }
 
-uint32_t Registry::list(kv_client_record* records, uint32_t capacity) {
+uint32_t Registry::list(kv_client_record* records, uint32_t capacity, uint32_t hidden) {
   const std::lock_guard lock(mutex_);
   uint32_t count = 0;
   const uint64_t now_ns = boottime_ns();
   for (const Registered& line : lines_) {
     if (line.state == ClientState::kNone || count == capacity) continue;
+    if (line.registration == hidden) continue;
     kv_client_record& record = records[count++];
     record = kv_client_record{};
     record.registration = line.registration;

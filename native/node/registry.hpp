@@ -65,7 +65,8 @@ class Registry {
   // After the sweep: its lines may be used again.
   void mark_swept(uint32_t registration);
 
-  uint32_t list(kv_client_record* records, uint32_t capacity);
+  // Without `hidden`, the node's own client.
+  uint32_t list(kv_client_record* records, uint32_t capacity, uint32_t hidden);
   void read_stats(kv_node_stats& stats);
 
  private:

@@ -114,7 +114,8 @@ Status attach_local(Client& client, uint32_t member, const LocalRegion& region,
 Status attach_shm(Client& client, uint32_t member, const std::string& name, const ShmHello& hello,
                   uint64_t deadline_ns, std::string& error) {
   ShmMapping mapping;
-  if (!shm_attach(name, hello, deadline_ns, mapping, error)) return Status::kRefused;
+  const Status attached = shm_attach(name, hello, deadline_ns, mapping, error);
+  if (attached != Status::kOk) return attached;
   const uint32_t registration = mapping.registration;
   return take_up(client, member, std::make_unique<ShmTransport>(mapping), registration, deadline_ns,
                  error);

@@ -108,40 +108,42 @@ bool map_region(int descriptor, uint64_t bytes, ShmMapping& mapping, std::string
 
 }  // namespace
 
-bool shm_attach(const std::string& name, const ShmHello& hello, uint64_t deadline_ns,
-                ShmMapping& mapping, std::string& error) {
+Status shm_attach(const std::string& name, const ShmHello& hello, uint64_t deadline_ns,
+                  ShmMapping& mapping, std::string& error) {
   UnixAddress address;
-  if (!unix_address(name, address, error)) return false;
+  if (!unix_address(name, address, error)) return Status::kRefused;
   const int socket = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (socket < 0) {
     error = std::string("can't make a socket: ") + std::strerror(errno);
-    return false;
+    return Status::kRefused;
   }
   const uint64_t now_ns = monotonic_ns();
   set_socket_timeout(socket, deadline_ns > now_ns ? deadline_ns - now_ns : 0);
   ShmWelcome welcome;
   int descriptor = -1;
   const sockaddr* native = reinterpret_cast<const sockaddr*>(address.storage.data());
-  bool done = false;
+  Status status = Status::kRefused;
   if (::connect(socket, native, address.bytes) != 0) {
     error = "no node answers at shm://" + name + ": " + std::strerror(errno);
+    status = Status::kNodeUnreachable;
   } else if (!send_all(socket, &hello, sizeof hello) ||
              !receive_welcome(socket, welcome, descriptor)) {
     error = "the node at shm://" + name + " did not answer the attachment";
+    status = Status::kNodeUnreachable;
   } else if (welcome.accepted == 0 || descriptor < 0) {
     welcome.error.back() = '\0';
     error = welcome.error.data();
-  } else {
-    done = map_region(descriptor, welcome.region_bytes, mapping, error);
+  } else if (map_region(descriptor, welcome.region_bytes, mapping, error)) {
+    status = Status::kOk;
   }
   if (descriptor >= 0) ::close(descriptor);
-  if (!done) {
+  if (status != Status::kOk) {
     ::close(socket);
-    return false;
+    return status;
   }
   mapping.socket = socket;
   mapping.registration = welcome.registration;
-  return true;
+  return Status::kOk;
 }
 
 void shm_detach(ShmMapping& mapping) {

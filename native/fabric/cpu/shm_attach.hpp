@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <string>
 
+#include "base/status.hpp"
+
 namespace kvstore {
 
 inline constexpr uint32_t kShmMagic = 0x4d48534b;  // "KSHM"
@@ -46,9 +48,9 @@ struct ShmMapping {
 };
 
 // Connects, says hello, maps the region. Blocks at most until `deadline_ns` (CLOCK_MONOTONIC).
-// False and one line in `error` on failure.
-bool shm_attach(const std::string& name, const ShmHello& hello, uint64_t deadline_ns,
-                ShmMapping& mapping, std::string& error);
+// kNodeUnreachable when nobody answers, kRefused otherwise, with one line in `error`.
+Status shm_attach(const std::string& name, const ShmHello& hello, uint64_t deadline_ns,
+                  ShmMapping& mapping, std::string& error);
 void shm_detach(ShmMapping& mapping);
 
 // ---- both sides -----------------------------------------------------------------------------
