@@ -61,7 +61,7 @@ class Store(DataPath):
         self._node = node
         self._default_timeout_s = timeout_s
         self._process_id = os.getpid()
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()
         self._closed = False
         self._open(client.address, timeout_s)
         this = weakref.ref(self)
@@ -173,17 +173,25 @@ class Store(DataPath):
             if self._closed:
                 return
             self._closed = True
+            self._shut()
             if os.getpid() != self._process_id:
-                self._shut()
                 return
-            give_up = None if wait_s is None else time.monotonic() + wait_s
-            # Each call under way ends by its own deadline.
-            while self._shut() > 0:
-                if give_up is not None and time.monotonic() >= give_up:
-                    return
-                time.sleep(0.0005)
-            if self._membership.close(wait_s) and self._node is not None:
-                self._node.close()
+            if self._inside():
+                # A signal handler that interrupted a call of this thread: to wait for the end of
+                # that call here would be to wait for ever.
+                threading.Thread(target=self._finish, args=(wait_s,), name="kvstore-close").start()
+            else:
+                self._finish(wait_s)
+
+    def _finish(self, wait_s: float | None) -> None:
+        """Wait for the calls under way, each of which ends by its own deadline; then let go."""
+        give_up = None if wait_s is None else time.monotonic() + wait_s
+        while self._shut() > 0:
+            if give_up is not None and time.monotonic() >= give_up:
+                return
+            time.sleep(0.0005)
+        if self._membership.close(wait_s) and self._node is not None:
+            self._node.close()
 
     def __enter__(self) -> Self:
         return self

@@ -85,15 +85,23 @@ void BlockAllocator::free_locked(OwnedExtent& extent, uint32_t index) {
   }
 }
 
-bool BlockAllocator::free_if_owned(Block block) {
+Status BlockAllocator::free_if_owned(Block block) {
   const layout::Geometry& geometry = segments_.geometry();
+  // Block and class may come from a slot of the node: they are believed only as far as they fit.
+  if (!geometry.holds_block(block.offset, block.size_class)) return Status::kCorrupt;
   const std::lock_guard lock(mutex_);
   OwnedExtent* extent = extent_of_segment_[geometry.segment_of(block.offset)];
-  if (extent == nullptr || extent->leaving) return false;
+  if (extent == nullptr || extent->leaving) return Status::kAbsent;
   const uint64_t first = extent->block_offset(geometry, 0);
-  KV_ASSERT(extent->size_class == block.size_class);
-  free_locked(*extent, uint32_t((block.offset - first) / block.bytes()));
-  return true;
+  if (extent->size_class != block.size_class || block.offset < first) return Status::kCorrupt;
+  const uint64_t index = (block.offset - first) / block.bytes();
+  if (index >= extent->shape.blocks ||
+      extent->block_offset(geometry, uint32_t(index)) != block.offset ||
+      (extent->free_bits[index / 64] >> (index % 64) & 1) != 0) {
+    return Status::kCorrupt;
+  }
+  free_locked(*extent, uint32_t(index));
+  return Status::kOk;
 }
 
 bool BlockAllocator::owns(uint64_t offset) const {
@@ -117,6 +125,7 @@ OwnedExtent* BlockAllocator::add_extent(const Extent& extent, unsigned size_clas
   auto owned = std::make_unique<OwnedExtent>();
   owned->extent = extent;
   owned->size_class = size_class;
+  owned->number = ++ownerships_;
   owned->shape = shape;
   owned->free_bits = free_bits;
   owned->touched_bits.assign(free_bits.size(), 0);
@@ -231,7 +240,6 @@ Task<TakeResult> BlockAllocator::take(Remote& remote, unsigned size_class) {
 }
 
 Task<Status> BlockAllocator::give_back_unused(Remote& remote, Block block) {
-  if (free_if_owned(block)) co_return Status::kOk;
   const std::vector<Block> one{block};
   co_return co_await give_back(remote, one);
 }

@@ -36,6 +36,7 @@ struct TakeResult {
 struct OwnedExtent {
   Extent extent;
   unsigned size_class = 0;
+  uint64_t number = 0;  // of this ownership: the same segments may be owned again later
   layout::ExtentShape shape{};
   uint32_t free_count = 0;
   bool listed = false;      // in its class's list of extents with free blocks
@@ -95,12 +96,13 @@ class BlockAllocator {
   struct ExtentView {
     Extent extent;
     unsigned size_class;
+    uint64_t number;
     layout::ExtentShape shape;
     std::vector<uint64_t> free_bits;
   };
   std::vector<ExtentView> begin_scrub();
   // Frees those of `dead_bits` that are neither free nor taken since the scrub began.
-  uint64_t end_scrub(uint64_t segment, const std::vector<uint64_t>& dead_bits);
+  uint64_t end_scrub(uint64_t segment, uint64_t number, const std::vector<uint64_t>& dead_bits);
 
   // Whether a block with an extent of its own was taken there since the scrub began.
   bool took_run(uint64_t segment) const;
@@ -116,7 +118,8 @@ class BlockAllocator {
 
   std::optional<Block> take_locked(unsigned size_class);
   void free_locked(OwnedExtent& extent, uint32_t index);
-  bool free_if_owned(Block block);
+  // kAbsent: the block is not in an own extent. kCorrupt: there is no such block, or it is free.
+  Status free_if_owned(Block block);
   OwnedExtent* add_extent(const Extent& extent, unsigned size_class,
                           const layout::ExtentShape& shape, const std::vector<uint64_t>& free_bits);
   uint32_t wanted_run(unsigned size_class) const;
@@ -139,6 +142,7 @@ class BlockAllocator {
   std::vector<OwnedExtent*> empty_;  // leaving, to be released
   uint64_t window_began_ns_ = 0;
   std::unordered_set<uint64_t> runs_taken_;  // since the last scrub began
+  uint64_t ownerships_ = 0;
   size_t harvest_next_ = 0;
   std::atomic<uint64_t> table_full_until_ns_{0};
   std::atomic<uint64_t> adopt_hint_{0};

@@ -108,11 +108,15 @@ Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block
 
 Task<Status> BlockAllocator::give_back(Remote& remote, const std::vector<Block>& blocks) {
   std::vector<Block> foreign;
+  Status worst = Status::kOk;
   for (const Block& block : blocks) {
-    if (!free_if_owned(block)) foreign.push_back(block);
+    const Status freed = free_if_owned(block);
+    if (freed == Status::kAbsent) foreign.push_back(block);
+    if (freed == Status::kCorrupt) worst = freed;
   }
-  if (foreign.empty()) co_return Status::kOk;
-  co_return co_await give_back_foreign(remote, std::move(foreign));
+  if (foreign.empty()) co_return worst;
+  const Status given = co_await give_back_foreign(remote, std::move(foreign));
+  co_return given == Status::kOk ? worst : given;
 }
 
 // Clears the bits that were read in the bitmap of an own extent and takes their blocks.
@@ -168,11 +172,12 @@ Task<Status> BlockAllocator::harvest(Remote& remote, unsigned extents_max) {
       segments.push_back(extents_[harvest_next_++ % extents_.size()]->extent.segment);
     }
   }
-  constexpr size_t kExtentsAtOnce = 32;
+  const Remote::FanOut fan_out(remote, 32);
+  const size_t at_once = fan_out.width();
   Status worst = Status::kOk;
-  for (size_t first = 0; first < segments.size() && worst == Status::kOk; first += kExtentsAtOnce) {
+  for (size_t first = 0; first < segments.size() && worst == Status::kOk; first += at_once) {
     std::vector<Task<Status>> tasks;
-    for (size_t i = first; i < std::min(first + kExtentsAtOnce, segments.size()); ++i) {
+    for (size_t i = first; i < std::min(first + at_once, segments.size()); ++i) {
       tasks.push_back(harvest_extent(remote, segments[i]));
     }
     for (Task<Status>& task : tasks) {
@@ -340,15 +345,17 @@ std::vector<BlockAllocator::ExtentView> BlockAllocator::begin_scrub() {
   for (const auto& extent : extents_) {
     if (extent->leaving) continue;
     std::fill(extent->touched_bits.begin(), extent->touched_bits.end(), 0);
-    views.push_back({extent->extent, extent->size_class, extent->shape, extent->free_bits});
+    views.push_back(
+        {extent->extent, extent->size_class, extent->number, extent->shape, extent->free_bits});
   }
   return views;
 }
 
-uint64_t BlockAllocator::end_scrub(uint64_t segment, const std::vector<uint64_t>& dead_bits) {
+uint64_t BlockAllocator::end_scrub(uint64_t segment, uint64_t number,
+                                   const std::vector<uint64_t>& dead_bits) {
   const std::lock_guard lock(mutex_);
   OwnedExtent* extent = extent_of_segment_[segment];
-  if (extent == nullptr || extent->extent.segment != segment || extent->leaving) return 0;
+  if (extent == nullptr || extent->number != number || extent->leaving) return 0;
   uint64_t freed = 0;
   for (size_t w = 0; w < dead_bits.size() && w < extent->free_bits.size(); ++w) {
     uint64_t bits = dead_bits[w] & ~extent->free_bits[w] & ~extent->touched_bits[w];

@@ -66,7 +66,8 @@ kv_client* kv_client_open(const kv_client_config* config, char* error, uint64_t 
     set_error(error, error_bytes, "at most 1024 lanes");
     return nullptr;
   }
-  return new kv_client(*config, members);
+  return guarded(error, error_bytes, static_cast<kv_client*>(nullptr),
+                 [&] { return new kv_client(*config, members); });
 }
 
 void kv_client_close(kv_client* client) {
@@ -95,10 +96,12 @@ int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_nam
     std::copy_n(secret, bytes, hello.secret.begin());
   }
   std::string line;
-  const Status s =
-      attach_shm(client->client, member, shm_name, hello, deadline_after(timeout_ns), line);
-  set_error(error, error_bytes, line);
-  return int(s);
+  return guarded(error, error_bytes, int(KV_OUT_OF_MEMORY), [&] {
+    const Status s =
+        attach_shm(client->client, member, shm_name, hello, deadline_after(timeout_ns), line);
+    set_error(error, error_bytes, line);
+    return int(s);
+  });
 }
 
 int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, uint32_t port,
@@ -112,9 +115,11 @@ int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, u
   std::copy_n(admission->token, target.token.size(), target.token.begin());
   target.incarnation = incarnation;
   std::string line;
-  const Status s = attach_tcp(client->client, member, target, deadline_after(timeout_ns), line);
-  set_error(error, error_bytes, line);
-  return int(s);
+  return guarded(error, error_bytes, int(KV_OUT_OF_MEMORY), [&] {
+    const Status s = attach_tcp(client->client, member, target, deadline_after(timeout_ns), line);
+    set_error(error, error_bytes, line);
+    return int(s);
+  });
 }
 
 int kv_client_member(kv_client* client, uint32_t member, kv_member_state* state) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <string>
 
 #include "api/kvstore.h"
@@ -21,4 +22,16 @@ inline void set_error(char* error, uint64_t error_bytes, const std::string& line
   const size_t bytes = line.size() < error_bytes - 1 ? line.size() : size_t(error_bytes - 1);
   std::memcpy(error, line.data(), bytes);
   error[bytes] = '\0';
+}
+
+// Runs what may throw, for want of memory or threads; no exception crosses the C ABI. What it was
+// goes to `error`, and `failed` is returned.
+template <class Result, class Body>
+Result guarded(char* error, uint64_t error_bytes, Result failed, Body&& body) noexcept {
+  try {
+    return body();
+  } catch (const std::exception& exception) {
+    set_error(error, error_bytes, std::string("not enough of a resource: ") + exception.what());
+    return failed;
+  }
 }

@@ -17,13 +17,15 @@ struct kv_node {
 extern "C" {
 
 kv_node* kv_node_open(const kv_node_config* config, char* error, uint64_t error_bytes) {
-  std::string line;
-  std::unique_ptr<Node> node = Node::open(*config, line);
-  if (!node) {
-    set_error(error, error_bytes, line);
-    return nullptr;
-  }
-  return new kv_node{std::move(node)};
+  return guarded(error, error_bytes, static_cast<kv_node*>(nullptr), [&]() -> kv_node* {
+    std::string line;
+    std::unique_ptr<Node> node = Node::open(*config, line);
+    if (!node) {
+      set_error(error, error_bytes, line);
+      return nullptr;
+    }
+    return new kv_node{std::move(node)};
+  });
 }
 
 void kv_node_describe(kv_node* node, kv_node_description* description) {

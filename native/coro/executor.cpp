@@ -72,6 +72,15 @@ bool Executor::enable_wake() {
   return wake_descriptor_ >= 0;
 }
 
+bool Executor::interrupted() noexcept {
+  static thread_local uint64_t asked_ns = 0;
+  const uint64_t now_ns = monotonic_ns();
+  if (now_ns - asked_ns < kInterruptCheckNs) return false;
+  asked_ns = now_ns;
+  int (*check)() = interrupt_check_.load(std::memory_order_relaxed);
+  return check != nullptr && check() != 0;
+}
+
 void Executor::resume_ready() {
   // What a resumed coroutine makes ready runs in the next round, so that a chain of completions
   // cannot keep the connections from being polled.

@@ -77,6 +77,9 @@ class Executor {
   // Called every 50 ms of waiting and after a signal; process-wide.
   static void set_interrupt_check(int (*interrupted)()) noexcept { interrupt_check_ = interrupted; }
 
+  // For work that never waits: asks the check, at most every 50 ms.
+  static bool interrupted() noexcept;
+
   // Sleeping in a coroutine: co_await executor.sleep_until(t).
   struct Sleep {
     Executor* executor;

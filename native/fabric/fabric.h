@@ -111,6 +111,9 @@ struct kv_connection {
   uint32_t completes_inline; /* 1: post never returns PENDING */
   uint32_t broken;           /* 1: closed, by either side */
   uint32_t reserved;
+  /* Where READs are loads from this process's memory: the region, to be prefetched from and nothing
+   * else. NULL otherwise. */
+  const uint8_t* mapped_region;
 };
 
 #ifdef __cplusplus

@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <coroutine>
 #include <cstdint>
 #include <span>
@@ -72,6 +73,8 @@ struct VerbCounts {
 
 class Remote {
  public:
+  static constexpr unsigned kFanOut = 96;
+
   Remote() = default;
   Remote(const Remote&) = delete;
   Remote& operator=(const Remote&) = delete;
@@ -122,6 +125,36 @@ class Remote {
     std::coroutine_handle<> waiter_;
   };
 
+  // Leave to have up to `wanted` batches of one step under way, besides the one that every
+  // operation may have: what is left of a budget, at least one. So a connection never has more
+  // outstanding than it allows, whatever the operations of a lane do at once.
+  class FanOut {
+   public:
+    FanOut(Remote& remote, unsigned wanted)
+        : remote_(remote), taken_(std::min(wanted, remote.fan_out_left_)) {
+      remote_.fan_out_left_ -= taken_;
+    }
+    ~FanOut() { remote_.fan_out_left_ += taken_; }
+    FanOut(const FanOut&) = delete;
+    FanOut& operator=(const FanOut&) = delete;
+    unsigned width() const { return std::max(taken_, 1u); }
+
+   private:
+    Remote& remote_;
+    const unsigned taken_;
+  };
+
+  // Hints that the bytes will be read soon. The range may be anything.
+  void prefetch(uint64_t offset, uint64_t bytes) const {
+    if (connection_ == nullptr || connection_->mapped_region == nullptr) return;
+    if (offset >= connection_->region_bytes) return;
+    constexpr uint64_t kLineBytes = 64;
+    constexpr uint64_t kPrefetchBytesMax = 2048;  // beyond that the processor has caught on
+    const uint64_t end = std::min({bytes, kPrefetchBytesMax, connection_->region_bytes - offset});
+    const uint8_t* at = connection_->mapped_region + offset;
+    for (uint64_t line = 0; line < end; line += kLineBytes) __builtin_prefetch(at + line);
+  }
+
   // Posts the operations as one batch: executed in order at the node, completed once.
   BatchAwaiter batch(std::span<kv_op> operations) { return BatchAwaiter(*this, operations); }
 
@@ -129,6 +162,7 @@ class Remote {
   kv_connection* connection_ = nullptr;
   Executor* executor_ = nullptr;
   uint32_t pending_ = 0;
+  unsigned fan_out_left_ = kFanOut;
   VerbCounts counts_;
 };
 

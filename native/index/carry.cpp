@@ -45,8 +45,10 @@ struct Carry {
 };
 
 Task<Status> read_groups(Carry& carry) {
-  kv_op ops[2] = {read_op(carry.source, &carry.old_group, layout::kGroupBytes),
-                  read_op(carry.target, &carry.new_group, layout::kGroupBytes)};
+  // The new group first: a copy seen there whose original is not seen afterwards has lost it for
+  // good, it is not about to get it.
+  kv_op ops[2] = {read_op(carry.target, &carry.new_group, layout::kGroupBytes),
+                  read_op(carry.source, &carry.old_group, layout::kGroupBytes)};
   co_return from_fabric(co_await carry.remote.batch(ops));
 }
 
@@ -203,9 +205,15 @@ bool filling(const Group& group) {
   return group.header(0).filling() || group.header(1).filling() || group.header(2).filling();
 }
 
-bool sane(const Group& group) {
+// Whether the groups are those of one split: nothing is carried from or to any others.
+bool belong_together(const Group& old_group, const Group& new_group) {
   for (unsigned b = 0; b < layout::kBucketsPerGroup; ++b) {
-    if (group.header(b).depth() == 0 || group.header(b).depth() > 32) return false;
+    const BucketHeader from = old_group.header(b);
+    const BucketHeader to = new_group.header(b);
+    if (to.depth() == 0 || to.depth() > 32) return false;
+    if (from.depth() != to.depth() && from.depth() + 1 != to.depth()) return false;
+    const uint64_t highest = uint64_t{1} << (to.depth() - 1);
+    if ((to.suffix() & highest) == 0 || from.suffix() != (to.suffix() ^ highest)) return false;
   }
   return true;
 }
@@ -217,8 +225,8 @@ Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint6
   const uint64_t at = group * layout::kGroupBytes;
   Carry carry{remote, geometry, source + at, target + at, {}, {}, {}};
   if (const Status s = co_await read_groups(carry); s != Status::kOk) co_return s;
-  if (!sane(carry.new_group)) co_return Status::kCorrupt;
   if (!filling(carry.new_group)) co_return Status::kOk;
+  if (!belong_together(carry.old_group, carry.new_group)) co_return Status::kAbsent;
   if (const Status s = co_await raise_depth(carry); s != Status::kOk) co_return s;
 
   for (unsigned pass = 0; pass < kPassesMax; ++pass) {

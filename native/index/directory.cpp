@@ -23,7 +23,12 @@ Task<Status> Directory::refresh(Remote& remote) {
   }
   for (uint64_t i = 0; i < count; ++i) {
     if (!plausible(layout::DirectoryEntry{words[i]})) co_return Status::kCorrupt;
-    entries_[i].store(words[i], std::memory_order_relaxed);
+    // An answer that comes late must not take back what a later one has brought.
+    uint64_t known = entries_[i].load(std::memory_order_relaxed);
+    const unsigned depth_read = layout::DirectoryEntry{words[i]}.depth();
+    while (layout::DirectoryEntry{known}.depth() <= depth_read && known != words[i] &&
+           !entries_[i].compare_exchange_weak(known, words[i], std::memory_order_relaxed)) {
+    }
   }
   // A slower refresh of another thread must not take the depth back.
   unsigned seen = depth_.load(std::memory_order_relaxed);

@@ -45,8 +45,8 @@ unsigned newcomers(std::span<const CombinedBucket> seen, const Key& key, uint64_
       const SlotRef ref{combined.slot_offset(i), combined.slot(i)};
       if (ref.slot.empty() || ref.slot.fingerprint() != key.fingerprint()) continue;
       if (ref.offset == own_slot || known_other(examined, ref)) continue;
-      if (count < found.size()) found[count].ref = ref;
-      ++count;
+      KV_ASSERT(count < found.size());
+      found[count++].ref = ref;
     }
   }
   return count;
@@ -63,8 +63,12 @@ Task<bool> swap_word(Remote& remote, uint64_t offset, Slot expect, Slot desire) 
 // kOk: no copy is left, kAbsent: a live copy (or one that can't be told) exists.
 Task<Status> clear_copies(Remote& remote, const layout::Geometry& geometry, const Key& key,
                           std::span<Candidate> found) {
-  if (const Status s = co_await examine(remote, geometry, key, found); s != Status::kOk) {
-    co_return s;
+  for (size_t at = 0; at < found.size(); at += kCandidatesMax) {
+    const std::span<Candidate> some =
+        found.subspan(at, std::min<size_t>(kCandidatesMax, found.size() - at));
+    if (const Status s = co_await examine(remote, geometry, key, some); s != Status::kOk) {
+      co_return s;
+    }
   }
   for (const Candidate& candidate : found) {
     if (candidate.verdict == Candidate::Verdict::kOther) continue;
@@ -113,13 +117,13 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
       unchanged &= seen[c].header(b) == places.own()[c].header(b);
     }
   }
-  Candidate found[kCandidatesMax];
+  Candidate found[2 * kSlotsPerCombined];
   const unsigned copies = newcomers(seen, key, target.offset, examined, found);
-  if (unchanged && copies > 0 && copies <= kCandidatesMax) {
+  if (unchanged && copies > 0) {
     const Status s = co_await clear_copies(remote, geometry, key, {found, copies});
     unchanged = s == Status::kOk;
   }
-  if (!unchanged || copies > kCandidatesMax) {
+  if (!unchanged) {
     // If this CAS fails, or its answer is lost, somebody else kills the tentative entry.
     co_await swap_word(remote, target.offset, tentative, tentative.emptied());
     co_return InsertResult{remote.broken() ? InsertOutcome::kLost : InsertOutcome::kConflict, {}};

@@ -45,6 +45,19 @@ class PlacesReader {
     }
     return true;
   }
+  // The buckets read as the sibling's are: same keys but for the highest bit of the depth, and not
+  // of an older generation, which a stale directory may lead to.
+  static bool sibling_of(const Places& places, unsigned depth, uint64_t hash) {
+    const uint64_t low = hash & ((uint64_t{1} << (depth - 1)) - 1);
+    for (unsigned c = 0; c < 2; ++c) {
+      for (unsigned b = 0; b < 2; ++b) {
+        const BucketHeader header = places.combined_[c].header(b);
+        const bool raised = header.depth() == depth;
+        if (header.suffix() != low || (!raised && header.depth() + 1 != depth)) return false;
+      }
+    }
+    return true;
+  }
   static bool any_filling(const Places& places) {
     for (const CombinedBucket& combined : places.own()) {
       if (combined.header(0).filling() || combined.header(1).filling()) return true;
@@ -112,7 +125,10 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
     if (const uint32_t s = co_await remote.batch({ops, 4}); s != KV_FABRIC_OK) {
       co_return from_fabric(s);
     }
-    if (PlacesReader::covered(places, hash)) co_return Status::kOk;
+    const bool right = PlacesReader::sibling_of(places, depth, hash);
+    if (right && PlacesReader::covered(places, hash)) co_return Status::kOk;
+    if (right) continue;
+    if (const Status s = co_await directory.refresh(remote); s != Status::kOk) co_return s;
   }
   co_return Status::kCorrupt;
 }

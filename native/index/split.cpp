@@ -141,15 +141,16 @@ Task<Status> carry_all(Remote& remote, const layout::Geometry& geometry, const S
   const uint64_t source = record.source * layout::kUnitBytes;
   const uint64_t target = record.target * layout::kUnitBytes;
   Status worst = Status::kOk;
-  for (unsigned first = 0; first < layout::kGroupsPerSubtable; first += kGroupsAtOnce) {
+  const Remote::FanOut fan_out(remote, kGroupsAtOnce);
+  for (unsigned first = 0; first < layout::kGroupsPerSubtable; first += fan_out.width()) {
     std::vector<Task<Status>> tasks;
-    const unsigned end = std::min(first + kGroupsAtOnce, layout::kGroupsPerSubtable);
+    const unsigned end = std::min(first + fan_out.width(), layout::kGroupsPerSubtable);
     for (unsigned group = first; group < end; ++group) {
       tasks.push_back(carry_group(remote, geometry, source, target, group, deadline_ns));
     }
     for (Task<Status>& task : tasks) {
       const Status s = co_await task;
-      if (s != Status::kOk) worst = s;
+      if (s != Status::kOk) worst = s == Status::kAbsent ? Status::kCorrupt : s;
     }
     if (worst != Status::kOk) co_return worst;
   }
@@ -174,9 +175,14 @@ Task<Status> finish(Remote& remote, const SplitEnvironment& environment, SplitRe
 }
 
 bool plausible(const layout::Geometry& geometry, const SplitRecord& record) {
-  const uint64_t limit = geometry.region_bytes - layout::kSubtableBytes;
-  return record.source * layout::kUnitBytes <= limit &&
-         record.target * layout::kUnitBytes <= limit && record.depth > 0 &&
+  const auto is_subtable = [&](uint64_t address) {
+    return address <= (geometry.region_bytes - layout::kSubtableBytes) / layout::kUnitBytes &&
+           address * layout::kUnitBytes >= geometry.first_segment_offset &&
+           (address * layout::kUnitBytes - geometry.first_segment_offset) %
+                   geometry.segment_bytes ==
+               0;
+  };
+  return is_subtable(record.source) && is_subtable(record.target) && record.depth > 0 &&
          record.depth <= geometry.directory_depth_max &&
          record.target_suffix < uint64_t{1} << record.depth;
 }
@@ -224,7 +230,7 @@ Task<Status> split_subtable(Remote& remote, SplitEnvironment environment, uint64
   if (const Status s = co_await read_record(remote, record); s != Status::kOk) co_return s;
   DirectoryLock lock{record.lock};
   const bool free = lock.holder() == 0;
-  const bool left_behind = lock.holder() == environment.registration;
+  const bool left_behind = lock.holder() == environment.registration && environment.may_resume;
   if ((!free && !left_behind) || environment.running.exchange(true)) {
     co_return co_await wait_for_lock(remote, environment.deadline_ns);
   }

@@ -33,6 +33,8 @@ struct SplitEnvironment {
   // is was left behind by a broken connection.
   std::atomic<bool>& running;
   uint64_t deadline_ns;
+  // False while operations of that connection may still be on their way to the node.
+  bool may_resume = true;
 };
 
 // Splits the subtable that covers `hash`, or waits for the split that is under way.

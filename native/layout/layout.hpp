@@ -81,7 +81,8 @@ struct NodeLine {
   uint64_t clock_ms;  // since the region was made; expiry of values counts in it
   uint64_t deaths;    // clients fenced so far; a change makes owners scrub their segments
   uint64_t pressure;  // what a client waits for, as in its line: the others should help soon
-  uint64_t reserved[3];
+  uint64_t losses;    // by FAA of clients that lost operations; a change has the same effect
+  uint64_t reserved[2];
 };
 static_assert(sizeof(NodeLine) == kLineBytes);
 inline constexpr uint64_t kNodeLineOffset = kPageBytes;

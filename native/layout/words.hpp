@@ -18,7 +18,8 @@ constexpr uint64_t field(uint64_t word, unsigned shift, unsigned bits) {
 
 // ---- Index slot -----------------------------------------------------------------------------
 //
-//   bits  0..39  address of the object, 64 B units; 0: the slot is empty
+//   bits  0..39  address of the object, 64 B units; 0: the slot is empty, its class and fingerprint
+//                mean nothing
 //   bits 40..47  size class of the block
 //   bits 48..50  flags: shared, frozen, tentative
 //   bits 51..55  version: +1 at every change but the setting of `shared`; survives emptiness
@@ -61,7 +62,12 @@ struct Slot {
     return Slot{address | uint64_t{size_class} << kClassShift | flags | next << kVersionShift |
                 uint64_t{fingerprint} << kFingerprintShift};
   }
-  constexpr Slot emptied() const { return successor(0, 0, 0, 0); }
+  // An empty word keeps bits of what stood there in the places of class and fingerprint, so that 32
+  // changes later it is hardly ever the same word.
+  constexpr Slot emptied() const {
+    const uint64_t mixed = (address() ^ word >> kFingerprintShift) * 0x9e3779b97f4a7c15ull;
+    return successor(unsigned(mixed >> 56), 0, unsigned(mixed >> 48 & 0xff), 0);
+  }
   constexpr Slot with_flags(uint64_t flags) const {
     return successor(fingerprint(), flags, size_class(), address());
   }

@@ -43,6 +43,13 @@ bool exited(int process_descriptor) {
   return ::poll(&descriptor, 1, 0) > 0;
 }
 
+// Of a process that has begun to: its sockets hang up a moment before it is gone.
+bool exits(int process_descriptor) {
+  constexpr int kExitMs = 200;
+  pollfd descriptor{process_descriptor, POLLIN, 0};
+  return ::poll(&descriptor, 1, kExitMs) > 0;
+}
+
 }  // namespace
 
 std::unique_ptr<Node> Node::open(const kv_node_config& config, std::string& error) {
@@ -214,10 +221,24 @@ Status Node::dismiss(uint32_t registration) {
   return Status::kOk;
 }
 
+// A socket may be closed by mistake while the process goes on writing through its mapping: without
+// a farewell only the end of the process counts, which its silence makes us look for again.
+void Node::part_with(const Gone& guest) {
+  Registered found;
+  if (!registry_->find(guest.registration, found)) return;
+  const bool dead = found.process_descriptor < 0 || exits(found.process_descriptor);
+  if (guest.left || dead) {
+    fence(guest.registration, false, guest.left);
+  } else {
+    registry_->set_stalled(guest.registration, true);
+  }
+}
+
 void Node::judge_silent(uint32_t registration) {
   Registered found;
   if (!registry_->find(registration, found)) return;
-  if (found.fabric == KV_FABRIC_TCP || !found.connected) {
+  const bool maps = found.fabric == KV_FABRIC_SHM && found.process_descriptor >= 0;
+  if (found.fabric == KV_FABRIC_TCP || (!found.connected && !maps)) {
     fence(registration, true, false);
     return;
   }
@@ -248,7 +269,7 @@ void Node::maintain() {
       changed_.wait_for(lock, std::chrono::nanoseconds(period_ns), woken);
       gone.swap(to_fence_);
     }
-    for (const Gone& guest : gone) fence(guest.registration, false, guest.left);
+    for (const Gone& guest : gone) part_with(guest);
   }
 }
 
@@ -276,7 +297,7 @@ bool Node::try_sweep(Lane& lane, Sweep& sweep) {
     }
     return status == Status::kOk;
   };
-  return run(&Sweep::begin) && run(&Sweep::look) && wait_rounds(3) && run(&Sweep::give_back);
+  return run(&Sweep::begin) && run(&Sweep::look) && wait_rounds(4) && run(&Sweep::give_back);
 }
 
 void Node::sweep_one(uint32_t registration) {

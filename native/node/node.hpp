@@ -41,10 +41,17 @@ class Node {
   void drain();
 
  private:
+  // A client that had the region mapped and is dead or gone, since its socket hung up.
+  struct Gone {
+    uint32_t registration;
+    bool left;
+  };
+
   Node() = default;
   bool start(const kv_node_config& config, std::string& error);
   void maintain();
   void judge_silent(uint32_t registration);
+  void part_with(const Gone& guest);
   // Makes sure that no operation of the client can execute any more, then has it swept.
   // `left`: it went of its own will.
   void fence(uint32_t registration, bool over_tcp, bool left);
@@ -53,12 +60,6 @@ class Node {
   bool try_sweep(Lane& lane, class Sweep& sweep);
   bool wait_rounds(unsigned rounds);
   void count_memory(kv_node_stats& stats);
-
-  // A client that had the region mapped and is dead or gone, since its socket hung up.
-  struct Gone {
-    uint32_t registration;
-    bool left;
-  };
 
   // How an attachment of this process finds the node, if it is still there.
   struct Handle {

@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -17,7 +18,8 @@
 namespace kvstore {
 namespace {
 
-constexpr uint64_t kHandshakeNs = kSecond;
+// A guest says hello at once: nobody else is let in meanwhile.
+constexpr uint64_t kHandshakeNs = 250 * kMillisecond;
 constexpr size_t kGuestsMax = layout::kClientsMax;
 
 bool same(const std::string& secret, const ShmHello& hello) {
@@ -38,6 +40,37 @@ bool clear_stale(const std::string& name, const UnixAddress& address) {
   ::close(probe);
   if (answers) return false;
   ::unlink(name.c_str());
+  return true;
+}
+
+// Who maps the region can write all of it: only the node's own user is trusted with that.
+bool is_trusted(const ucred& peer) {
+  return peer.uid == ::geteuid() || peer.uid == 0;
+}
+
+std::string not_trusted() {
+  return "shm is for the node's own user (uid " + std::to_string(::geteuid()) +
+         "): attach over tcp";
+}
+
+bool peer_of(int socket, ucred& peer) {
+  socklen_t bytes = sizeof peer;
+  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) == 0;
+}
+
+bool receive_hello(int socket, ShmHello& hello) {
+  const uint64_t until_ns = monotonic_ns() + kHandshakeNs;
+  size_t at = 0;
+  while (at < sizeof hello) {
+    const uint64_t now_ns = monotonic_ns();
+    pollfd readable{socket, POLLIN, 0};
+    const int left_ms = int((until_ns - std::min(until_ns, now_ns)) / kMillisecond);
+    if (left_ms == 0 || ::poll(&readable, 1, left_ms) == 0) return false;
+    const ssize_t got =
+        ::recv(socket, reinterpret_cast<char*>(&hello) + at, sizeof hello - at, MSG_DONTWAIT);
+    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) return false;
+    if (got > 0) at += size_t(got);
+  }
   return true;
 }
 
@@ -95,19 +128,12 @@ ShmDoor::~ShmDoor() {
 std::string ShmDoor::judge(int socket, const ShmHello& hello, uint32_t& registration,
                            int& process) {
   ucred peer{};
-  socklen_t bytes = sizeof peer;
-  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) {
-    return "the node can't tell who you are";
-  }
+  if (!peer_of(socket, peer)) return "the node can't tell who you are";
   process = peer.pid;
   if (hello.magic != kShmMagic || hello.version != kShmVersion) {
     return "the node speaks another version of the shm protocol: use the same kvstore version";
   }
-  // Who maps the region can write all of it: only the node's own user is trusted with that.
-  if (peer.uid != ::geteuid() && peer.uid != 0) {
-    return "shm is for the node's own user (uid " + std::to_string(::geteuid()) +
-           "): attach over tcp";
-  }
+  if (!is_trusted(peer)) return not_trusted();
   if (hello.node_id != 0 && hello.node_id != node_id_) {
     return "another node than the one wanted answers under this shm name";
   }
@@ -153,7 +179,10 @@ void ShmDoor::answer(int socket, const std::string& refusal, uint32_t registrati
 void ShmDoor::take_in(int socket) {
   set_socket_timeout(socket, kHandshakeNs);
   ShmHello hello;
-  if (!receive_all(socket, &hello, sizeof hello)) {
+  ucred peer{};
+  const bool trusted = peer_of(socket, peer) && is_trusted(peer);
+  if (!trusted) answer(socket, not_trusted(), 0);
+  if (!trusted || !receive_hello(socket, hello)) {
     refused_.fetch_add(1, std::memory_order_relaxed);
     ::close(socket);
     return;
@@ -163,7 +192,13 @@ void ShmDoor::take_in(int socket) {
   const std::string refusal = judge(socket, hello, registration, process);
   if (refusal.empty()) {
     const int process_descriptor = int(::syscall(SYS_pidfd_open, process, 0));
-    registry_.connected(registration, KV_FABRIC_SHM, process, process_descriptor);
+    if (!registry_.connected(registration, KV_FABRIC_SHM, process, process_descriptor)) {
+      if (process_descriptor >= 0) ::close(process_descriptor);
+      refused_.fetch_add(1, std::memory_order_relaxed);
+      answer(socket, "the admission is not valid any more: attach again", 0);
+      ::close(socket);
+      return;
+    }
     guests_.push_back({socket, registration});
     answer(socket, refusal, registration);
     return;

@@ -1,7 +1,7 @@
 // Returning what a fenced client held: its half-done split, its extents, its blocks.
 //
 // The caller has fenced the client. Blocks that the index does not point at may still be in the
-// limbo of a live client, so they are given back only after three rounds of the safe epoch, for the
+// limbo of a live client, so they are given back only after four rounds of the safe epoch, for the
 // reason told in store/scrub.hpp.
 
 #pragma once
@@ -22,7 +22,7 @@ class Sweep {
   Task<Status> begin(Channel& channel);
   // Then, until it no longer returns kPending: finds their dead blocks.
   Task<Status> look(Channel& channel);
-  // Three rounds later, until it no longer returns kPending: gives back what is still dead, leaves
+  // Four rounds later, until it no longer returns kPending: gives back what is still dead, leaves
   // the rest to be adopted.
   Task<Status> give_back(Channel& channel);
 

@@ -52,6 +52,10 @@ PyObject* shut(PyObject* self, PyObject*) {
   return PyLong_FromLongLong(data_path(self)->in_flight);
 }
 
+PyObject* inside(PyObject*, PyObject*) {
+  return PyBool_FromLong(Run::on_this_thread() > 0 ? 1 : 0);
+}
+
 }  // namespace
 
 PyMethodDef life_methods[] = {
@@ -60,6 +64,8 @@ PyMethodDef life_methods[] = {
     {"_refresh", refresh, METH_NOARGS, "Look again whether calls complete inline."},
     {"_shut", shut, METH_NOARGS,
      "Refuse calls from now on; return how many are still under way. May be called again."},
+    {"_inside", inside, METH_NOARGS,
+     "Whether this thread is in a call, as a signal handler is that interrupted one."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -102,6 +108,7 @@ void* allocate_for_slot(void* context, kv_call*, uint64_t bytes) {
                          : nullptr;
   if (object == nullptr) PyErr_Clear();
   void* data = object != nullptr ? PyBytes_AsString(object) : nullptr;
+  Py_XDECREF(*static_cast<PyObject**>(context));  // for a value that was replaced meanwhile
   *static_cast<PyObject**>(context) = object;
   PyGILState_Release(state);
   return data;

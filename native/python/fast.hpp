@@ -106,6 +106,8 @@ bool parse_conditions(PyObject* if_version, PyObject* if_absent, PyObject* ttl_s
 // One or more calls on one session. The destructor releases the session.
 class Run {
  public:
+  // Runs that hold a session on this thread.
+  static unsigned on_this_thread() { return on_this_thread_; }
   explicit Run(DataPath* self) : self_(self) {}
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
@@ -128,6 +130,7 @@ class Run {
   kv_session* session_ = nullptr;
   kv_call* calls_ = nullptr;
   PyObject** objects_ = nullptr;
+  static thread_local unsigned on_this_thread_;
   PyThreadState* released_ = nullptr;  // set while this thread runs without the GIL
 };
 

@@ -37,16 +37,20 @@ PyObject* pair_of(PyObject* first, uint64_t second) {
 
 }  // namespace
 
+thread_local unsigned Run::on_this_thread_ = 0;
+
 Run::~Run() {
   if (session_ == nullptr) return;
   binding.core->session_release(session_);
   --self_->in_flight;
+  --on_this_thread_;
 }
 
 int Run::acquire(uint64_t timeout_ns) {
   if (self_->client == nullptr) return KV_CLOSED;
   kv_client* client = self_->client;
   ++self_->in_flight;
+  ++on_this_thread_;
   int status = binding.core->session_acquire(client, 0, &session_);
   if (status == KV_BUSY) {
     PyThreadState* released = PyEval_SaveThread();
@@ -56,6 +60,7 @@ int Run::acquire(uint64_t timeout_ns) {
   if (status != KV_OK) {
     session_ = nullptr;
     --self_->in_flight;
+    --on_this_thread_;
   }
   return status;
 }
@@ -101,6 +106,8 @@ void* Run::allocate(void* context, kv_call* call, uint64_t bytes) {
                          ? PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes))
                          : nullptr;
   if (object == nullptr) PyErr_Clear();
+  // An earlier object was for a value of another length, which was replaced meanwhile.
+  Py_XDECREF(run->objects_[call - run->calls_]);
   run->objects_[call - run->calls_] = object;
   void* data = object != nullptr ? PyBytes_AsString(object) : nullptr;
   run->drop_gil();

@@ -37,6 +37,7 @@ class AddressCache {
     known.value_bytes = entry.value_bytes.load(std::memory_order_relaxed);
     return known.slot_offset != 0;
   }
+  void prefetch(uint64_t hash) const { __builtin_prefetch(&entries_[hash & mask_]); }
   void remember(uint64_t hash, const KnownAddress& known) {
     if (mask_ == 0) return;
     Entry& entry = entries_[hash & mask_];
@@ -54,7 +55,7 @@ class AddressCache {
   }
 
  private:
-  struct Entry {
+  struct alignas(64) Entry {
     std::atomic<uint64_t> hash{0};
     std::atomic<uint64_t> slot_offset{0};
     std::atomic<uint64_t> slot{0};

@@ -103,12 +103,20 @@ class Attachment {
     return std::max(told_ms, now_ms);
   }
 
+  // When the heartbeat was answered last.
+  void heard(uint64_t now_ns) { heard_ns_.store(now_ns, std::memory_order_relaxed); }
+  uint64_t silent_ns() const {
+    const uint64_t heard_ns = heard_ns_.load(std::memory_order_relaxed);
+    return monotonic_ns() - std::min(heard_ns, monotonic_ns());
+  }
+
   // As of the last heartbeat: good enough for recency, and no system call.
   uint64_t node_clock_coarse_ms() const { return clock_seen_ms_.load(std::memory_order_relaxed); }
 
  private:
   std::atomic<uint64_t> clock_seen_ms_{0};
   std::atomic<uint64_t> sequence_{1};
+  std::atomic<uint64_t> heard_ns_{monotonic_ns()};
   std::atomic<int64_t> clock_difference_ms_{0};
   mutable std::atomic<uint64_t> clock_told_ms_{0};
 };

@@ -49,6 +49,9 @@ class Client {
   Lane* acquire_lane(uint64_t timeout_ns, Status& status);
   void release_lane(Lane& lane);
 
+  // Whether operations that a lane lost may still be on their way to the member.
+  bool any_unfenced(uint32_t member) const;
+
   std::atomic<uint64_t>& tick() { return tick_; }
   // Has the heartbeat come soon, because blocks of the class are waited for.
   void want_memory(uint32_t member, unsigned size_class);

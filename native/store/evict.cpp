@@ -91,10 +91,12 @@ unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset, 
 
 Task<bool> evict_slot(Channel& channel, const SlotRef& ref) {
   kv_op op[1] = {cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word)};
-  // A lost answer leaves an unlinked block behind, if any: the scrub finds it.
-  if (co_await channel.remote.batch(op) != KV_FABRIC_OK || op[0].result != ref.slot.word) {
+  if (co_await channel.remote.batch(op) != KV_FABRIC_OK) {
+    // An unlinked block may be left behind.
+    channel.want_scrub();
     co_return false;
   }
+  if (op[0].result != ref.slot.word) co_return false;
   channel.attachment->limbo.retire({ref.slot.offset(), ref.slot.size_class()});
   ++channel.lane().counts().evictions;
   co_return true;
@@ -207,6 +209,7 @@ Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
   Lane& lane = channel.lane();
   uint64_t began_ns = 0;
   for (;;) {
+    if (lane.cancelled()) co_return TakeResult{Status::kDeadlineExceeded, {}};
     if (const std::optional<Block> block = attachment.allocator.take_local(size_class)) {
       if (attachment.full.load(std::memory_order_relaxed) && attachment.evicts()) {
         co_await evict_ahead(channel, size_class);

@@ -56,15 +56,18 @@ Task<Status> evict_extent(Channel& channel, const UnreferencedSearch& extent) {
     if (const uint32_t s = co_await channel.remote.batch({ops, count}); s != KV_FABRIC_OK) {
       co_return from_fabric(s);
     }
-    std::vector<Task<Status>> tasks;
-    for (uint32_t i = 0; i < count; ++i) {
-      const uint64_t address = (first + (begin + i) * block_bytes) / layout::kUnitBytes;
-      if (!layout::sound(headers[i], address, extent.size_class)) continue;
-      tasks.push_back(unlink_block(channel, headers[i].key_hash, address));
-    }
     Status worst = Status::kOk;
-    for (Task<Status>& task : tasks) {
-      if (const Status s = co_await task; s != Status::kOk) worst = s;
+    const Remote::FanOut fan_out(channel.remote, kHeadersPerBatch);
+    for (uint32_t i = 0; i < count;) {
+      std::vector<Task<Status>> tasks;
+      for (; i < count && tasks.size() < fan_out.width(); ++i) {
+        const uint64_t address = (first + (begin + i) * block_bytes) / layout::kUnitBytes;
+        if (!layout::sound(headers[i], address, extent.size_class)) continue;
+        tasks.push_back(unlink_block(channel, headers[i].key_hash, address));
+      }
+      for (Task<Status>& task : tasks) {
+        if (const Status s = co_await task; s != Status::kOk) worst = s;
+      }
     }
     if (worst != Status::kOk) co_return worst;
   }

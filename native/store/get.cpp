@@ -239,7 +239,7 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
         s != Status::kOk) {
       co_return s;
     }
-    SlotRef matches[kCandidatesMax];
+    SlotRef matches[kMatchesMax];
     const unsigned count = places.matches(key.fingerprint(), matches);
     bool unsound = false;
     for (unsigned i = 0; i < count; ++i) {

@@ -1,6 +1,7 @@
 #include "store/lane.hpp"
 
 #include <algorithm>
+#include <new>
 
 #include "store/client.hpp"
 #include "store/operations.hpp"
@@ -11,8 +12,8 @@ namespace {
 
 // Calls of one run whose round trips overlap.
 constexpr uint32_t kWorkersMax = 64;
-// A node that did not answer for this long is taken to be down; a shorter deadline of a caller
-// says nothing about the node.
+// A node that answered no lane, nor the heartbeat, for this long is taken to be down; a deadline of
+// a caller says nothing about the node.
 constexpr uint64_t kSilenceNs = kSecond;
 constexpr uint64_t kConnectNs = kSecond;
 
@@ -23,7 +24,10 @@ constexpr uint64_t kConnectNs = kSecond;
 void* Arena::allocate(uint64_t bytes) {
   bytes = std::max<uint64_t>((bytes + 15) / 16 * 16, 16);
   if (bytes > kChunkBytes / 2) {
-    large_.push_back(std::make_unique_for_overwrite<uint8_t[]>(bytes));
+    // The length is the node's word for it: there may not be that much.
+    std::unique_ptr<uint8_t[]> memory(new (std::nothrow) uint8_t[bytes]);
+    if (!memory) return nullptr;
+    large_.push_back(std::move(memory));
     return large_.back().get();
   }
   if (current_ < chunks_.size() && used_ + bytes > chunks_[current_].bytes) {
@@ -50,14 +54,20 @@ void Arena::reset() {
 
 // ---- Channel --------------------------------------------------------------------------------
 
-void Channel::drop() {
+void Channel::drop_connection() {
   if (connection_ != nullptr) {
     remote.executor().remove_connection(connection_);
     connection_->ops->destroy(connection_);
     connection_ = nullptr;
   }
   remote.bind(nullptr, nullptr);
+}
+
+void Channel::drop() {
+  KV_ASSERT(uses_ == 0);
+  drop_connection();
   attachment.reset();
+  unfenced_.store(false, std::memory_order_release);
 }
 
 void Channel::break_off() {
@@ -68,8 +78,9 @@ Status Channel::ready(uint64_t deadline_ns) {
   Member& member = lane_->client().member(member_);
   const uint64_t generation = member.generation.load(std::memory_order_acquire);
   if (generation == 0) return Status::kNoAttachment;
-  const bool stale = generation != generation_;
-  if (!stale && connection_ != nullptr && connection_->broken == 0) {
+  const bool usable = connection_ != nullptr && connection_->broken == 0;
+  if (usable && (generation == generation_ || uses_ > 0)) {
+    if (unfenced()) unfenced_.store(false, std::memory_order_release);  // a connection after it
     return attachment->state.load(std::memory_order_relaxed) == Attachment::State::kFenced
                ? Status::kFenced
                : Status::kOk;
@@ -78,12 +89,18 @@ Status Channel::ready(uint64_t deadline_ns) {
   // they end at once.
   if (remote.pending() > 0) return Status::kNodeUnreachable;
   std::shared_ptr<Attachment> current = lane_->client().attachment(member_);
+  // Those under way refer to the attachment that they began with.
+  if (uses_ > 0 && current != attachment) return Status::kNodeUnreachable;
   const Attachment::State state = current->state.load(std::memory_order_acquire);
   if (state == Attachment::State::kFenced) return Status::kFenced;
   if (state != Attachment::State::kUp) return Status::kNodeUnreachable;
-  const bool again = connection_ != nullptr;
-  drop();
   if (lane_->cancelled()) return Status::kNodeUnreachable;
+  const bool again = connection_ != nullptr;
+  if (current == attachment) {
+    drop_connection();
+  } else {
+    drop();
+  }
   std::string error;
   const uint64_t until_ns = std::min(deadline_ns, monotonic_ns() + kConnectNs);
   kv_connection* connection = current->transport->connect(lane_->index(), until_ns, error);
@@ -95,6 +112,7 @@ Status Channel::ready(uint64_t deadline_ns) {
   attachment = std::move(current);
   generation_ = generation;
   connection_ = connection;
+  unfenced_.store(false, std::memory_order_release);
   remote.bind(connection, &lane_->executor());
   lane_->executor().add_connection(connection);
   return Status::kOk;
@@ -146,11 +164,10 @@ Task<Status> Lane::wait_without_addresses(uint64_t until_ns) {
 void Lane::give_up(Status reason) {
   cancelled_ = true;
   cancel_reason_ = reason;
-  const bool silent = monotonic_ns() - run_.began_ns >= kSilenceNs;
   for (uint32_t m = 0; m < members_; ++m) {
     Channel& channel = channels_[m];
     if (channel.remote.pending() == 0) continue;
-    if (silent && reason == Status::kDeadlineExceeded) {
+    if (reason == Status::kDeadlineExceeded && channel.attachment->silent_ns() >= kSilenceNs) {
       channel.attachment->state.store(Attachment::State::kDown, std::memory_order_release);
     }
     const Executor::Scope scope(executor_);
@@ -172,13 +189,35 @@ Task<Status> Lane::execute_once(Channel& channel, const Key& key, kv_call& call)
   }
 }
 
-Task<Status> Lane::execute(kv_call& call) {
+void Lane::look_ahead(uint32_t index) {
+  // A miss takes about as long as eight calls whose memory is at hand.
+  constexpr uint32_t kHashAhead = 16;
+  constexpr uint32_t kFetchAhead = 8;
+  std::vector<Key>& keys = run_.keys;
+  while (keys.size() < run_.count && keys.size() <= index + kHashAhead) {
+    const kv_call& call = call_at(uint32_t(keys.size()));
+    const bool valid = call.key_bytes > 0 && call.key_bytes <= KV_KEY_BYTES_MAX;
+    keys.push_back(valid ? make_key(call.key, call.key_bytes) : Key{});
+    if (!valid || run_.count == 1) continue;
+    const Channel& channel = channels_[client_.member_of(keys.back().hash)];
+    if (channel.attachment) channel.attachment->addresses.prefetch(keys.back().hash);
+  }
+  if (run_.count == 1 || index + kFetchAhead >= run_.count) return;
+  const Key& next = keys[index + kFetchAhead];
+  const Channel& channel = channels_[client_.member_of(next.hash)];
+  KnownAddress known;
+  if (!channel.attachment || !channel.attachment->addresses.find(next.hash, known)) return;
+  channel.remote.prefetch(known.slot_offset, 8);
+  channel.remote.prefetch(known.slot.offset(),
+                          layout::kHeaderBytes + next.bytes + known.value_bytes);
+}
+
+Task<Status> Lane::execute(kv_call& call, const Key key) {
   call.data = nullptr;
   call.data_bytes = 0;
   call.version = 0;
   if (call.key_bytes == 0 || call.key_bytes > KV_KEY_BYTES_MAX) co_return Status::kKeyInvalid;
   if (call.kind < KV_GET || call.kind > KV_CONTAINS) co_return Status::kInvalid;
-  const Key key = make_key(call.key, call.key_bytes);
   Channel& channel = channels_[client_.member_of(key.hash)];
   ++counts_.operations;
   // A connection that broke is replaced once; a node that can't be reached then is down, and every
@@ -188,6 +227,7 @@ Task<Status> Lane::execute(kv_call& call) {
   for (unsigned attempt = 0; attempt < kAttempts && !cancelled_; ++attempt) {
     status = channel.ready(run_.deadline_ns);
     if (status != Status::kOk) co_return status;
+    const Channel::Use use(channel);
     status = co_await execute_once(channel, key, call);
     if (status != Status::kNodeUnreachable && status != Status::kRefused) co_return status;
   }
@@ -198,8 +238,9 @@ Task<Status> Lane::execute(kv_call& call) {
 Task<Status> Lane::work() {
   while (run_.next < run_.count) {
     const uint32_t index = run_.next++;
-    kv_call& call = run_.list != nullptr ? *run_.list[index] : run_.calls[index];
-    call.status = int32_t(co_await execute(call));
+    look_ahead(index);
+    kv_call& call = call_at(index);
+    call.status = int32_t(co_await execute(call, run_.keys[index]));
   }
   --run_.workers_left;
   co_return Status::kOk;
@@ -211,6 +252,7 @@ void Lane::start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t 
   run_.list = list;
   run_.count = count;
   run_.next = 0;
+  run_.keys.clear();
   run_.waiting = 0;
   run_.began_ns = monotonic_ns();
   run_.deadline_ns =

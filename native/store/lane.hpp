@@ -93,9 +93,32 @@ class Channel {
   ~Channel() { drop(); }
 
   // Makes the channel usable: takes on the member's current attachment, connects if it must.
-  // kOk, or why the node can't be reached now.
+  // kOk, or why the node can't be reached now. While operations are under way the attachment stays
+  // what it is.
   Status ready(uint64_t deadline_ns);
   void drop();
+
+  // An operation that refers to the attachment, for as long as it does.
+  class Use {
+   public:
+    explicit Use(Channel& channel) : channel_(channel) { ++channel_.uses_; }
+    ~Use() { --channel_.uses_; }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    Channel& channel_;
+  };
+
+  // An operation that changes something was lost: blocks may be left behind, and bytes may still be
+  // on their way. The next connection of the lane makes the node close the old one; until then
+  // nothing may be reused that a lost operation could write to.
+  void want_scrub() {
+    unfenced_.store(true, std::memory_order_release);
+    attachment->scrub_wanted.store(true, std::memory_order_release);
+  }
+  // Any thread.
+  bool unfenced() const { return unfenced_.load(std::memory_order_acquire); }
 
   Remote remote;
   std::shared_ptr<Attachment> attachment;
@@ -113,6 +136,10 @@ class Channel {
   uint32_t member_ = 0;
   uint64_t generation_ = 0;
   kv_connection* connection_ = nullptr;
+  unsigned uses_ = 0;
+  std::atomic<bool> unfenced_{false};
+
+  void drop_connection();
 };
 
 class Lane {
@@ -173,12 +200,19 @@ class Lane {
     uint64_t deadline_ns = 0;
     bool active = false;
     std::vector<Task<Status>> workers;
+    std::vector<Key> keys;  // of the calls, as far as they have been looked ahead at
   };
 
   void start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t timeout_ns);
   int continue_run(bool inline_only);
   Task<Status> work();
-  Task<Status> execute(kv_call& call);
+  Task<Status> execute(kv_call& call, Key key);
+  kv_call& call_at(uint32_t index) const {
+    return run_.list != nullptr ? *run_.list[index] : run_.calls[index];
+  }
+  // Prepares the calls up to some way behind `index`: hashes their keys, and where memory is loaded
+  // from has it come into the cache.
+  void look_ahead(uint32_t index);
   Task<Status> execute_once(Channel& channel, const Key& key, kv_call& call);
   // Ends what is under way: pending batches are lost, sleepers wake, loops see `cancelled`.
   void give_up(Status reason);
@@ -205,8 +239,12 @@ void Lane::drive(Condition&& done, uint64_t deadline_ns) {
   if (outcome == Executor::Outcome::kWoken) return drive(done, deadline_ns);
   give_up(outcome == Executor::Outcome::kInterrupted ? Status::kInterrupted
                                                      : Status::kDeadlineExceeded);
-  // Everything that was awaited has been ended, so this waits for nothing.
-  executor_.run(done, UINT64_MAX, true);
+  // Everything that was awaited has been ended. What somebody begins to await nevertheless, before
+  // it looks at `cancelled`, is ended likewise.
+  constexpr uint64_t kLastGaspNs = 20 * kMillisecond;
+  while (executor_.run(done, monotonic_ns() + kLastGaspNs, true) != Executor::Outcome::kDone) {
+    give_up(cancel_reason_);
+  }
 }
 
 template <class Start>

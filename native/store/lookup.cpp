@@ -13,6 +13,7 @@ using layout::Slot;
 namespace {
 
 constexpr unsigned kUnsoundMax = 256;
+constexpr unsigned kDamagedAfter = 64;
 
 }  // namespace
 
@@ -31,9 +32,46 @@ Task<Status> back_off(Channel& channel, unsigned attempt) {
   co_return lane.cancelled() ? Status::kDeadlineExceeded : Status::kOk;
 }
 
+Task<Status> examine_matches(Channel& channel, const Key& key, Lookup& lookup,
+                             std::span<kv_op> first, SlotRef& unsound) {
+  SlotRef matches[kMatchesMax];
+  const unsigned count = lookup.places.matches(key.fingerprint(), matches);
+  lookup.examined_count = 0;
+  for (unsigned at = 0; at < count; at += kCandidatesMax) {
+    const unsigned some = std::min(kCandidatesMax, count - at);
+    for (unsigned i = 0; i < some; ++i) lookup.examined[i].ref = matches[at + i];
+    lookup.examined_count = some;
+    if (const Status s = co_await examine(channel.remote, channel.attachment->geometry, key,
+                                          {lookup.examined, some}, first);
+        s != Status::kOk) {
+      co_return s;
+    }
+    first = {};
+    for (unsigned i = 0; i < some; ++i) {
+      const Candidate& candidate = lookup.examined[i];
+      if (candidate.verdict == Candidate::Verdict::kUnsound) unsound = candidate.ref;
+      if (candidate.verdict != Candidate::Verdict::kMatch) continue;
+      lookup.found = Found{candidate.ref, candidate.header, lookup.places.subtable()};
+      co_return Status::kOk;
+    }
+  }
+  co_return Status::kAbsent;
+}
+
+// A slot that has stayed the same while what it points at did not verify: its object is damaged,
+// and would stand in the way of every key with its fingerprint. The block is not trusted with
+// anything any more.
+static Task<Status> drop_damaged(Channel& channel, SlotRef damaged) {
+  if (damaged.slot.moving() || damaged.slot.frozen()) co_return Status::kOk;
+  kv_op op[1] = {cas_op(damaged.offset, damaged.slot.word, damaged.slot.emptied().word)};
+  co_return from_fabric(co_await channel.remote.batch(op));
+}
+
 Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool probe,
                      std::span<kv_op> first) {
   Attachment& attachment = *channel.attachment;
+  Slot suspect;
+  unsigned times = 0;
   for (unsigned attempt = 0; attempt < kUnsoundMax; ++attempt) {
     if (const Status s = co_await read_places(channel.remote, attachment.directory, key.hash,
                                               lookup.places, first);
@@ -41,32 +79,19 @@ Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool prob
       co_return s;
     }
     first = {};
-    SlotRef matches[kCandidatesMax];
-    const unsigned count = lookup.places.matches(key.fingerprint(), matches);
-    lookup.examined_count = count;
-    bool unsound = false;
-    if (count > 0) {
-      for (unsigned i = 0; i < count; ++i) lookup.examined[i].ref = matches[i];
-      if (const Status s =
-              co_await examine(channel.remote, attachment.geometry, key, {lookup.examined, count});
-          s != Status::kOk) {
-        co_return s;
-      }
-      for (unsigned i = 0; i < count; ++i) {
-        const Candidate& candidate = lookup.examined[i];
-        unsound |= candidate.verdict == Candidate::Verdict::kUnsound;
-        if (candidate.verdict != Candidate::Verdict::kMatch) continue;
-        lookup.found = Found{candidate.ref, candidate.header, lookup.places.subtable()};
-        co_return Status::kOk;
-      }
-    }
-    if (!unsound) {
+    SlotRef unsound;
+    const Status s = co_await examine_matches(channel, key, lookup, {}, unsound);
+    if (s != Status::kAbsent) co_return s;
+    if (unsound.offset == 0) {
       if (probe) co_return Status::kAbsent;
       const Status s = co_await confirm_headers(channel.remote, lookup.places);
       if (s == Status::kOk) co_return Status::kAbsent;
       if (s != Status::kAbsent) co_return s;
     } else {
       ++channel.lane().counts().verify_retries;
+      times = unsound.slot == suspect ? times + 1 : 0;
+      suspect = unsound.slot;
+      if (times >= kDamagedAfter) co_await drop_damaged(channel, unsound);
     }
     if (const Status s = co_await back_off(channel, attempt); s != Status::kOk) co_return s;
   }
@@ -84,9 +109,7 @@ Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, Slot befor
     if (co_await channel.remote.batch(op) != KV_FABRIC_OK) continue;
     if (seen == after) co_return Status::kOk;
     if (seen == before) co_return Status::kAbsent;
-    // One change away from `before`, and not ours: somebody else's won.
-    if (seen.version() == after.version()) co_return Status::kAbsent;
-    break;
+    break;  // changed since: before ours or after ours can't be told
   }
   co_return Status::kOutcomeUnknown;
 }
@@ -97,7 +120,7 @@ Task<Status> help_split(Channel& channel, const Key& key, const Places& places) 
     const Status s =
         co_await carry_group(channel.remote, channel.attachment->geometry, places.sibling(),
                              places.subtable(), position.group, channel.lane().deadline_ns());
-    if (s != Status::kOk) co_return s;
+    if (s != Status::kOk && s != Status::kAbsent) co_return s;
   }
   co_return Status::kOk;
 }

@@ -45,8 +45,15 @@ struct Lookup {
 Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool probe,
                      std::span<kv_op> first = {});
 
+// Looks at the slots in `lookup.places` that carry the key's fingerprint, a few at a time. kOk:
+// found. kAbsent: none of them is the key's; `unsound` if one did not verify. `first` goes ahead of
+// the first READs, if there are any.
+Task<Status> examine_matches(Channel& channel, const Key& key, Lookup& lookup,
+                             std::span<kv_op> first, SlotRef& unsound);
+
 // What became of a CAS whose completion was lost: READ the slot over a new connection.
-// kOk: it was applied. kAbsent: it was not, and can't be any more. kOutcomeUnknown otherwise.
+// kOk: it was applied, if only this client can have written `after`. kAbsent: it was not, and can't
+// be any more. kOutcomeUnknown otherwise.
 Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, layout::Slot before,
                               layout::Slot after);
 

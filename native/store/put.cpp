@@ -6,6 +6,7 @@
 #include "base/crc32c.hpp"
 #include "index/split.hpp"
 #include "layout/object.hpp"
+#include "store/client.hpp"
 #include "store/operations.hpp"
 
 namespace kvstore {
@@ -92,40 +93,24 @@ enum class Step {
   kRefused,  // a condition does not hold
   kFull,     // the subtable has no room for the key
   kLost,     // connection lost, nothing applied
+  kDamaged,  // what is at the node can't be
   kUnknown   // connection lost on the publishing CAS, and it can't be told
 };
 
 // The look-up that a put begins with. The object's WRITEs travel along: the first with the bucket
 // READs, the second, which needs the first's checksum, with the header READ.
 Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, Lookup& lookup) {
-  Places places;
   if (const Status s = co_await read_places(channel.remote, channel.attachment->directory, key.hash,
-                                            places, draft.first());
+                                            lookup.places, draft.first());
       s != Status::kOk) {
     co_return s;
   }
   draft.first_completed();
-  SlotRef matches[kCandidatesMax];
-  const unsigned count = places.matches(key.fingerprint(), matches);
-  lookup.places = places;
-  lookup.examined_count = count;
-  if (count == 0) co_return Status::kAbsent;
-  for (unsigned i = 0; i < count; ++i) lookup.examined[i].ref = matches[i];
-  if (const Status s = co_await examine(channel.remote, channel.attachment->geometry, key,
-                                        {lookup.examined, count}, draft.pending());
-      s != Status::kOk) {
-    co_return s;
-  }
-  draft.posted();
-  bool unsound = false;
-  for (unsigned i = 0; i < count; ++i) {
-    const Candidate& candidate = lookup.examined[i];
-    unsound |= candidate.verdict == Candidate::Verdict::kUnsound;
-    if (candidate.verdict != Candidate::Verdict::kMatch) continue;
-    lookup.found = Found{candidate.ref, candidate.header, places.subtable()};
-    co_return Status::kOk;
-  }
-  co_return unsound ? Status::kPending : Status::kAbsent;
+  SlotRef unsound;
+  const Status s = co_await examine_matches(channel, key, lookup, draft.pending(), unsound);
+  if (lookup.examined_count > 0) draft.posted();
+  if (s == Status::kAbsent && unsound.offset != 0) co_return Status::kPending;
+  co_return s;
 }
 
 // Replaces the object that a slot points at.
@@ -143,10 +128,11 @@ Task<Step> replace(Channel& channel, const Key& key, const Found& found, Draft& 
   Status fate = Status::kOk;
   if (s != KV_FABRIC_OK) {
     fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
+    // What else was in the batch may not have been executed: this draft must not be published.
+    if (fate == Status::kAbsent) co_return Step::kLost;
   } else if (ops[count - 1].result != before.word) {
-    fate = Status::kAbsent;
+    co_return Step::kAgain;
   }
-  if (fate == Status::kAbsent) co_return Step::kAgain;
   if (fate != Status::kOk) co_return Step::kUnknown;
   channel.attachment->limbo.retire({before.offset(), before.size_class()});
   co_return Step::kDone;
@@ -232,6 +218,7 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& d
                              draft.contents().address())};
     co_return step;
   }
+  if (s == Status::kCorrupt) co_return Step::kDamaged;
   if (s != Status::kAbsent) co_return Step::kLost;
   if (needs_final_miss) {
     const Status confirmed = co_await confirm_headers(channel.remote, lookup.places);
@@ -245,10 +232,12 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& d
 Task<Status> make_room(Channel& channel, const Key& key) {
   Attachment& attachment = *channel.attachment;
   ++channel.lane().counts().splits;
-  const SplitEnvironment environment{attachment.segments, attachment.directory,
-                                     attachment.registration, attachment.split_running,
-                                     channel.lane().deadline_ns()};
+  const SplitEnvironment environment{
+      attachment.segments,          attachment.directory,
+      attachment.registration,      attachment.split_running,
+      channel.lane().deadline_ns(), !channel.lane().client().any_unfenced(channel.member())};
   const Status s = co_await split_subtable(channel.remote, environment, key.hash);
+  if (channel.remote.broken()) channel.want_scrub();
   if (s != Status::kOutOfMemory || !attachment.evicts()) co_return s;
   attachment.full.store(true, std::memory_order_relaxed);
   co_return co_await evict_in_places(channel, key);
@@ -271,6 +260,8 @@ Task<Status> publish(Channel& channel, const Key& key, kv_call& call, Draft& dra
         co_return Status::kConditionFailed;
       case Step::kLost:
         co_return Status::kNodeUnreachable;
+      case Step::kDamaged:
+        co_return Status::kCorrupt;
       case Step::kUnknown:
         co_return Status::kOutcomeUnknown;
       case Step::kFull:
@@ -310,7 +301,7 @@ Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
     case Status::kOutcomeUnknown:
     case Status::kNodeUnreachable:
       // The block may be published, or still be written to: the scrub tells.
-      attachment.scrub_wanted.store(true, std::memory_order_relaxed);
+      channel.want_scrub();
       break;
     default:
       // A tentative entry may have shown the block to other inserters, so it waits its epoch.
@@ -340,13 +331,14 @@ Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
       const Slot after = before.emptied();
       kv_op op[1] = {cas_op(found.ref.offset, before.word, after.word)};
       const uint32_t posted = co_await channel.remote.batch(op);
-      Status fate = op[0].result == before.word ? Status::kOk : Status::kAbsent;
       if (posted == KV_FABRIC_DOWN) co_return Status::kNodeUnreachable;
       if (posted != KV_FABRIC_OK) {
-        fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
+        // An empty word says not who emptied it, so the block is left to the scrub.
+        channel.want_scrub();
+        const Status fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
+        co_return fate == Status::kAbsent ? Status::kNodeUnreachable : Status::kOutcomeUnknown;
       }
-      if (fate == Status::kOutcomeUnknown) co_return fate;
-      if (fate == Status::kOk) {
+      if (op[0].result == before.word) {
         attachment.limbo.retire({before.offset(), before.size_class()});
         attachment.addresses.forget(key.hash);
         call.version = found.header.version;

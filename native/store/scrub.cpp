@@ -8,7 +8,7 @@ using layout::SegmentEntry;
 
 namespace {
 
-constexpr unsigned kRounds = 3;
+constexpr unsigned kRounds = 4;
 
 }  // namespace
 
@@ -21,7 +21,7 @@ Task<Status> Scrub::begin(Channel& channel) {
   at_ = 0;
   for (BlockAllocator::ExtentView& view : channel.attachment->allocator.begin_scrub()) {
     searches_.push_back(
-        {view.extent, view.size_class, view.shape, std::move(view.free_bits), {}, 0});
+        {view.extent, view.size_class, view.shape, std::move(view.free_bits), {}, 0, view.number});
   }
   std::vector<uint64_t> words;
   if (const Status s = co_await read_segment_table(channel, words); s != Status::kOk) co_return s;
@@ -71,7 +71,7 @@ Task<Status> Scrub::finish_one(Channel& channel, UnreferencedSearch& search) {
   }
   if (layout::shares_extent(layout::class_bytes(search.size_class),
                             attachment.geometry.segment_bytes)) {
-    freed_ += attachment.allocator.end_scrub(segment, search.dead);
+    freed_ += attachment.allocator.end_scrub(segment, search.ownership, search.dead);
     co_return Status::kOk;
   }
   if (search.dead_blocks() == 0 || attachment.allocator.took_run(segment)) co_return Status::kOk;

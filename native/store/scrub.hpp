@@ -3,9 +3,11 @@
 //
 // A block is a candidate if the normal look-up of its key does not lead to it. It may still be in
 // the limbo of a client that lives, which will give it back; so the scrub waits until the safe
-// epoch has passed three times what the global epoch was. By then every live client has had a
-// heartbeat that tagged such a block, and a later one that gave it back before publishing. What is
-// then still taken, still unreferenced and untouched by our own puts is dead.
+// epoch has passed four times what the global epoch was. By the first pass every client has begun a
+// heartbeat after the look, by the second one that took such a block from among the fresh and
+// tagged it, by the third the safe epoch has passed the tag, by the fourth a heartbeat that saw
+// this gave the block back before it published. What is then still taken, still unreferenced and
+// untouched by our own puts is dead.
 
 #pragma once
 

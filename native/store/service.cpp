@@ -16,6 +16,7 @@ constexpr uint64_t kBusyPeriodNs = 10 * kMillisecond;
 constexpr uint64_t kIdlePeriodNs = 50 * kMillisecond;
 constexpr uint64_t kPressedPeriodNs = kMillisecond;
 constexpr uint64_t kBeatDeadlineNs = kSecond;
+constexpr uint64_t kConnectLeastNs = 50 * kMillisecond;
 // What is retired beyond this should come back sooner: fresh memory is slower than used memory.
 constexpr uint64_t kLargeLimboBytes = 32 << 20;
 constexpr unsigned kTouchesPerBeat = 512;
@@ -98,6 +99,30 @@ Task<Status> Service::share_memory(Channel& channel, PerMember& member) {
   co_return co_await attachment.allocator.yield(channel.remote, unsigned(member.pressure));
 }
 
+// A client that died, or lost a connection, may have left blocks behind in anybody's extents: all
+// scrub. Own operations that were lost must have ended before.
+Task<Status> Service::note_losses(Channel& channel, PerMember& member,
+                                  const layout::NodeLine& node) {
+  Attachment& attachment = *channel.attachment;
+  const bool changed = node.deaths != member.deaths_seen || node.losses != member.losses_seen;
+  member.scrub_due |= changed && !member.first;
+  member.first = false;
+  member.deaths_seen = node.deaths;
+  member.losses_seen = node.losses;
+  const bool wanted = attachment.scrub_wanted.load(std::memory_order_acquire);
+  if ((!wanted && !member.scrub_due) || !lanes_fenced(channel.member())) co_return Status::kOk;
+  if (member.scrub_due) {
+    member.scrub_due = false;
+    member.scrub.request();
+  }
+  if (!wanted) co_return Status::kOk;
+  attachment.scrub_wanted.store(false, std::memory_order_release);
+  kv_op op[1] = {faa_op(layout::kNodeLineOffset + offsetof(layout::NodeLine, losses), 1)};
+  const uint32_t posted = co_await channel.remote.batch(op);
+  if (posted != KV_FABRIC_OK) attachment.scrub_wanted.store(true, std::memory_order_release);
+  co_return from_fabric(posted);
+}
+
 Task<Status> Service::beat(Channel& channel, PerMember& member) {
   Attachment& attachment = *channel.attachment;
   const std::vector<Block> fresh = attachment.limbo.take_fresh();
@@ -115,6 +140,7 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
     attachment.state.store(Attachment::State::kFenced, std::memory_order_release);
     co_return Status::kFenced;
   }
+  attachment.heard(monotonic_ns());
   attachment.saw_clock(node.clock_ms, boottime_ns());
   // Whoever begins an operation from here on records at least this tick, and begins after the epoch
   // was seen.
@@ -134,36 +160,85 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
 
   member.pressure = node.pressure;
   if (const Status s = co_await share_memory(channel, member); s != Status::kOk) co_return s;
-  const bool deaths = !member.first && node.deaths != member.deaths_seen;
-  if (deaths || attachment.scrub_wanted.exchange(false)) member.scrub.request();
-  member.first = false;
-  member.deaths_seen = node.deaths;
+  if (const Status s = co_await note_losses(channel, member, node); s != Status::kOk) co_return s;
   co_return co_await member.scrub.advance(channel, node.global_epoch, node.safe_epoch);
 }
 
-uint64_t Service::beat_all() {
-  uint64_t period_ns = kIdlePeriodNs;
-  const bool hurried = hurried_.exchange(false, std::memory_order_relaxed);
-  for (uint32_t m = 0; m < client_.members(); ++m) {
-    Channel& channel = lane_.channel(m);
-    if (channel.ready(monotonic_ns() + kBeatDeadlineNs) != Status::kOk) continue;
-    PerMember& member = members_[m];
-    if (member.attachment != channel.attachment.get()) {
-      member = PerMember{};
-      member.attachment = channel.attachment.get();
-    }
-    lane_.run_task([&] { return beat(channel, member); }, monotonic_ns() + kBeatDeadlineNs);
+bool Service::prepare(uint32_t index) {
+  Channel& channel = lane_.channel(index);
+  // Members that do not answer must not keep the others from their heartbeat.
+  const uint64_t connect_ns = std::max(kBeatDeadlineNs / client_.members(), kConnectLeastNs);
+  if (channel.ready(monotonic_ns() + connect_ns) != Status::kOk) return false;
+  PerMember& member = members_[index];
+  const Attachment& attachment = *channel.attachment;
+  if (member.incarnation != attachment.superblock.incarnation ||
+      member.registration != attachment.registration) {
+    member = PerMember{};
+    member.incarnation = attachment.superblock.incarnation;
+    member.registration = attachment.registration;
+    drop_idle(index);
+  }
+  return true;
+}
 
-    uint64_t operations = 0;
-    for (const auto& lane : client_.lanes_) operations += lane->counts().operations.get();
-    const bool busy = operations != member.operations_seen ||
-                      channel.attachment->limbo.bytes() > 0 || member.scrub.running();
-    member.operations_seen = operations;
-    if (busy) period_ns = std::min(period_ns, kBusyPeriodNs);
-    const bool large = channel.attachment->limbo.bytes() > kLargeLimboBytes;
-    if (hurried || large || member.pressure != 0) period_ns = std::min(period_ns, kPressedPeriodNs);
+Task<Status> Service::beat_ready(const std::vector<uint32_t>& ready) {
+  std::vector<Task<Status>> beats;
+  for (const uint32_t index : ready) {
+    beats.push_back(beat(lane_.channel(index), members_[index]));
+  }
+  for (Task<Status>& one : beats) co_await one;
+  co_return Status::kOk;
+}
+
+uint64_t Service::period_after(uint32_t index, bool hurried) {
+  PerMember& member = members_[index];
+  const Attachment& attachment = *lane_.channel(index).attachment;
+  uint64_t operations = 0;
+  for (const auto& lane : client_.lanes_) operations += lane->counts().operations.get();
+  const uint64_t limbo_bytes = attachment.limbo.bytes();
+  const bool busy =
+      operations != member.operations_seen || limbo_bytes > 0 || member.scrub.running();
+  member.operations_seen = operations;
+  if (hurried || limbo_bytes > kLargeLimboBytes || member.pressure != 0) return kPressedPeriodNs;
+  return busy ? kBusyPeriodNs : kIdlePeriodNs;
+}
+
+uint64_t Service::beat_all() {
+  const bool hurried = hurried_.exchange(false, std::memory_order_relaxed);
+  std::vector<uint32_t> ready;
+  for (uint32_t index = 0; index < client_.members(); ++index) {
+    if (prepare(index)) ready.push_back(index);
+  }
+  if (!ready.empty()) {
+    lane_.run_task([&] { return beat_ready(ready); }, monotonic_ns() + kBeatDeadlineNs);
+  }
+  uint64_t period_ns = kIdlePeriodNs;
+  for (const uint32_t index : ready) {
+    if (lane_.channel(index).remote.broken()) lane_.channel(index).want_scrub();
+    period_ns = std::min(period_ns, period_after(index, hurried));
   }
   return period_ns;
+}
+
+bool Service::lanes_fenced(uint32_t index) {
+  for (const auto& lane : client_.lanes_) {
+    if (!lane->channel(index).unfenced()) continue;
+    // A lane in use makes its next connection itself.
+    if (lane->taken.exchange(true, std::memory_order_acquire)) continue;
+    lane->channel(index).ready(monotonic_ns() + kConnectLeastNs);
+    client_.release_lane(*lane);
+  }
+  return !client_.any_unfenced(index);
+}
+
+void Service::drop_idle(uint32_t index) {
+  const std::shared_ptr<Attachment> current = client_.attachment(index);
+  for (const auto& lane : client_.lanes_) {
+    if (lane->taken.exchange(true, std::memory_order_acquire)) continue;
+    Channel& channel = lane->channel(index);
+    if (channel.attachment != current) channel.drop();
+    client_.release_lane(*lane);
+  }
 }
 
 void Service::sleep(uint64_t timeout_ns) {

@@ -28,10 +28,13 @@ class Service {
 
  private:
   struct PerMember {
-    const Attachment* attachment = nullptr;  // to which the rest belongs
+    uint64_t incarnation = 0;  // of the attachment to which the rest belongs
+    uint32_t registration = 0;
     SeenEpochs seen;
     uint64_t heartbeat = 0;
     uint64_t deaths_seen = 0;
+    uint64_t losses_seen = 0;
+    bool scrub_due = false;
     bool first = true;
     uint64_t operations_seen = 0;
     uint64_t rounds = 0;
@@ -44,7 +47,17 @@ class Service {
   // Returns in how many nanoseconds the next round is due.
   uint64_t beat_all();
   Task<Status> beat(Channel& channel, PerMember& member);
+  Task<Status> beat_ready(const std::vector<uint32_t>& ready);
+  // Takes up the member's attachment. False while it can't be reached.
+  bool prepare(uint32_t index);
+  uint64_t period_after(uint32_t index, bool hurried);
+  // Whether nothing of a broken connection of any lane can reach the node any more. Idle lanes are
+  // connected anew for it.
+  bool lanes_fenced(uint32_t index);
+  // Lets go of attachments that are over in lanes that nobody uses.
+  void drop_idle(uint32_t index);
   Task<Status> share_memory(Channel& channel, PerMember& member);
+  Task<Status> note_losses(Channel& channel, PerMember& member, const layout::NodeLine& node);
   Task<Status> write_line(Channel& channel, PerMember& member, uint64_t published);
   void sleep(uint64_t timeout_ns);
   uint64_t oldest_tick() const;

@@ -78,15 +78,18 @@ Task<Status> search_batch(Channel& channel, UnreferencedSearch& search) {
     }
   }
   bool live[kHeadersPerBatch] = {};
-  std::vector<Task<Status>> tasks;
-  for (unsigned i = 0; i < count; ++i) {
-    const uint64_t address = (first + blocks[i] * block_bytes) / layout::kUnitBytes;
-    if (!layout::sound(headers[i], address, search.size_class)) continue;
-    tasks.push_back(referenced(channel, headers[i].key_hash, address, live[i]));
-  }
   Status worst = Status::kOk;
-  for (Task<Status>& task : tasks) {
-    if (const Status s = co_await task; s != Status::kOk) worst = s;
+  const Remote::FanOut fan_out(channel.remote, kHeadersPerBatch);
+  for (unsigned i = 0; i < count;) {
+    std::vector<Task<Status>> tasks;
+    for (; i < count && tasks.size() < fan_out.width(); ++i) {
+      const uint64_t address = (first + blocks[i] * block_bytes) / layout::kUnitBytes;
+      if (!layout::sound(headers[i], address, search.size_class)) continue;
+      tasks.push_back(referenced(channel, headers[i].key_hash, address, live[i]));
+    }
+    for (Task<Status>& task : tasks) {
+      if (const Status s = co_await task; s != Status::kOk) worst = s;
+    }
   }
   if (worst != Status::kOk) co_return worst;
   for (unsigned i = 0; i < count; ++i) {

@@ -21,6 +21,7 @@ struct UnreferencedSearch {
   std::vector<uint64_t> skip;  // bitmap of blocks that are not looked at
   std::vector<uint64_t> dead;  // bitmap of those found so far
   uint32_t next = 0;           // the first block that has not been looked at
+  uint64_t ownership = 0;      // of an own extent: BlockAllocator::ExtentView::number
 
   bool done() const { return next >= shape.blocks; }
   uint64_t dead_blocks() const;

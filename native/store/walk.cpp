@@ -15,6 +15,7 @@ using layout::Slot;
 namespace {
 
 constexpr unsigned kGroupsPerRead = 8;
+constexpr uint64_t kMovingPollNs = kMillisecond / 2;
 
 // The cursor: index of a directory entry read with the bits reversed, so that halves of a subtable
 // that splits during the walk come next to each other, then the group.
@@ -47,14 +48,17 @@ Task<Status> read_groups(Channel& channel, uint64_t subtable, unsigned group, un
   co_return from_fabric(co_await channel.remote.batch(op));
 }
 
-// Live slots of a group; moving ones count where they stand.
-unsigned live_slots(const Page& page, unsigned groups, uint64_t offset,
+// Readable slots of some groups. A moving entry stands in two places: the copy, where the header
+// says `filling`, is left out unless `copies`.
+unsigned live_slots(const Page& page, unsigned groups, uint64_t offset, bool copies,
                     std::vector<SlotRef>& slots) {
   slots.clear();
   for (unsigned b = 0; b < groups * layout::kBucketsPerGroup; ++b) {
     for (unsigned s = 0; s < layout::kSlotsPerBucket; ++s) {
       const Slot slot{page.buckets[b].slots[s]};
-      if (slot.readable()) slots.push_back({offset + b * layout::kBucketBytes + 8 + s * 8, slot});
+      const bool copy = slot.moving() && layout::BucketHeader{page.buckets[b].header}.filling();
+      if (!slot.readable() || (copy && !copies)) continue;
+      slots.push_back({offset + b * layout::kBucketBytes + 8 + s * 8, slot});
     }
   }
   return unsigned(slots.size());
@@ -70,6 +74,7 @@ struct Walk {
 bool aim(Channel& channel, uint64_t cursor, Walk& walk) {
   walk.at = {cursor >> 16, unsigned(cursor & 0xffff)};
   if (walk.at.reversed >= uint64_t{1} << kCursorBits) return false;
+  if (walk.at.group >= layout::kGroupsPerSubtable) return false;
   const DirectoryEntry entry = channel.attachment->directory.entry_of(reverse(walk.at.reversed));
   walk.subtable = entry.offset();
   walk.depth = entry.depth();
@@ -82,6 +87,14 @@ uint64_t next_cursor(const Walk& walk) {
   if (group < layout::kGroupsPerSubtable) return walk.at.reversed << 16 | group;
   const uint64_t next = after(walk.at.reversed, walk.depth);
   return next >= uint64_t{1} << kCursorBits ? UINT64_MAX : next << 16;
+}
+
+// Between pages no address is held: the walk does not hold back reclamation, however long it takes.
+Status end_page(Channel& channel) {
+  Lane& lane = channel.lane();
+  lane.begin_activity();
+  if (lane.cancelled() || monotonic_ns() >= lane.deadline_ns()) return Status::kDeadlineExceeded;
+  return Executor::interrupted() ? Status::kInterrupted : Status::kOk;
 }
 
 Task<Status> read_entry(Channel& channel, const SlotRef& ref, kv_scan_entry& entry, bool& sound) {
@@ -138,7 +151,8 @@ Task<Status> scan_page(Channel& channel, uint64_t& cursor, kv_scan_entry* entrie
       if (s != Status::kOk) co_return s;
       aim(channel, cursor, walk);
     }
-    live_slots(page, walk.groups, walk.subtable + walk.at.group * layout::kGroupBytes, slots);
+    live_slots(page, walk.groups, walk.subtable + walk.at.group * layout::kGroupBytes, false,
+               slots);
     for (const SlotRef& ref : slots) {
       bool sound = false;
       const Status s = co_await read_entry(channel, ref, entries[count], sound);
@@ -146,7 +160,7 @@ Task<Status> scan_page(Channel& channel, uint64_t& cursor, kv_scan_entry* entrie
       if (sound) ++count;
     }
     cursor = next_cursor(walk);
-    if (channel.lane().cancelled()) co_return Status::kDeadlineExceeded;
+    if (const Status s = end_page(channel); s != Status::kOk) co_return s;
   }
   co_return Status::kOk;
 }
@@ -166,12 +180,47 @@ Task<Status> count_keys(Channel& channel, uint64_t& keys) {
         s != Status::kOk) {
       co_return s;
     }
-    keys += live_slots(page, walk.groups, 0, slots);
+    keys += live_slots(page, walk.groups, 0, false, slots);
     cursor = next_cursor(walk);
-    if (channel.lane().cancelled()) co_return Status::kDeadlineExceeded;
+    if (const Status s = end_page(channel); s != Status::kOk) co_return s;
   }
   co_return Status::kOk;
 }
+
+namespace {
+
+// `all` turns false where a slot was replaced or is on its way: its group has to be read again.
+Task<Status> clear_slots(Channel& channel, const std::vector<SlotRef>& slots, uint64_t& deleted,
+                         bool& all) {
+  std::vector<kv_op> ops;
+  std::vector<Block> blocks;
+  for (const SlotRef& ref : slots) {
+    if (ref.slot.moving() || ref.slot.frozen()) {
+      all = false;
+      continue;
+    }
+    ops.push_back(cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word));
+    blocks.push_back({ref.slot.offset(), ref.slot.size_class()});
+  }
+  if (ops.empty()) co_return Status::kOk;
+  if (const uint32_t s = co_await channel.remote.batch(ops); s != KV_FABRIC_OK) {
+    channel.want_scrub();
+    co_return from_fabric(s);
+  }
+  for (size_t i = 0; i < ops.size(); ++i) {
+    if (ops[i].result != ops[i].operand) {
+      all = false;
+      continue;
+    }
+    ++deleted;
+    const bool block =
+        channel.attachment->geometry.holds_block(blocks[i].offset, blocks[i].size_class);
+    if (block) channel.attachment->limbo.retire(blocks[i]);
+  }
+  co_return Status::kOk;
+}
+
+}  // namespace
 
 Task<Status> clear_keys(Channel& channel, uint64_t& deleted) {
   deleted = 0;
@@ -188,28 +237,14 @@ Task<Status> clear_keys(Channel& channel, uint64_t& deleted) {
         s != Status::kOk) {
       co_return s;
     }
-    live_slots(page, walk.groups, walk.subtable + walk.at.group * layout::kGroupBytes, slots);
-    std::vector<kv_op> ops;
-    for (const SlotRef& ref : slots) {
-      ops.push_back(cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word));
-    }
-    if (!ops.empty()) {
-      if (const uint32_t s = co_await channel.remote.batch(ops); s != KV_FABRIC_OK) {
-        channel.attachment->scrub_wanted.store(true);
-        co_return from_fabric(s);
-      }
-    }
+    live_slots(page, walk.groups, walk.subtable + walk.at.group * layout::kGroupBytes, true, slots);
     bool all = true;
-    for (size_t i = 0; i < slots.size(); ++i) {
-      if (ops[i].result != ops[i].operand) {
-        all = false;  // replaced or moved meanwhile: look at these groups once more
-        continue;
-      }
-      channel.attachment->limbo.retire({slots[i].slot.offset(), slots[i].slot.size_class()});
-      ++deleted;
+    if (const Status s = co_await clear_slots(channel, slots, deleted, all); s != Status::kOk) {
+      co_return s;
     }
+    if (!all) co_await channel.lane().executor().sleep_until(monotonic_ns() + kMovingPollNs);
     if (all) cursor = next_cursor(walk);
-    if (channel.lane().cancelled()) co_return Status::kDeadlineExceeded;
+    if (const Status s = end_page(channel); s != Status::kOk) co_return s;
   }
   co_return Status::kOk;
 }

@@ -77,7 +77,8 @@ TEST_CASE("operations are judged against the region") {
       {{KV_OP_FAA, 0, 4, 1, 0}, false},
       {{KV_OP_FAA, 0, 8, 1, 1}, false},
       {{KV_OP_READ, 0, 0, 8, 1}, false},
-      {{KV_OP_READ, 1, 0, 8, 0}, false},
+      {{KV_OP_READ, KV_OP_CRC32C, 0, 8, 0}, true},
+      {{KV_OP_READ, 2, 0, 8, 0}, false},
       {{0, 0, 0, 8, 0}, false},
       {{5, 0, 0, 8, 0}, false},
   };

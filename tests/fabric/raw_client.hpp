@@ -15,7 +15,7 @@ namespace kvstore::test {
 
 class RawClient {
  public:
-  explicit RawClient(const TcpNode& node) {
+  explicit RawClient(const TcpNode& node) : lane_(node.unused_lane()) {
     std::string error;
     const TcpTarget target = node.target();
     fd_ = connect_socket(target.host, target.port, deadline(), error);
@@ -49,10 +49,13 @@ class RawClient {
     return receive_exactly(fd_.get(), &structure, sizeof(structure), deadline(), error);
   }
 
-  // Greets and expects to be welcome.
-  void enter() {
+  // Greets and expects to be welcome, on a lane of its own unless told otherwise.
+  void enter() { enter_lane(1, lane_); }
+  void enter_lane(uint32_t registration, uint32_t lane) {
     frame::Welcome welcome{};
-    REQUIRE(say(good_hello()));
+    frame::Hello hello = good_hello(registration);
+    hello.lane = lane;
+    REQUIRE(say(hello));
     REQUIRE(hear(welcome));
     REQUIRE(welcome.status == frame::kWelcomeOk);
   }
@@ -68,6 +71,7 @@ class RawClient {
   int fd() const { return fd_.get(); }
 
  private:
+  uint32_t lane_;
   OwnedFd fd_;
 };
 

@@ -65,24 +65,30 @@ class TcpNode {
     REQUIRE_MESSAGE(agent_ != nullptr, error);
   }
 
-  TcpTarget target(uint32_t registration = 1) const {
+  TcpTarget target(uint32_t registration = 1, uint32_t lane = 0) const {
     TcpTarget target;
     target.host = "127.0.0.1";
     target.port = agent_->port();
     target.registration = registration;
+    target.lane = lane;
     target.token = kToken;
     target.incarnation = kIncarnation;
     return target;
   }
 
+  // On a lane that nobody else has.
   ConnectionPtr connect(uint32_t registration = 1) const {
+    return connect_lane(registration, ++last_lane_);
+  }
+  ConnectionPtr connect_lane(uint32_t registration, uint32_t lane) const {
     std::string error;
     kv_connection* connection =
-        tcp_connect(target(registration), monotonic_ns() + 10'000'000'000, error);
+        tcp_connect(target(registration, lane), monotonic_ns() + 10'000'000'000, error);
     REQUIRE_MESSAGE(connection != nullptr, error);
     return ConnectionPtr(connection);
   }
 
+  uint32_t unused_lane() const { return ++last_lane_; }
   TcpAgent& agent() { return *agent_; }
   const PrivateRegion& region() const { return region_; }
   void kill() { agent_.reset(); }
@@ -92,6 +98,7 @@ class TcpNode {
 
  private:
   PrivateRegion region_;
+  mutable std::atomic<uint32_t> last_lane_{0};
   std::unique_ptr<TcpAgent> agent_;
 };
 

@@ -323,6 +323,73 @@ TEST_CASE("tcp: fence ends one registration for ever and no other") {
   CHECK(node.last_closed_calls == 0);
 }
 
+TEST_CASE("tcp: a newer connection of a lane ends the older one before it is served") {
+  for (const uint32_t threads : {1u, 3u}) {
+    CAPTURE(threads);
+    TcpNode node(kRegionBytes, threads);
+    const ConnectionPtr other_lane = node.connect_lane(5, 1000);
+    const ConnectionPtr other_client = node.connect_lane(6, 0);
+    for (uint32_t lane = 0; lane < 8; ++lane) {
+      const ConnectionPtr older = node.connect_lane(5, lane);
+      // Much is under way when the client connects again: of what was posted, a prefix happens, and
+      // nothing after the welcome.
+      std::vector<std::unique_ptr<TestBatch>> batches;
+      for (int i = 0; i < 64; ++i) {
+        batches.push_back(
+            std::make_unique<TestBatch>(std::vector<kv_op>(1024, fetch_and_add(0, 1))));
+        batches.back()->post(*older);
+      }
+      older->ops->poll(older.get());
+      const ConnectionPtr newer = node.connect_lane(5, lane);
+      const uint64_t at_welcome = node.region().word(0);
+      for (int i = 0; i < 50; ++i) older->ops->poll(older.get());
+      CHECK(drive(*older, *batches.back()));
+      CHECK(node.region().word(0) == at_welcome);
+      TestBatch alive({fetch_and_add(8, 1)});
+      CHECK(execute(*newer, alive) == KV_FABRIC_OK);
+    }
+    for (kv_connection* connection : {other_lane.get(), other_client.get()}) {
+      TestBatch alive({fetch_and_add(8, 1)});
+      CHECK(execute(*connection, alive) == KV_FABRIC_OK);
+    }
+    CHECK(eventually([&] { return node.agent().stats().connections_open == 2; }));
+  }
+}
+
+TEST_CASE("tcp: what arrives on an ended connection of a lane is not executed") {
+  for (const uint32_t threads : {1u, 3u}) {
+    CAPTURE(threads);
+    TcpNode node(kRegionBytes, threads);
+    for (uint32_t lane = 0; lane < 8; ++lane) {
+      RawClient older(node);
+      older.enter_lane(5, lane);
+      CHECK(older.say(request_header(1)));
+      const ConnectionPtr newer = node.connect_lane(5, lane);
+      older.say(frame::OpDescriptor{KV_OP_FAA, 0, 0, 1, 0});
+      CHECK(older.closed_by_agent());
+      TestBatch alive({fetch_and_add(8, 1)});
+      CHECK(execute(*newer, alive) == KV_FABRIC_OK);
+    }
+    CHECK(node.region().word(0) == 0);
+    CHECK(node.region().word(8) == 8);
+    CHECK(eventually([&] { return node.agent().stats().connections_open == 0; }));
+    CHECK(node.last_closed_registration == 5);
+  }
+}
+
+TEST_CASE("tcp: a stranger does not end the connection of a lane") {
+  TcpNode node(kRegionBytes, 2);
+  const ConnectionPtr connection = node.connect_lane(5, 3);
+  TcpTarget stranger = node.target(5, 3);
+  stranger.token[0] ^= 1;
+  CHECK(contains(connect_error(stranger), "token is wrong"));
+  stranger = node.target(5, 3);
+  stranger.incarnation ^= 1;
+  CHECK(contains(connect_error(stranger), "restarted"));
+  TestBatch alive({fetch_and_add(0, 1)});
+  CHECK(execute(*connection, alive) == KV_FABRIC_OK);
+}
+
 TEST_CASE("tcp: fenced registrations are remembered in any order") {
   TcpRegistrations registrations;
   std::vector<uint32_t> fenced = {5, 7, 6, 0, UINT32_MAX, 1, 9, 8, 5, UINT32_MAX - 1, 3};

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -68,6 +69,8 @@ class FormattedRegion {
 struct Fault {
   uint64_t batches = UINT64_MAX;
   uint32_t ops = 0;
+  // Called ahead of each batch: what happens between two batches of a client.
+  std::function<void(const kv_batch&)> before = {};
 };
 
 // A connection that executes at once, as shm does, until its fault.
@@ -78,6 +81,7 @@ struct LossyConnection : kv_connection {
   static uint32_t post(kv_connection* base, kv_batch* batch) {
     LossyConnection& self = *static_cast<LossyConnection*>(base);
     if (self.broken != 0) return KV_FABRIC_DOWN;
+    if (self.fault->before) self.fault->before(*batch);
     if (self.fault->batches > 0) {
       if (self.fault->batches != UINT64_MAX) --self.fault->batches;
       const uint32_t status = self.inner->ops->post(self.inner, batch);
@@ -144,6 +148,7 @@ class RawClient {
     drop();
     connect();
   }
+  uint32_t registration() const { return registration_; }
   SplitEnvironment environment() {
     return {segments, directory, registration_, split_running_, monotonic_ns() + 30 * kSecond};
   }
@@ -238,6 +243,7 @@ class Entries {
     }
     Candidate examined[kCandidatesMax];
     const unsigned count = look(client, key, places, examined);
+    if (matches(examined, count) > 0) return InsertOutcome::kConflict;
     return client
         .run([&] {
           return insert(client.remote, client.directory, region_.geometry(), key, places, contents,
@@ -254,14 +260,15 @@ class Entries {
     }) == Status::kOk);
     Candidate examined[kCandidatesMax];
     const unsigned count = look(client, key, places, examined);
-    unsigned found = 0;
-    for (unsigned i = 0; i < count; ++i) {
-      found += examined[i].verdict == Candidate::Verdict::kMatch;
-    }
-    return found;
+    return matches(examined, count);
   }
 
  private:
+  static unsigned matches(const Candidate* examined, unsigned count) {
+    return unsigned(std::count_if(examined, examined + count, [](const Candidate& candidate) {
+      return candidate.verdict == Candidate::Verdict::kMatch;
+    }));
+  }
   unsigned look(RawClient& client, const Key& key, const Places& places, Candidate* examined) {
     SlotRef refs[kCandidatesMax];
     const unsigned count = places.matches(key.fingerprint(), refs);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
 
 import pytest
 
@@ -13,9 +15,84 @@ from tests.support.nodes import NodeProcess
 
 WORKER = "tests.multiprocess.worker"
 #: Seconds, for nodes whose clients die: short, so that tests need not wait long.
-LEASE_S = 1.0
+LEASE_S = 0.6
 
 StartWorker = Callable[..., ClientProcess]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a client: a line of its output. The clock is that of all processes."""
+
+    began: float
+    took: float
+    key: str
+    #: `put`, `get`, `miss`, or the class of an error.
+    outcome: str
+    #: The sequence of the value that was put or found; of a failed call, the turn.
+    sequence: int
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        began, took, key, outcome, *sequence = line.split()
+        return cls(float(began), float(took), key, outcome, int(sequence[0]) if sequence else -1)
+
+    @property
+    def ended(self) -> float:
+        return self.began + self.took
+
+    @property
+    def is_answered(self) -> bool:
+        return self.outcome in ("put", "get", "miss")
+
+
+def calls_of(lines: list[str]) -> list[Call]:
+    return [Call.parse(line) for line in lines if line[0].isdigit()]
+
+
+def wait_call(
+    client: ClientProcess, what: str, condition: Callable[[Call], bool], count: int = 1
+) -> None:
+    """Waits until a client has made a call like this, or so many."""
+    seen, found = 0, 0
+
+    def enough() -> bool:
+        nonlocal seen, found
+        lines = client.lines()
+        fresh, seen = lines[seen:], len(lines)
+        found += sum(condition(call) for call in calls_of(fresh))
+        assert client.alive, client.errors()
+        return found >= count
+
+    wait_until(what, enough, 15.0)
+
+
+def wait_calls_after(client: ClientProcess, time_s: float, count: int = 50) -> None:
+    """Waits for calls that began later. Not by counting lines: some may be on their way to us."""
+    wait_call(client, "calls after", lambda call: call.began > time_s, count)
+
+
+def check_history(calls: list[Call], lost_at: float = -1.0) -> None:
+    """Fails if a key shows what its only writer, one thread, cannot have left there.
+
+    `lost_at` is a time at which all values were lost: nothing put before is seen by calls that
+    begin later. A put that failed may have happened, and if it did then at any time until its call
+    ended, so the value before it may be seen until the value of it is.
+    """
+    possible: dict[str, set[int]] = {}
+    lost: set[str] = set()
+    for call in calls:
+        if lost_at >= 0 and call.began > lost_at and call.key not in lost:
+            lost.add(call.key)
+            possible[call.key] = {-1}
+        there = possible.setdefault(call.key, {-1})
+        if call.outcome == "put":
+            possible[call.key] = {call.sequence}
+        elif call.outcome in ("get", "miss"):
+            assert call.sequence in there, f"{call}, possible: {there}"
+            possible[call.key] = {call.sequence}
+        elif call.sequence % 2:
+            there.add(call.sequence)
 
 
 @pytest.fixture(params=["shm", "tcp"])

@@ -16,7 +16,7 @@ def value_of(key: str, sequence: int, value_bytes: int) -> bytes:
     return head + (digest * (body_bytes // len(digest) + 1))[:body_bytes]
 
 
-def check_value(key: str, value: bytes) -> int:
+def check_value(key: str, value: bytes | memoryview) -> int:
     """Returns the sequence of a value; fails if a byte of it is not what it should be."""
     head = bytes(value[:HEAD_BYTES])
     parts = head.split(b" ")

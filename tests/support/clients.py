@@ -19,9 +19,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.support.processes import wait_stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE_S = 15.0
@@ -87,11 +90,20 @@ class ClientProcess:
         """What the client wrote on stderr so far."""
         return self._errors.read_text()
 
-    def finish(self, timeout_s: float = LINE_S) -> list[str]:
-        """Waits for a good end and returns all lines."""
-        code = self.process.wait(timeout_s)
+    def wait_quiet(self, quiet_s: float = 0.25, timeout_s: float = LINE_S) -> list[str]:
+        """Waits until no line has come for so long: whatever the client does, it waits."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while self._changed.wait(quiet_s) and not self._ended:
+                assert time.monotonic() < deadline, f"it goes on: {self._lines[-1:]}"
+            assert not self._ended, f"the client has ended: {self.errors()}"
+            return list(self._lines)
+
+    def finish(self, timeout_s: float = LINE_S, code: int = 0) -> list[str]:
+        """Waits for the end, a good one unless told otherwise, and returns all lines."""
+        ended = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
-        assert code == 0, f"the client ended with {code}: {self.errors()}"
+        assert ended == code, f"the client ended with {ended}: {self.errors()}"
         return self.lines()
 
     def kill(self) -> list[str]:
@@ -102,9 +114,15 @@ class ClientProcess:
         self._reader.join(LINE_S)
         return self.lines()
 
+    def kill_alone(self) -> None:
+        """SIGKILL, for the client and not for its children; returns once it is gone."""
+        self.process.kill()
+        self.process.wait(LINE_S)
+
     def pause(self) -> None:
-        """SIGSTOP."""
+        """SIGSTOP; returns once every thread has stopped."""
         self.process.send_signal(signal.SIGSTOP)
+        wait_stopped(self.pid)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -141,17 +159,26 @@ class ClientProcess:
 
 def start_client(module: str, *arguments: object, token_file: str | None = None) -> ClientProcess:
     """Starts `python -m module arguments...`."""
+    environment = {} if token_file is None else {"KVSTORE_TOKEN_FILE": token_file}
+    return start_command([sys.executable, "-m", module, *map(str, arguments)], environment)
+
+
+def start_command(
+    command: Sequence[str], environment: dict[str, str] | None = None
+) -> ClientProcess:
+    """Starts a command that may be interrupted.
+
+    SIGINT does in it what it does in a terminal, also where this process was told to ignore it, as
+    a shell tells the commands that it starts in the background.
+    """
     descriptor, errors = tempfile.mkstemp(prefix="kvstore-client-", suffix=".log")
-    environment = dict(os.environ)
-    if token_file is not None:
-        environment["KVSTORE_TOKEN_FILE"] = token_file
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        ["env", "--default-signal=INT", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=descriptor,
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **(environment or {})},
         start_new_session=True,
     )
     os.close(descriptor)

@@ -25,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.processes import wait_stopped
+
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 30.0
 STOP_S = 15.0
@@ -89,8 +91,9 @@ class NodeProcess:
         return self.process.wait(timeout_s)
 
     def pause(self) -> None:
-        """SIGSTOP."""
+        """SIGSTOP; returns once every thread has stopped."""
         self._signal(signal.SIGSTOP)
+        wait_stopped(self.pid)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -151,6 +154,17 @@ def start_node(
         node.kill()
         raise
     return node
+
+
+def start_again(node: NodeProcess, capacity: str = "64MiB", *options: str) -> NodeProcess:
+    """Starts a node in the place of one that is gone: same ports, same shm name."""
+    return start_node(
+        capacity,
+        f"--data-port={node.data_port}",
+        f"--shm={node.shm or 'none'}",
+        *options,
+        listen=node.address,
+    )
 
 
 def start_nodes(count: int, capacity: str = "64MiB", *options: str) -> list[NodeProcess]:

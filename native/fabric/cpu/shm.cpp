@@ -79,10 +79,12 @@ void execute(uint8_t* region, kv_op& op) {
       __atomic_compare_exchange_n(word, &seen, op.desire, false, __ATOMIC_SEQ_CST,
                                   __ATOMIC_SEQ_CST);
       op.result = seen;
+      order_copy();
       break;
     }
     default:
       op.result = __atomic_fetch_add(word, op.operand, __ATOMIC_SEQ_CST);
+      order_copy();
   }
 }
 
@@ -134,6 +136,7 @@ kv_connection* shm_connection(void* region, uint64_t region_bytes,
   connection->eager_read_bytes = kEagerReadBytes;
   connection->completes_inline = 1;
   connection->region = static_cast<uint8_t*>(region);
+  connection->mapped_region = connection->region;
   connection->region_dead = region_dead;
   return connection;
 }

@@ -1,11 +1,12 @@
 // The agent of the tcp fabric: a listening socket and the threads that serve its connections.
 //
-// Thread 0 accepts and reads greetings. A greeting names a lane of a registration, and a lane belongs
-// to one thread: the connection moves there, once, and needs no lock. So the newest connection of a
-// lane replaces the older one, which executes nothing any more, before it is welcomed: a client that
-// has connected again knows that what it had asked before can no longer happen. A thread waits in epoll (edge-triggered), gives every connection that
-// has work one bounded share a round, and takes requests of other threads (a new connection, a
-// fence, the end) from its inbox between shares.
+// Thread 0 accepts and reads greetings. A greeting names a lane of a registration, and a lane
+// belongs to one thread: the connection moves there, once, and needs no lock. So the newest
+// connection of a lane replaces the older one, which executes nothing any more, before it is
+// welcomed: a client that has connected again knows that what it had asked before can no longer
+// happen. A thread waits in epoll (edge-triggered), gives every connection that has work one
+// bounded share a round, and takes requests of other threads (a new connection, a fence, the end)
+// from its inbox between shares.
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>

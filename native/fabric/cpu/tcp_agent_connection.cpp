@@ -21,6 +21,10 @@ constexpr uint64_t kShortBytesMax = 16 * 1024;
 // Answers are sent once so many bytes of them wait, so that the client takes in the first of many
 // while the others are made.
 constexpr size_t kFlushBytes = 100 * 1024;
+// A long payload is sent in pieces of so many bytes: the kernel begins to deliver when a call ends,
+// so the client takes in one piece while the next is copied.
+constexpr size_t kPieceBytes = 256 * 1024;
+constexpr size_t kReceiveInPlaceBytes = 1024 * 1024;
 constexpr uint64_t kShareBytes = 2 * 1024 * 1024;
 constexpr uint64_t kShareOps = 256;
 constexpr uint64_t kGreetingNs = 5'000'000'000;
@@ -28,15 +32,20 @@ constexpr uint64_t kDrainingNs = 1'000'000'000;
 
 static_assert(frame::kMaxRequestHeadBytes + frame::kAlignment <= kInputBytes);
 static_assert(kShortBytesMax + 2 * frame::kAlignment <= kOutputBytes);
+static_assert(kPieceBytes <= TcpAgentContext::kScratchBytes);
 static_assert(kInputBytes % frame::kAlignment == 0);
 
-// ThreadSanitizer would hold the kernel's loads from the region against the stores of other
-// threads.
+// ThreadSanitizer would hold the kernel's accesses to the region against those of other threads.
 #if KV_REGION_THREAD_SANITIZER
-constexpr bool kSendInPlace = false;
+constexpr bool kMoveInPlace = false;
 #else
-constexpr bool kSendInPlace = true;
+constexpr bool kMoveInPlace = true;
 #endif
+
+// Whether a long payload moves between socket and region without passing through private memory.
+bool moves_in_place(const frame::OpDescriptor& op) {
+  return kMoveInPlace && (op.flags & KV_OP_CRC32C) != 0;
+}
 
 // How many of `available` payload bytes may enter the region now: up to the end of a word of it, or
 // to the end of the payload.
@@ -256,9 +265,8 @@ TcpAgentConnection::Step TcpAgentConnection::execute_read(const frame::OpDescrip
 // again later, except for the rest of a word of which it has taken a part.
 TcpAgentConnection::Step TcpAgentConnection::read_long(const frame::OpDescriptor& op) {
   if (!writable_ || output_space() < sizeof(uint64_t)) return Step::kNeedOutput;
-  const bool in_place = kSendInPlace && (op.flags & KV_OP_CRC32C) != 0;
-  const size_t piece = static_cast<size_t>(std::min<uint64_t>(
-      op.operand - op_bytes_, in_place ? kShareBytes : TcpAgentContext::kScratchBytes));
+  const bool in_place = moves_in_place(op);
+  const size_t piece = static_cast<size_t>(std::min<uint64_t>(op.operand - op_bytes_, kPieceBytes));
   const uint64_t offset = op.offset + op_bytes_;
   uint8_t* const source = in_place ? context_->region + offset : context_->scratch.get();
   if (!in_place) region_copy(source, context_->region + offset, piece);
@@ -293,7 +301,9 @@ TcpAgentConnection::Step TcpAgentConnection::execute_write(const frame::OpDescri
   if (op_bytes_ < length) {
     const uint64_t remaining = length - op_bytes_;
     const uint64_t offset = op.offset + op_bytes_;
-    if (input_bytes() < sizeof(uint64_t) && remaining > kShortBytesMax) return write_long(op);
+    if (input_bytes() < sizeof(uint64_t) && remaining > kShortBytesMax) {
+      return moves_in_place(op) ? write_in_place(op) : write_long(op);
+    }
     const uint64_t taken = whole_words(offset, input_bytes(), remaining);
     if (taken == 0) return Step::kNeedInput;
     region_write(context_->region + offset, input_.get() + input_head_, taken);
@@ -356,6 +366,33 @@ TcpAgentConnection::Step TcpAgentConnection::write_long(const frame::OpDescripto
     input_tail_ = input_head_ + in_scratch - moved;
     std::memcpy(input_.get() + input_head_, scratch + moved, in_scratch - moved);
   }
+  return Step::kDone;
+}
+
+// Receives straight into the region, and what follows the payload into the input buffer.
+// Precondition: the input buffer holds less than a word.
+TcpAgentConnection::Step TcpAgentConnection::write_in_place(const frame::OpDescriptor& op) {
+  if (!readable_) return Step::kNeedInput;
+  uint8_t* const place = context_->region + op.offset;
+  const size_t kept = input_bytes();
+  region_copy(place + op_bytes_, input_.get() + input_head_, kept);
+  op_bytes_ += kept;
+  const size_t remaining = static_cast<size_t>(op.operand - op_bytes_);
+  const size_t piece = std::min(remaining, kReceiveInPlaceBytes);
+  const size_t head = static_cast<size_t>((op_bytes_ + piece) % frame::kAlignment);
+  input_head_ = input_tail_ = op_bytes_ % frame::kAlignment;
+  const bool last = piece == remaining;
+  iovec vectors[2] = {{place + op_bytes_, piece}, {input_.get() + head, kInputBytes - head}};
+  // As in write_long, a short count in the middle of a payload is not the end.
+  const size_t enough = last ? piece + kInputBytes - head : 0;
+  const ptrdiff_t count = count_received(readv(fd_.get(), vectors, last ? 2 : 1), enough);
+  if (count < 0) return Step::kNeedInput;
+  if (end_of_input_) return Step::kClosed;
+  const size_t moved = std::min(static_cast<size_t>(count), piece);
+  op_bytes_ += moved;
+  share_bytes_ -= std::min<uint64_t>(share_bytes_, moved);
+  input_head_ = op_bytes_ % frame::kAlignment;
+  input_tail_ = input_head_ + static_cast<size_t>(count) - moved;
   return Step::kDone;
 }
 

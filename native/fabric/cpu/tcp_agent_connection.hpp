@@ -7,9 +7,10 @@
 //
 // Words. The kernel copies to and from sockets in pieces that end anywhere, also inside a word.
 // Region bytes therefore move between the region and private buffers only, and whole 8-byte words
-// of the region are never moved in two parts. One exception pays for itself: a READ of more than
-// 16 KiB whose checksum the client asks for is sent from where it lies, for its reader judges the
-// bytes as a whole, and a tear inside a word is one more tear that the checksum tells.
+// of the region are never moved in two parts. One exception pays for itself: a READ or WRITE of
+// more than 16 KiB whose checksum the client asks for moves between socket and region directly, for
+// who reads those bytes judges them as a whole, and a tear inside a word is one more tear that the
+// checksum tells.
 //
 // Memory and back-pressure. A connection owns two bounded buffers. While its output is blocked it
 // executes nothing and reads nothing, so a client that does not take its answers stops itself.
@@ -71,10 +72,10 @@ struct TcpAgentContext {
 class TcpAgentConnection {
  public:
   enum class Progress {
-    kWaiting,   // for the socket
-    kRunnable,  // its share of this round is used up, there is more to do
-    kElsewhere, // another thread serves its lane; its greeting is still to be answered
-    kClosed,    // it is over and may be destroyed
+    kWaiting,    // for the socket
+    kRunnable,   // its share of this round is used up, there is more to do
+    kElsewhere,  // another thread serves its lane; its greeting is still to be answered
+    kClosed,     // it is over and may be destroyed
   };
 
   TcpAgentConnection(OwnedFd fd, TcpAgentContext& context, uint64_t now_ns, bool admissible);
@@ -129,6 +130,7 @@ class TcpAgentConnection {
   Step skip_padding(uint64_t padding);
   Step read_long(const frame::OpDescriptor& op);
   Step write_long(const frame::OpDescriptor& op);
+  Step write_in_place(const frame::OpDescriptor& op);
   void finish_op(std::atomic<uint64_t>& counter);
   bool all_allowed() const;
 

@@ -126,12 +126,54 @@ bool wait_for(int fd, short events, uint64_t deadline_ns, std::string& error) {
   }
 }
 
+// Between two processes of one host nothing is congested, and the timers of a congestion control
+// that paces (bbr does) cost more than the transfer. A socket keeps pacing once it has begun, so a
+// connection starts with the control that every kernel has and that does not pace; one to another
+// host is given back the system's own by `set_data_socket_options`.
+void start_without_pacing(int fd) {
+  constexpr char kPlain[] = "reno";
+  setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, kPlain, sizeof(kPlain) - 1);
+}
+
+// The system's congestion control, as a new socket has it; empty if it cannot be told.
+const std::string& system_congestion_control() {
+  static const std::string name = [] {
+    const OwnedFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    char text[64] = "";
+    socklen_t bytes = sizeof(text) - 1;
+    getsockopt(fd.get(), IPPROTO_TCP, TCP_CONGESTION, text, &bytes);
+    return std::string(text);
+  }();
+  return name;
+}
+
+// Whether both ends of a connected socket have the same address.
+bool within_host(int fd) {
+  sockaddr_storage ours{};
+  sockaddr_storage theirs{};
+  socklen_t our_bytes = sizeof(ours);
+  socklen_t their_bytes = sizeof(theirs);
+  if (getsockname(fd, reinterpret_cast<sockaddr*>(&ours), &our_bytes) != 0 ||
+      getpeername(fd, reinterpret_cast<sockaddr*>(&theirs), &their_bytes) != 0 ||
+      ours.ss_family != theirs.ss_family) {
+    return false;
+  }
+  if (ours.ss_family == AF_INET6) {
+    return std::memcmp(&reinterpret_cast<const sockaddr_in6*>(&ours)->sin6_addr,
+                       &reinterpret_cast<const sockaddr_in6*>(&theirs)->sin6_addr,
+                       sizeof(in6_addr)) == 0;
+  }
+  return reinterpret_cast<const sockaddr_in*>(&ours)->sin_addr.s_addr ==
+         reinterpret_cast<const sockaddr_in*>(&theirs)->sin_addr.s_addr;
+}
+
 OwnedFd connect_address(const Address& address, uint64_t deadline_ns, std::string& error) {
   OwnedFd fd(socket(address.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd.valid()) {
     error = errno_text(errno);
     return OwnedFd();
   }
+  start_without_pacing(fd.get());
   const auto* target = reinterpret_cast<const sockaddr*>(&address.storage);
   if (connect(fd.get(), target, address.bytes) == 0) return fd;
   if (errno != EINPROGRESS && errno != EINTR) {
@@ -170,6 +212,7 @@ OwnedFd listen_address(const Address& address, uint16_t& bound_port, std::string
     error = errno_text(errno);
     return OwnedFd();
   }
+  start_without_pacing(fd.get());  // connections inherit it
   bound_port = port_of(bound);
   return fd;
 }
@@ -301,6 +344,11 @@ void set_data_socket_options(int fd, unsigned patience_ms) {
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
   setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience_ms, sizeof(patience_ms));
+  const std::string& control = system_congestion_control();
+  if (!control.empty() && !within_host(fd)) {
+    setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control.data(),
+               static_cast<socklen_t>(control.size()));
+  }
 }
 
 }  // namespace kvstore

@@ -50,7 +50,9 @@ bool receive_exactly(int fd, void* data, size_t bytes, uint64_t deadline_ns, std
 OwnedFd listen_socket(const std::string& host, uint16_t port, uint16_t& bound_port,
                       std::string& error);
 
-// TCP_NODELAY, and detection of a peer that vanished without a word within about `patience_ms`.
+// TCP_NODELAY, detection of a peer that vanished without a word within about `patience_ms`, and the
+// system's congestion control if the peer is on another host. For a connected socket that
+// `connect_socket` made or that was accepted from `listen_socket`.
 void set_data_socket_options(int fd, unsigned patience_ms);
 
 }  // namespace kvstore

@@ -1,0 +1,108 @@
+// A full node: with eviction it keeps serving and forgets what was used longest ago, whoever owns
+// the memory; without, it refuses and forgets nothing.
+
+#include <random>
+#include <thread>
+
+#include "tests/store/fixture.hpp"
+
+namespace kvstore::test {
+namespace {
+
+std::string name(const char* prefix, uint64_t i) {
+  return std::string(prefix).append(std::to_string(i));
+}
+
+}  // namespace
+
+TEST_CASE("store: a full node that evicts goes on taking values of many threads and clients") {
+  StoreNode node(uint64_t{12} << 20, KV_EVICTION_SAMPLED_LRU);
+  StoreClient first(node), second(node);
+  const unsigned puts = sanitized() ? 1500 : 15'000;
+  std::atomic<unsigned> failed{0}, wrong{0}, hits{0};
+  const auto work = [&](StoreClient& client, uint32_t seed) {
+    std::mt19937 random(seed);
+    for (unsigned i = 0; i < puts; ++i) {
+      const std::string key = name("k", random() % (2 * puts));
+      failed += client.put(key, value_of(key, i, 1500)).status != Status::kOk;
+      const std::string asked = name("k", random() % (2 * puts));
+      const Outcome got = client.get(asked);
+      uint64_t number = 0;
+      hits += got.status == Status::kOk;
+      wrong += got.status == Status::kOk ? !value_matches(got.value, asked, number)
+                                         : got.status != Status::kAbsent;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (uint32_t t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] { work(t % 2 == 0 ? first : second, t); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(failed == 0);
+  CHECK(wrong == 0);
+  CHECK(hits > puts / 50);
+  if (!sanitized()) CHECK(first.stats().evictions + second.stats().evictions > puts);
+}
+
+TEST_CASE("store: what was used lately outlives what was not") {
+  StoreNode node(uint64_t{12} << 20, KV_EVICTION_SAMPLED_LRU);
+  StoreClient client(node);
+  constexpr unsigned kHot = 300;
+  const std::string value(2000, 'v');
+  for (unsigned i = 0; i < kHot; ++i)
+    REQUIRE(client.put(name("hot", i), value).status == Status::kOk);
+  for (unsigned i = 0; i < kHot; ++i) {
+    REQUIRE(client.put(name("cold", i), value).status == Status::kOk);
+  }
+  // Three times what fits. All the time the hot ones are read, so that they are never the oldest.
+  const unsigned churn = 15'000;
+  for (unsigned i = 0; i < churn; ++i) {
+    REQUIRE(client.put(name("new", i), value).status == Status::kOk);
+    client.get(name("hot", i % kHot));
+    // A client's reads are told to the node by its heartbeat.
+    if (i % 500 == 0) usleep(12'000);
+  }
+  unsigned hot = 0, cold = 0;
+  for (unsigned i = 0; i < kHot; ++i) {
+    hot += client.contains(name("hot", i)).status == Status::kOk;
+    cold += client.contains(name("cold", i)).status == Status::kOk;
+  }
+  CHECK(hot > kHot / 2);
+  CHECK(cold < kHot / 4);
+}
+
+TEST_CASE("store: a full node makes room for another size and for another client") {
+  StoreNode node(uint64_t{16} << 20, KV_EVICTION_SAMPLED_LRU);
+  StoreClient first(node);
+  const std::string small(1000, 's');
+  for (unsigned i = 0; i < 25'000; ++i)
+    REQUIRE(first.put(name("s", i), small).status == Status::kOk);
+  REQUIRE(node.stats().segments_free < 20);
+  StoreClient second(node);
+  for (const size_t bytes : {100u, 20'000u, 300'000u, 2'000'000u}) {
+    CAPTURE(bytes);
+    const std::string value(bytes, 'b');
+    for (unsigned i = 0; i < 4; ++i) {
+      REQUIRE(second.put(name("b", i), value).status == Status::kOk);
+      REQUIRE((first.get(name("b", i)).value == value));
+    }
+  }
+}
+
+TEST_CASE("store: a full node that evicts nothing keeps every key") {
+  StoreNode node(uint64_t{8} << 20, KV_EVICTION_NONE);
+  StoreClient client(node);
+  const std::string value(3000, 'v');
+  unsigned stored = 0;
+  Status status = Status::kOk;
+  for (; status == Status::kOk; ++stored) status = client.put(name("k", stored), value).status;
+  CHECK(status == Status::kOutOfMemory);
+  CHECK(stored > 1800);
+  for (unsigned i = 0; i + 1 < stored; ++i) REQUIRE((client.get(name("k", i)).value == value));
+  CHECK(client.stats().evictions == 0);
+  // Replacing needs a block, too; deleting does not.
+  REQUIRE(client.remove(name("k", 0)).status == Status::kOk);
+  CHECK(eventually_true([&] { return client.put("again", value).status == Status::kOk; }));
+}
+
+}  // namespace kvstore::test
