@@ -83,10 +83,11 @@ void end_child(pid_t child) {
   waitpid(child, nullptr, 0);
 }
 
-// Answers each request of `request_bytes` with `answer_bytes`.
+// Answers each request of `request_bytes` with `answer_bytes`. The serving side uses `places`
+// buffers in turn: with as many as there are values its memory is as cold as a node's.
 class BarePair {
  public:
-  BarePair(size_t request_bytes, size_t answer_bytes)
+  BarePair(size_t request_bytes, size_t answer_bytes, size_t places = 1)
       : request_bytes_(request_bytes),
         answer_bytes_(answer_bytes),
         buffer_(std::max(request_bytes, answer_bytes), 1) {
@@ -98,8 +99,11 @@ class BarePair {
       wait_ready(listener.get(), POLLIN);
       const OwnedFd peer(accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK));
       set_data_socket_options(peer.get(), 10'000);
-      while (move_all(peer.get(), false, buffer_.data(), request_bytes_) &&
-             move_all(peer.get(), true, buffer_.data(), answer_bytes_)) {
+      std::vector<std::vector<uint8_t>> buffers(places, buffer_);
+      size_t turn = 0;
+      while (move_all(peer.get(), false, buffers[turn % places].data(), request_bytes_) &&
+             move_all(peer.get(), true, buffers[turn % places].data(), answer_bytes_)) {
+        ++turn;
       }
     });
     fd_ = connect_socket("127.0.0.1", port, monotonic_ns() + 5 * kSecondNs, error);
@@ -305,6 +309,10 @@ int main(int argument_count, char** arguments) {
   const auto many =
       std::make_shared<BarePair>(kBatch * kRequestBytes, kBatch * (kAnswerBytes + kSmallBytes));
   const auto down = std::make_shared<BarePair>(kRequestBytes, kAnswerBytes + kLargeBytes);
+  const auto down_cold =
+      std::make_shared<BarePair>(kRequestBytes, kAnswerBytes + kLargeBytes, kLargeKeys);
+  const auto up_cold =
+      std::make_shared<BarePair>(kRequestBytes + kLargeBytes, kAnswerBytes, kLargeKeys);
   const auto up = std::make_shared<BarePair>(kRequestBytes + kLargeBytes, kAnswerBytes);
   const NodeProcess node;
   kv_client* const client = node.attach(0, 0);
@@ -327,12 +335,12 @@ int main(int argument_count, char** arguments) {
   }
   if (wanted("get_into")) {
     compare("get_into", 60,
-            {contestant("bare, 2 MiB", down),
+            {contestant("bare, 2 MiB", down), contestant("bare, of 16 values", down_cold),
              contestant("2 MiB", caller(client, KV_GET, kLargeBytes, kLargeKeys, 1))});
   }
   if (wanted("put_from")) {
     compare("put_from", 60,
-            {contestant("bare, 2 MiB", up),
+            {contestant("bare, 2 MiB", up), contestant("bare, of 16 values", up_cold),
              contestant("2 MiB", caller(client, KV_PUT, kLargeBytes, kLargeKeys, 1))});
   }
   kv_client_close(client);

@@ -6,8 +6,9 @@ Asking makes nobody a client: no membership is fixed and nothing on the data pat
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,18 @@ def view_members(settings: Settings) -> list[MemberView]:
         except errors.NodeUnreachable as error:
             return MemberView(address, None, None, str(error))
 
-    with ThreadPoolExecutor(len(addresses)) as pool:
-        return list(pool.map(view, addresses))
+    answers: list[Future[MemberView]] = [Future() for _ in addresses]
+
+    def answer(future: Future[MemberView], address: str) -> None:
+        try:
+            future.set_result(view(address))
+        except BaseException as error:
+            future.set_exception(error)
+
+    # Daemons, not a pool: Ctrl-C must not wait for a node that does not answer.
+    for future, address in zip(answers, addresses, strict=True):
+        threading.Thread(target=answer, args=(future, address), daemon=True).start()
+    return [future.result() for future in answers]
 
 
 def fabric_of(settings: Settings, node: NodeDescription) -> str:

@@ -37,7 +37,12 @@ try:
     from kvstore import _native
     from kvstore._fast import DataPath, allocator, bind, take_bytes
 except ImportError as error:
-    if getattr(error, "name", None) not in ("kvstore._native", "kvstore._fast", None):
+    if getattr(error, "name", None) not in (
+        "kvstore",  # it has no such module
+        "kvstore._native",
+        "kvstore._fast",
+        None,
+    ):
         raise
     raise ImportError(
         f"the native core of kvstore is not built ({error}): run `make setup` in the checkout"

@@ -55,8 +55,8 @@ class Attacher:
         """Attach the client to the member, or raise a KvError."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Give back what the attacher holds."""
+    def close(self, *, ended: bool) -> None:
+        """Give back what the attacher holds. `ended`: the attachment is not in use any more."""
 
 
 class LocalAttacher(Attacher):
@@ -100,6 +100,7 @@ class ControlAttacher(Attacher):
         self._allow_shm = allow_shm
         self._control_client: ControlClient | None = None
         self._pending: Attachment | None = None
+        self._tcp_registration: int | None = None
 
     def cluster_id(self, members: tuple[str, ...], timeout_s: float) -> str:
         """See Attacher. The admission is kept for the `attach` that follows."""
@@ -144,18 +145,20 @@ class ControlAttacher(Attacher):
             admission=admission,
             timeout_s=_left(deadline),
         )
+        self._tcp_registration = found.registration
 
-    def close(self) -> None:
-        """Give back an admission that was never used, and close the control client.
-
-        The end of an attachment that was used the node notices by itself.
-        """
+    def close(self, *, ended: bool) -> None:
+        """See Attacher. Tells the node, which would notice the end over tcp by the lease only."""
         control, self._control_client = self._control_client, None
         if control is None:
             return
-        if self._pending is not None:
-            with contextlib.suppress(KvError):
-                control.detach(self._pending.registration, timeout_s=_DETACH_TIMEOUT_S)
+        pending, self._pending = self._pending, None
+        over = [] if pending is None else [pending.registration]
+        if ended and self._tcp_registration is not None:
+            over.append(self._tcp_registration)
+        with contextlib.suppress(KvError):
+            for registration in over:
+                control.detach(registration, timeout_s=_DETACH_TIMEOUT_S)
         control.close()
 
     def _admit(self, cluster_id: str, members: tuple[str, ...], timeout_s: float) -> Attachment:
@@ -287,9 +290,10 @@ class Membership:
         if os.getpid() != self._process_id:
             return False
         with self._attach_lock:
+            ended = self._client is None or self._client.close(wait_s)
             for attacher in self._attachers:
-                attacher.close()
-            return self._client is None or self._client.close(wait_s)
+                attacher.close(ended=ended)
+            return ended
 
     def _probe(self) -> None:
         pauses = [_PROBE_FIRST_S] * len(self._attachers)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <utility>
 
 #include "base/assert.hpp"
 
@@ -18,6 +19,10 @@ constexpr uint64_t kFullScanPauseNs = 2 * kMillisecond;
 // Extents grow up to this many segments, or this many blocks where those are more.
 constexpr uint32_t kRunMax = 16;
 constexpr uint32_t kLargeBlocksPerExtent = 8;
+// How often an operation waits for another that is growing the class, and looks whether there is
+// anything for it.
+constexpr unsigned kGrowthRoundsMax = 4096;
+constexpr uint64_t kGrowthPollNs = 50'000;
 
 size_t words_for(uint32_t blocks) {
   return (blocks + 63) / 64;
@@ -217,26 +222,49 @@ Task<TakeResult> BlockAllocator::take(Remote& remote, unsigned size_class) {
   if (const std::optional<Block> block = take_local(size_class)) {
     co_return TakeResult{Status::kOk, *block};
   }
-  if (monotonic_ns() < table_full_until_ns_.load(std::memory_order_relaxed)) co_return TakeResult{};
-  Status status = co_await grow(remote, size_class);
-  const bool grown = status == Status::kOk;
-  if (status == Status::kOutOfMemory) {
-    status = co_await harvest(remote, 64);
-    if (status == Status::kOk) {
-      if (const std::optional<Block> block = take_local(size_class)) {
-        co_return TakeResult{Status::kOk, *block};
-      }
-      status = co_await adopt(remote, size_class);
+  for (unsigned round = 0; round < kGrowthRoundsMax; ++round) {
+    if (monotonic_ns() < table_full_until_ns_.load(std::memory_order_relaxed)) break;
+    bool grown = false;
+    Status status = Status::kPending;
+    if (begin_growing(size_class)) {
+      status = co_await find_more(remote, size_class, grown);
+      end_growing(size_class);
+    } else {
+      co_await remote.executor().sleep_until(monotonic_ns() + kGrowthPollNs);
+      if (remote.broken()) co_return TakeResult{Status::kNodeUnreachable, {}};
+    }
+    if (status != Status::kOk && status != Status::kPending) co_return TakeResult{status, {}};
+    // Another operation may have emptied the new extent already.
+    if (const std::optional<Block> block = take_local(size_class)) {
+      co_return TakeResult{Status::kOk, *block, grown};
     }
   }
+  co_return TakeResult{};
+}
+
+bool BlockAllocator::begin_growing(unsigned size_class) {
+  const std::lock_guard lock(mutex_);
+  return !std::exchange(classes_[size_class].growing, true);
+}
+
+void BlockAllocator::end_growing(unsigned size_class) {
+  const std::lock_guard lock(mutex_);
+  classes_[size_class].growing = false;
+}
+
+// Blocks of a new extent, or that others gave back, or of an adopted extent.
+Task<Status> BlockAllocator::find_more(Remote& remote, unsigned size_class, bool& grown) {
+  if (free_blocks(size_class) > 0) co_return Status::kOk;
+  Status status = co_await grow(remote, size_class);
+  grown = status == Status::kOk;
+  if (status != Status::kOutOfMemory) co_return status;
+  status = co_await harvest(remote, 64);
+  if (status != Status::kOk || free_blocks(size_class) > 0) co_return status;
+  status = co_await adopt(remote, size_class);
   if (status == Status::kOutOfMemory) {
     table_full_until_ns_.store(monotonic_ns() + kFullScanPauseNs, std::memory_order_relaxed);
   }
-  if (status != Status::kOk) co_return TakeResult{status, {}};
-  // Another lane may have emptied the new extent already; then the caller asks again.
-  const std::optional<Block> block = take_local(size_class);
-  if (!block) co_return TakeResult{};
-  co_return TakeResult{Status::kOk, *block, grown};
+  co_return status;
 }
 
 Task<Status> BlockAllocator::give_back_unused(Remote& remote, Block block) {

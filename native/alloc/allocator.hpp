@@ -114,6 +114,7 @@ class BlockAllocator {
     uint64_t unneeded_blocks = 0;  // the least that were free since the window began
     uint64_t owned_blocks = 0;
     uint64_t owned_segments = 0;
+    bool growing = false;  // an operation is at it: the others wait for what it brings
   };
 
   std::optional<Block> take_locked(unsigned size_class);
@@ -124,6 +125,9 @@ class BlockAllocator {
                           const layout::ExtentShape& shape, const std::vector<uint64_t>& free_bits);
   uint32_t wanted_run(unsigned size_class) const;
   Task<Status> grow(Remote& remote, unsigned size_class);
+  Task<Status> find_more(Remote& remote, unsigned size_class, bool& grown);
+  bool begin_growing(unsigned size_class);
+  void end_growing(unsigned size_class);
   Task<Status> adopt(Remote& remote, unsigned size_class);
   Task<TakeResult> take_run(Remote& remote, unsigned size_class);
   Task<Status> give_back_foreign(Remote& remote, std::vector<Block> blocks);

@@ -15,7 +15,16 @@ namespace {
 constexpr uint64_t kEntriesPerRead = 512;
 constexpr uint64_t kCasPerBatch = 256;
 // A free run that somebody else took first is looked for again this often.
-constexpr unsigned kRacesMax = 64;
+constexpr unsigned kRacesMax = 256;
+constexpr unsigned kRacesTogether = 4;
+
+uint64_t next_random() {
+  static thread_local uint64_t state = monotonic_ns() | 1;
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return state >> 8;
+}
 
 }  // namespace
 
@@ -141,7 +150,9 @@ Task<ClaimResult> SegmentTable::claim(Remote& remote, uint32_t run, SegmentEntry
     const bool got = co_await take(remote, taken, run);
     if (remote.broken()) co_return ClaimResult{Status::kNodeUnreachable, {}};
     if (!got) {
-      hint_.store(taken.segment + run, std::memory_order_relaxed);
+      // Whoever loses again and again looks elsewhere: the others look where it does.
+      const bool elsewhere = race >= kRacesTogether;
+      hint_.store(elsewhere ? next_random() : taken.segment + run, std::memory_order_relaxed);
       continue;
     }
     const std::vector<uint8_t> zeros(clear_bytes, 0);

@@ -54,6 +54,7 @@ constexpr LayoutNumber kLayoutNumbers[] = {
     {"superblock_bytes", sizeof(layout::Superblock)},
     {"superblock_offset", layout::kSuperblockOffset},
     {"node_line_offset", layout::kNodeLineOffset},
+    {"liveness_offset", layout::kLivenessOffset},
     {"split_record_offset", layout::kSplitRecordOffset},
     {"global_depth_offset", layout::kGlobalDepthOffset},
     {"roots_offset", layout::kRootsOffset},

@@ -1,8 +1,9 @@
 // The one routine that moves region bytes without a checksum.
 //
-// In a release build it is memcpy. Under ThreadSanitizer it is a loop of relaxed atomics in the
-// widest unit to which both sides can be aligned together, because a concurrent access to region
-// bytes is part of the protocol (a reader may see a torn object, and rejects it by its checksum).
+// An aligned word is never torn. In a release build it is memcpy. Under ThreadSanitizer it is a
+// loop of relaxed atomics in the widest unit to which both sides can be aligned together, because a
+// concurrent access to region bytes is part of the protocol (a reader may see a torn object, and
+// rejects it by its checksum).
 
 #include <cstring>
 
@@ -56,7 +57,17 @@ void region_copy(void* destination, const void* source, size_t bytes) noexcept {
   if constexpr (kThreadSanitizer) {
     region_copy_atomic(destination, source, bytes);
   } else {
-    std::memcpy(destination, source, bytes);
+    // In pieces: for long copies memcpy may use `rep movs`, which tears words; of a length that the
+    // compiler does not know, or it uses that itself.
+    constexpr size_t kPieceBytes = 1024;
+    size_t piece_bytes = kPieceBytes;
+    asm volatile("" : "+r"(piece_bytes));
+    auto* to = static_cast<uint8_t*>(destination);
+    const auto* from = static_cast<const uint8_t*>(source);
+    for (; bytes > kPieceBytes; bytes -= kPieceBytes, to += kPieceBytes, from += kPieceBytes) {
+      std::memcpy(to, from, piece_bytes);
+    }
+    std::memcpy(to, from, bytes);
   }
 }
 

@@ -87,6 +87,10 @@ struct NodeLine {
 static_assert(sizeof(NodeLine) == kLineBytes);
 inline constexpr uint64_t kNodeLineOffset = kPageBytes;
 
+// In regions that are mapped: a robust mutex that the node holds while it lives. Its first four
+// bytes are the futex word: the holder's thread, marked by the kernel when that has died.
+inline constexpr uint64_t kLivenessOffset = kNodeLineOffset + kLineBytes;
+
 // ---- Control page ---------------------------------------------------------------------------
 
 // The holder of the lock writes the record before it changes anything else, so that whoever takes

@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <future>
 
 #include "base/assert.hpp"
+#include "node/liveness.hpp"
 #include "node/sweep.hpp"
 
 namespace kvstore {
@@ -99,6 +101,14 @@ bool Node::start(const kv_node_config& config, std::string& error) {
     agent_ = TcpAgent::start(std::move(agent), error);
     if (!agent_) return false;
   }
+  // The liveness mutex is held before anybody can map the region.
+  std::promise<void> held;
+  maintenance_ = std::thread([this, &held] {
+    const Liveness liveness(region_->data());
+    held.set_value();
+    maintain();
+  });
+  held.get_future().wait();
   shm_name_ = text(config.shm_name);
   if (!shm_name_.empty()) {
     const auto gone = [this](uint32_t r, bool left) {
@@ -110,7 +120,6 @@ bool Node::start(const kv_node_config& config, std::string& error) {
         ShmDoor::open(shm_name_, text(config.secret), node_id_, *region_, *registry_, gone, error);
     if (!door_) return false;
   }
-  maintenance_ = std::thread([this] { maintain(); });
   sweeper_ = std::thread([this] { sweep_dead(); });
   return true;
 }
@@ -226,8 +235,8 @@ Status Node::dismiss(uint32_t registration) {
 void Node::part_with(const Gone& guest) {
   Registered found;
   if (!registry_->find(guest.registration, found)) return;
-  const bool dead = found.process_descriptor < 0 || exits(found.process_descriptor);
-  if (guest.left || dead) {
+  const bool over = guest.left || found.process_descriptor < 0 || exits(found.process_descriptor);
+  if (over) {
     fence(guest.registration, false, guest.left);
   } else {
     registry_->set_stalled(guest.registration, true);
@@ -273,13 +282,26 @@ void Node::maintain() {
   }
 }
 
-bool Node::wait_rounds(unsigned rounds) {
+void Node::finish_splits(Lane& lane) {
+  std::deque<uint32_t> waiting;
+  {
+    const std::lock_guard lock(mutex_);
+    waiting = to_sweep_;
+  }
+  for (const uint32_t registration : waiting) {
+    lane.run_task([&] { return finish_split_of(lane.channel(0), registration); },
+                  monotonic_ns() + kSweepNs);
+  }
+}
+
+bool Node::wait_rounds(Lane& lane, unsigned rounds) {
   const layout::NodeLine& line =
       *reinterpret_cast<layout::NodeLine*>(region_->data() + layout::kNodeLineOffset);
   for (unsigned round = 0; round < rounds; ++round) {
     const uint64_t until = __atomic_load_n(&line.global_epoch, __ATOMIC_ACQUIRE) + 1;
     while (__atomic_load_n(&line.safe_epoch, __ATOMIC_ACQUIRE) <= until) {
       if (stopping_.load()) return false;
+      finish_splits(lane);
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
   }
@@ -297,34 +319,35 @@ bool Node::try_sweep(Lane& lane, Sweep& sweep) {
     }
     return status == Status::kOk;
   };
-  return run(&Sweep::begin) && run(&Sweep::look) && wait_rounds(4) && run(&Sweep::give_back);
+  return run(&Sweep::begin) && run(&Sweep::look) && wait_rounds(lane, 4) && run(&Sweep::give_back);
 }
 
-void Node::sweep_one(uint32_t registration) {
+void Node::sweep(const std::vector<uint32_t>& registrations) {
   Status status = Status::kOk;
   Lane* lane = janitor_->acquire_lane(kSecond, status);
   if (lane == nullptr) return;
-  Sweep sweep(registration);
+  Sweep sweep(registrations);
   bool swept = false;
   for (unsigned attempt = 0; attempt < kSweepTries && !swept && !stopping_.load(); ++attempt) {
     swept = try_sweep(*lane, sweep);
   }
   blocks_swept_.fetch_add(sweep.blocks_freed());
   janitor_->release_lane(*lane);
-  if (swept) registry_->mark_swept(registration);
+  if (!swept) return;
+  for (const uint32_t registration : registrations) registry_->mark_swept(registration);
 }
 
 void Node::sweep_dead() {
   while (!stopping_.load()) {
-    uint32_t registration = 0;
+    std::vector<uint32_t> registrations;
     {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [&] { return stopping_.load() || !to_sweep_.empty(); });
       if (stopping_.load()) return;
-      registration = to_sweep_.front();
-      to_sweep_.pop_front();
+      registrations.assign(to_sweep_.begin(), to_sweep_.end());
+      to_sweep_.clear();
     }
-    sweep_one(registration);
+    sweep(registrations);
   }
 }
 

@@ -56,9 +56,12 @@ class Node {
   // `left`: it went of its own will.
   void fence(uint32_t registration, bool over_tcp, bool left);
   void sweep_dead();
-  void sweep_one(uint32_t registration);
+  void sweep(const std::vector<uint32_t>& registrations);
   bool try_sweep(Lane& lane, class Sweep& sweep);
-  bool wait_rounds(unsigned rounds);
+  // Waits for the safe epoch. It may wait for an insert, and that for the split of a client whose
+  // turn has not come: so the splits of all that wait to be swept are finished meanwhile.
+  bool wait_rounds(Lane& lane, unsigned rounds);
+  void finish_splits(Lane& lane);
   void count_memory(kv_node_stats& stats);
 
   // How an attachment of this process finds the node, if it is still there.

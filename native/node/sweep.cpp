@@ -88,7 +88,7 @@ Task<Status> Sweep::list_extent(Channel& channel, uint64_t segment, SegmentEntry
 // no block of it comes to life between the two looks.
 Task<Status> Sweep::take_over(Channel& channel, uint64_t segment, SegmentEntry head) {
   const SegmentEntry taken =
-      head.successor(SegmentEntry::kObjects, registration_, head.run(), head.size_class());
+      head.successor(SegmentEntry::kObjects, registrations_.front(), head.run(), head.size_class());
   kv_op op[1] = {cas_op(channel.attachment->geometry.entry_offset(segment), head.word, taken.word)};
   if (const uint32_t s = co_await channel.remote.batch(op); s != KV_FABRIC_OK) {
     co_return from_fabric(s);
@@ -99,7 +99,7 @@ Task<Status> Sweep::take_over(Channel& channel, uint64_t segment, SegmentEntry h
 
 Task<Status> Sweep::settle(Channel& channel, uint64_t segment, SegmentEntry head) {
   if (head.kind() == SegmentEntry::kAdoptable) co_return co_await take_over(channel, segment, head);
-  if (head.owner() != registration_) co_return Status::kOk;
+  if (!of_the_dead(head.owner())) co_return Status::kOk;
   switch (head.kind()) {
     case SegmentEntry::kClaiming:
       co_return co_await channel.attachment->segments.dissolve(channel.remote, segment, head);
@@ -112,18 +112,26 @@ Task<Status> Sweep::settle(Channel& channel, uint64_t segment, SegmentEntry head
   }
 }
 
-Task<Status> Sweep::begin(Channel& channel) {
+bool Sweep::of_the_dead(uint32_t owner) const {
+  return std::find(registrations_.begin(), registrations_.end(), owner) != registrations_.end();
+}
+
+Task<Status> finish_split_of(Channel& channel, uint32_t registration) {
   Attachment& attachment = *channel.attachment;
+  const SplitEnvironment environment{attachment.segments, attachment.directory,
+                                     attachment.registration, attachment.split_running,
+                                     channel.lane().deadline_ns()};
+  co_return co_await resume_split(channel.remote, environment, registration);
+}
+
+Task<Status> Sweep::begin(Channel& channel) {
   searches_.clear();
   heads_.clear();
   at_ = 0;
   looked_ = false;
-  const SplitEnvironment environment{attachment.segments, attachment.directory,
-                                     attachment.registration, attachment.split_running,
-                                     channel.lane().deadline_ns()};
-  if (const Status s = co_await resume_split(channel.remote, environment, registration_);
-      s != Status::kOk) {
-    co_return s;
+  for (const uint32_t registration : registrations_) {
+    const Status s = co_await finish_split_of(channel, registration);
+    if (s != Status::kOk) co_return s;
   }
   std::vector<uint64_t> words;
   if (const Status s = co_await read_segment_table(channel, words); s != Status::kOk) co_return s;

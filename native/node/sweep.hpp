@@ -1,12 +1,13 @@
-// Returning what a fenced client held: its half-done split, its extents, its blocks.
+// Returning what fenced clients held: half-done splits, extents, blocks.
 //
-// The caller has fenced the client. Blocks that the index does not point at may still be in the
+// The caller has fenced the clients. Blocks that the index does not point at may still be in the
 // limbo of a live client, so they are given back only after four rounds of the safe epoch, for the
 // reason told in store/scrub.hpp.
 
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "store/unreferenced.hpp"
@@ -15,10 +16,10 @@ namespace kvstore {
 
 class Sweep {
  public:
-  explicit Sweep(uint32_t registration) : registration_(registration) {}
+  explicit Sweep(std::vector<uint32_t> registrations) : registrations_(std::move(registrations)) {}
 
-  // First: finishes the split, undoes claims, lists the extents. Extents without an owner are among
-  // them: blocks of theirs may have been in the limbo of the client.
+  // First: finishes splits, undoes claims, lists the extents. Extents without an owner are among
+  // them: blocks of theirs may have been in the limbo of a client.
   Task<Status> begin(Channel& channel);
   // Then, until it no longer returns kPending: finds their dead blocks.
   Task<Status> look(Channel& channel);
@@ -36,13 +37,18 @@ class Sweep {
   Task<Status> give_back_extent(Channel& channel, UnreferencedSearch& search,
                                 layout::SegmentEntry head);
 
-  const uint32_t registration_;
+  bool of_the_dead(uint32_t owner) const;
+
+  const std::vector<uint32_t> registrations_;
   std::vector<UnreferencedSearch> searches_;
   std::vector<layout::SegmentEntry> heads_;  // of the same extents
   size_t at_ = 0;
   bool looked_ = false;
   uint64_t blocks_freed_ = 0;
 };
+
+// Finishes the split that a fenced client left half done, if it did.
+Task<Status> finish_split_of(Channel& channel, uint32_t registration);
 
 // Releases extents without an owner in which every block has been set free.
 Task<Status> release_abandoned(Channel& channel);

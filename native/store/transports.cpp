@@ -26,7 +26,9 @@ class ShmTransport : public Transport {
   explicit ShmTransport(const ShmMapping& mapping) : mapping_(mapping) {}
   ~ShmTransport() override { shm_detach(mapping_); }
   kv_connection* connect(uint32_t, uint64_t, std::string&) override {
-    return shm_connection(mapping_.region, mapping_.region_bytes, &dead_);
+    const uint8_t* liveness = mapping_.region + layout::kLivenessOffset;
+    return shm_connection(mapping_.region, mapping_.region_bytes, &dead_,
+                          reinterpret_cast<const uint32_t*>(liveness));
   }
   uint32_t fabric() const override { return KV_FABRIC_SHM; }
   int hangup_descriptor() const override { return mapping_.socket; }

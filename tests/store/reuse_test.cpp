@@ -73,8 +73,13 @@ TEST_CASE("store: no reader ever accepts memory that has been used again") {
   Traffic traffic;
   const uint64_t rounds = sanitized() ? 2000 : 60'000;
   {
-    StoreClient first(traffic.node, 4), second(traffic.node, 4, 1);
+    StoreClient first(traffic.node, 4), second(traffic.node, 4, 1), slow(traffic.node, 1, 1);
+    // Stands still between finding an object and reading it, longer than a heartbeat.
+    slow.fault.before = [batches = 0u](const kv_batch&) mutable {
+      if (++batches % 4 == 0) usleep(25'000);
+    };
     std::vector<std::thread> readers, writers;
+    readers.emplace_back([&] { traffic.read(slow, 99); });
     for (uint32_t r = 0; r < 4; ++r) {
       readers.emplace_back([&, r] { traffic.read(r % 2 == 0 ? first : second, r); });
     }
@@ -92,6 +97,7 @@ TEST_CASE("store: no reader ever accepts memory that has been used again") {
     // Under the protection of epochs an object that a slot leads to always verifies.
     CHECK(first.stats().verify_retries == 0);
     CHECK(second.stats().verify_retries == 0);
+    CHECK(slow.stats().verify_retries == 0);
   }
 }
 

@@ -1,5 +1,7 @@
 #include "fabric/cpu/shm.hpp"
 
+#include <linux/futex.h>
+
 #include "base/crc32c.hpp"
 
 namespace kvstore {
@@ -11,7 +13,19 @@ constexpr uint32_t kEagerReadBytes = 4096;
 struct ShmConnection : kv_connection {
   uint8_t* region;
   const std::atomic<uint32_t>* region_dead;
+  const uint32_t* holder;
 };
+
+// A futex word whose holder has not died and has not let go.
+bool is_held(const uint32_t* word) {
+  const uint32_t seen = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+  return (seen & FUTEX_TID_MASK) != 0 && (seen & FUTEX_OWNER_DIED) == 0;
+}
+
+bool is_over(const ShmConnection& connection) {
+  return connection.region_dead->load(std::memory_order_acquire) != 0 ||
+         (connection.holder != nullptr && !is_held(connection.holder));
+}
 
 bool acceptable(const ShmConnection& connection, const kv_op& op) {
   if (op.length == 0 || op.offset > connection.region_bytes ||
@@ -90,7 +104,7 @@ void execute(uint8_t* region, kv_op& op) {
 
 uint32_t shm_post(kv_connection* base, kv_batch* batch) {
   ShmConnection& connection = *static_cast<ShmConnection*>(base);
-  if (connection.broken || connection.region_dead->load(std::memory_order_acquire) != 0) {
+  if (connection.broken || is_over(connection)) {
     connection.broken = 1;
     return KV_FABRIC_DOWN;
   }
@@ -101,7 +115,7 @@ uint32_t shm_post(kv_connection* base, kv_batch* batch) {
     }
     execute(connection.region, batch->ops[i]);
   }
-  if (connection.region_dead->load(std::memory_order_acquire) != 0) {
+  if (is_over(connection)) {
     connection.broken = 1;
     return KV_FABRIC_LOST;
   }
@@ -127,7 +141,7 @@ constexpr kv_connection_ops kShmOps = {KV_FABRIC_ABI_VERSION, shm_post,  shm_pol
 }  // namespace
 
 kv_connection* shm_connection(void* region, uint64_t region_bytes,
-                              const std::atomic<uint32_t>* region_dead) {
+                              const std::atomic<uint32_t>* region_dead, const uint32_t* holder) {
   ShmConnection* connection = new ShmConnection{};
   connection->ops = &kShmOps;
   connection->region_bytes = region_bytes;
@@ -138,6 +152,7 @@ kv_connection* shm_connection(void* region, uint64_t region_bytes,
   connection->region = static_cast<uint8_t*>(region);
   connection->mapped_region = connection->region;
   connection->region_dead = region_dead;
+  connection->holder = holder;
   return connection;
 }
 

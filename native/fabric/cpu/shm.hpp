@@ -12,7 +12,9 @@ namespace kvstore {
 
 // `region_dead` turns nonzero when the node has gone: memory that outlives it must not be taken for
 // the store, so every batch looks at it before and after. Both pointers outlive the connection.
+// `holder`, if given, is a futex word that the node holds while it lives.
 kv_connection* shm_connection(void* region, uint64_t region_bytes,
-                              const std::atomic<uint32_t>* region_dead);
+                              const std::atomic<uint32_t>* region_dead,
+                              const uint32_t* holder = nullptr);
 
 }  // namespace kvstore

@@ -15,16 +15,13 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kInputBytes = 64 * 1024;
+// Takes the answers to 64 READs of 1 KiB: a batch of gets is answered by one system call.
 constexpr size_t kOutputBytes = 128 * 1024;
 // A longer payload passes through the thread's scratch memory instead of the connection's buffers.
 constexpr uint64_t kShortBytesMax = 16 * 1024;
-// Answers are sent once so many bytes of them wait, so that the client takes in the first of many
-// while the others are made.
-constexpr size_t kFlushBytes = 100 * 1024;
-// A long payload is sent in pieces of so many bytes: the kernel begins to deliver when a call ends,
-// so the client takes in one piece while the next is copied.
-constexpr size_t kPieceBytes = 256 * 1024;
-constexpr size_t kReceiveInPlaceBytes = 1024 * 1024;
+// What a long payload moves in one call at most. Smaller pieces cost more calls than they gain by
+// letting the client begin earlier.
+constexpr size_t kPieceBytes = 1024 * 1024;
 constexpr uint64_t kShareBytes = 2 * 1024 * 1024;
 constexpr uint64_t kShareOps = 256;
 constexpr uint64_t kGreetingNs = 5'000'000'000;
@@ -89,10 +86,9 @@ TcpAgentConnection::Progress TcpAgentConnection::run() {
     }
     if (step == Step::kClosed) return Progress::kClosed;
     if (step == Step::kElsewhere) return Progress::kElsewhere;
-    if (step == Step::kDone && output_bytes() < kFlushBytes) continue;
+    if (step == Step::kDone) continue;
     if (flush() == Step::kClosed) return Progress::kClosed;
     if (output_bytes() > 0) return Progress::kWaiting;
-    if (step == Step::kDone) continue;
     if (spent) return Progress::kRunnable;
     if (step == Step::kNeedOutput && !writable_) return Progress::kWaiting;
     if (step == Step::kNeedInput) {
@@ -378,7 +374,7 @@ TcpAgentConnection::Step TcpAgentConnection::write_in_place(const frame::OpDescr
   region_copy(place + op_bytes_, input_.get() + input_head_, kept);
   op_bytes_ += kept;
   const size_t remaining = static_cast<size_t>(op.operand - op_bytes_);
-  const size_t piece = std::min(remaining, kReceiveInPlaceBytes);
+  const size_t piece = std::min(remaining, kPieceBytes);
   const size_t head = static_cast<size_t>((op_bytes_ + piece) % frame::kAlignment);
   input_head_ = input_tail_ = op_bytes_ % frame::kAlignment;
   const bool last = piece == remaining;
