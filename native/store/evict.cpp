@@ -155,15 +155,32 @@ Task<Status> evict_for(Channel& channel, unsigned size_class) {
   co_return Status::kOk;
 }
 
-// Without eviction: whether others have had their time to give up what they do not need.
-bool waited_long_enough(Attachment& attachment, uint64_t began_ns) {
-  const uint64_t now_ns = monotonic_ns();
-  const uint64_t refused_ns = attachment.refused_ns.load(std::memory_order_relaxed);
-  const bool lately = refused_ns != 0 && now_ns - refused_ns < kRefusalHoldsNs;
-  if (!lately && now_ns - began_ns < kPatienceNs) return false;
-  if (!lately) attachment.refused_ns.store(now_ns, std::memory_order_relaxed);
-  return true;
-}
+// Without eviction: whether what can come back, from reclamation or from others, has had its time.
+class Patience {
+ public:
+  explicit Patience(Attachment& attachment) : attachment_(attachment) {}
+
+  // Called after each attempt to get memory that failed.
+  bool is_over() {
+    const uint64_t now_ns = monotonic_ns();
+    if (attachment_.limbo.bytes() > 0 || began_ns_ == 0) {
+      // Blocks on their way out of the limbo are not free yet: the time begins with the last.
+      waited_for_limbo_ |= attachment_.limbo.bytes() > 0;
+      began_ns_ = now_ns;
+    }
+    const uint64_t refused_ns = attachment_.refused_ns.load(std::memory_order_relaxed);
+    const bool lately = refused_ns != 0 && now_ns - refused_ns < kRefusalHoldsNs;
+    if (lately && !waited_for_limbo_) return true;
+    if (now_ns - began_ns_ < kPatienceNs) return false;
+    attachment_.refused_ns.store(now_ns, std::memory_order_relaxed);
+    return true;
+  }
+
+ private:
+  Attachment& attachment_;
+  uint64_t began_ns_ = 0;
+  bool waited_for_limbo_ = false;
+};
 
 }  // namespace
 
@@ -207,7 +224,7 @@ Task<Status> evict_in_places(Channel& channel, const Key& key) {
 Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
   Attachment& attachment = *channel.attachment;
   Lane& lane = channel.lane();
-  uint64_t began_ns = 0;
+  Patience patience(attachment);
   for (;;) {
     if (lane.cancelled()) co_return TakeResult{Status::kDeadlineExceeded, {}};
     if (const std::optional<Block> block = attachment.allocator.take_local(size_class)) {
@@ -220,12 +237,11 @@ Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
     if (taken.grown) attachment.full.store(false, std::memory_order_relaxed);
     if (taken.status != Status::kOutOfMemory) co_return taken;
     attachment.full.store(true, std::memory_order_relaxed);
-    if (began_ns == 0) began_ns = monotonic_ns();
 
     if (attachment.evicts()) {
       co_await evict_for(channel, size_class);
       if (channel.remote.broken()) co_return TakeResult{Status::kNodeUnreachable, {}};
-    } else if (attachment.limbo.bytes() == 0 && waited_long_enough(attachment, began_ns)) {
+    } else if (patience.is_over()) {
       co_return TakeResult{Status::kOutOfMemory, {}};
     }
     lane.client().want_memory(channel.member(), size_class);

@@ -99,7 +99,9 @@ def test_a_kill_loses_only_what_was_on_the_node(clients: list[Child], nodes: lis
     assert account.mismatches == 0
     assert account.keys_missing == 0
     assert 0 < account.keys_lost < account.keys_acknowledged
-    assert account.failed_writes.keys() == {"NodeUnreachable"}
+    # A put whose answer the node took along may have been applied or not.
+    assert "NodeUnreachable" in account.failed_writes
+    assert account.failed_writes.keys() <= {"NodeUnreachable", "OutcomeUnknown"}
     assert account.resume_ms is not None
     assert account.resume_ms < 10_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -45,13 +46,15 @@ def test_ready_line_names_places_that_answer(node: NodeProcess) -> None:
 
 
 def _two_free_ports() -> int:
-    """The first of two neighbours that nobody has."""
-    for _ in range(100):
+    """The first of two neighbours that nobody has, below those that the kernel hands out."""
+    for port in random.sample(range(10_000, 32_000, 2), 100):
         with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            if port < 65535 and other.connect_ex(("127.0.0.1", port + 1)) != 0:
-                return port
+            try:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
     raise AssertionError("no two neighbouring ports are free")
 
 
