@@ -83,14 +83,9 @@ sanitize: doctest ## native tests under ASan, UBSan and TSan (clang-19), then th
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) JOBS=$(JOBS) scripts/sanitize.sh
 
 .PHONY: bench
-bench: build ## the figures of the README, also written to build/bench
+bench: build ## the figures of the README and of docs/benchmarks.md, written to build/bench
 	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target kvstore_native_benches
-	@mkdir -p build/bench
-	@set -e; for program in $(BUILD)/benches/*_bench; do echo "== $$program"; $$program; done
-	@set -e; for script in $(wildcard bench/*.py); do echo "== $$script"; \
-	  $(PYTHON_VENV) $$script; done
-	$(BIN)/kvstore-bench kv --json >build/bench/kv.json
-	$(BIN)/kvstore-bench peers --json >build/bench/peers.json
+	@bench/run.sh
 
 .PHONY: ci
 ci: ## every stage with its wall time: what .ci/run runs

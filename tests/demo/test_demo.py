@@ -141,8 +141,10 @@ def descendants(pid: int) -> set[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_no_process(number: signal.Signals) -> None:
+    command = [*COMMAND, "--limit", "5000", "--speed", "5", "--no-redis", "--block-bytes", "1KiB"]
+    # A shell tells the commands that it starts in the background to ignore SIGINT.
     process = subprocess.Popen(
-        [*COMMAND, "--limit", "5000", "--speed", "5", "--no-redis", "--block-bytes", "1KiB"],
+        ["env", "--default-signal=INT", *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

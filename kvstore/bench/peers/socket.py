@@ -30,7 +30,7 @@ class SocketSystem:
         if case.operation == "get":
             spin_us = 0 if case.variant == "blocking" else SPIN_US
             reply_bytes = case.value_bytes + REPLY_OVERHEAD_BYTES
-            words = ["pingpong", str(REQUEST_BYTES), str(reply_bytes), str(spin_us), "0"]
+            words = ["pingpong", str(REQUEST_BYTES), str(reply_bytes), str(spin_us), str(spin_us)]
         else:
             words = [case.operation.partition("_")[0], str(case.value_bytes)]
         finished = subprocess.run(
