@@ -217,7 +217,8 @@ TEST_CASE("store: a call that can't end in time ends, and the lane serves the ne
   CHECK(status == Status::kOutOfMemory);
   CHECK(stored > 50);
   const uint64_t began = monotonic_ns();
-  kv_call call = StoreClient::call_for(KV_PUT, name(stored));
+  const std::string key = name(stored);
+  kv_call call = StoreClient::call_for(KV_PUT, key);
   call.value = value.data();
   call.value_bytes = value.size();
   const Status late = client.run_one(call, 20 * kMillisecond).status;
