@@ -19,7 +19,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint32_t kLeaseMsDefault = 5000;
-constexpr uint64_t kIdleTickNs = 40 * kMillisecond;
+constexpr uint64_t kIdleTickNs = 20 * kMillisecond;
 constexpr uint64_t kBusyTickNs = 5 * kMillisecond;
 constexpr uint64_t kPressedTickNs = kMillisecond;
 constexpr uint64_t kSweepNs = 60 * kSecond;

@@ -220,6 +220,7 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& d
   }
   if (s == Status::kCorrupt) co_return Step::kDamaged;
   if (s != Status::kAbsent) co_return Step::kLost;
+  call.version = 0;  // nothing is there any more, whatever an earlier attempt met
   if (needs_final_miss) {
     const Status confirmed = co_await confirm_headers(channel.remote, lookup.places);
     if (confirmed == Status::kOk) co_return Step::kRefused;
@@ -316,6 +317,7 @@ Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
     Lookup lookup;
     const Status s = co_await look_up(channel, key, lookup, false);
     if (s != Status::kOk) {
+      call.version = 0;
       const bool wanted = s == Status::kAbsent && (call.flags & KV_IF_VERSION) != 0;
       co_return wanted ? Status::kConditionFailed : s;
     }
