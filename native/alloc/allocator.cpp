@@ -216,7 +216,7 @@ bool BlockAllocator::took_run(uint64_t segment) const {
 
 Task<TakeResult> BlockAllocator::take(Remote& remote, unsigned size_class) {
   const layout::Geometry& geometry = segments_.geometry();
-  if (!layout::shares_extent(layout::class_bytes(size_class), geometry.segment_bytes)) {
+  if (!geometry.shares_extent(size_class)) {
     co_return co_await take_run(remote, size_class);
   }
   if (const std::optional<Block> block = take_local(size_class)) {
@@ -265,11 +265,6 @@ Task<Status> BlockAllocator::find_more(Remote& remote, unsigned size_class, bool
     table_full_until_ns_.store(monotonic_ns() + kFullScanPauseNs, std::memory_order_relaxed);
   }
   co_return status;
-}
-
-Task<Status> BlockAllocator::give_back_unused(Remote& remote, Block block) {
-  const std::vector<Block> one{block};
-  co_return co_await give_back(remote, one);
 }
 
 }  // namespace kvstore

@@ -67,9 +67,6 @@ class BlockAllocator {
   // because the connection broke is left to the sweep.
   Task<Status> give_back(Remote& remote, const std::vector<Block>& blocks);
 
-  // Gives back a block that never was published.
-  Task<Status> give_back_unused(Remote& remote, Block block);
-
   // Takes in what others have set free in own extents; at most `extents_max` of them are read.
   Task<Status> harvest(Remote& remote, unsigned extents_max);
   // The same for the extent that begins at `segment`, if it is an own one.

@@ -6,6 +6,7 @@
 
 #include "alloc/allocator.hpp"
 #include "base/assert.hpp"
+#include "fabric/overlapped.hpp"
 
 namespace kvstore {
 
@@ -16,6 +17,7 @@ namespace {
 
 // Setting one bit races with at most the 63 other blocks of the word.
 constexpr unsigned kBitRacesMax = 256;
+constexpr unsigned kExtentsAtOnce = 32;
 constexpr uint64_t kWindowNs = kSecond;
 
 }  // namespace
@@ -74,7 +76,7 @@ Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block
         worst = s;
         continue;
       }
-      if (!layout::shares_extent(block.bytes(), geometry.segment_bytes)) {
+      if (!geometry.shares_extent(block.size_class)) {
         const Status released = co_await segments_.release(remote, segment, head);
         if (released != Status::kOk) worst = released;
         if (remote.broken()) co_return released;
@@ -91,8 +93,11 @@ Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block
       continue;
     }
     if (const uint64_t at = begin + index / 64 * 8; at != word_offset) {
-      if (bits != 0) co_await set_free_bits(remote, word_offset, bits);
-      if (remote.broken()) co_return Status::kNodeUnreachable;
+      if (bits != 0) {
+        const Status s = co_await set_free_bits(remote, word_offset, bits);
+        if (remote.broken()) co_return s;
+        if (s != Status::kOk) worst = s;
+      }
       word_offset = at;
       bits = 0;
     }
@@ -172,27 +177,14 @@ Task<Status> BlockAllocator::harvest(Remote& remote, unsigned extents_max) {
       segments.push_back(extents_[harvest_next_++ % extents_.size()]->extent.segment);
     }
   }
-  const Remote::FanOut fan_out(remote, 32);
-  const size_t at_once = fan_out.width();
-  Status worst = Status::kOk;
-  for (size_t first = 0; first < segments.size() && worst == Status::kOk; first += at_once) {
-    std::vector<Task<Status>> tasks;
-    for (size_t i = first; i < std::min(first + at_once, segments.size()); ++i) {
-      tasks.push_back(harvest_extent(remote, segments[i]));
-    }
-    for (Task<Status>& task : tasks) {
-      if (const Status s = co_await task; s != Status::kOk) worst = s;
-    }
-  }
-  co_return worst;
+  const auto step = [&](size_t i) { return harvest_extent(remote, segments[i]); };
+  co_return co_await overlapped(remote, segments.size(), kExtentsAtOnce, step);
 }
 
 Task<Status> BlockAllocator::adopt_extent(Remote& remote, uint64_t segment, SegmentEntry head) {
   const layout::Geometry& geometry = segments_.geometry();
   const unsigned size_class = head.size_class();
-  if (size_class == 0 || head.run() > geometry.segment_count - segment) co_return Status::kCorrupt;
-  const ExtentShape shape =
-      layout::extent_shape(layout::class_bytes(size_class), head.run(), geometry.segment_bytes);
+  const ExtentShape shape = geometry.shape_of(segment, head);
   if (shape.blocks == 0) co_return Status::kCorrupt;
   const SegmentEntry mine =
       head.successor(SegmentEntry::kObjects, segments_.registration(), head.run(), size_class);

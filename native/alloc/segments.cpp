@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/assert.hpp"
+#include "base/random.hpp"
 
 namespace kvstore {
 
@@ -17,14 +18,6 @@ constexpr uint64_t kCasPerBatch = 256;
 // A free run that somebody else took first is looked for again this often.
 constexpr unsigned kRacesMax = 256;
 constexpr unsigned kRacesTogether = 4;
-
-uint64_t next_random() {
-  static thread_local uint64_t state = monotonic_ns() | 1;
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return state >> 8;
-}
 
 }  // namespace
 
@@ -152,7 +145,7 @@ Task<ClaimResult> SegmentTable::claim(Remote& remote, uint32_t run, SegmentEntry
     if (!got) {
       // Whoever loses again and again looks elsewhere: the others look where it does.
       const bool elsewhere = race >= kRacesTogether;
-      hint_.store(elsewhere ? next_random() : taken.segment + run, std::memory_order_relaxed);
+      hint_.store(elsewhere ? thread_random() : taken.segment + run, std::memory_order_relaxed);
       continue;
     }
     const std::vector<uint8_t> zeros(clear_bytes, 0);

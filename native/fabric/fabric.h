@@ -75,6 +75,9 @@ typedef struct kv_batch {
 
 typedef struct kv_connection kv_connection;
 
+/* What every connection allows at least: a lane's calls and fan-outs together, a heartbeat. */
+enum { KV_FABRIC_OUTSTANDING_LEAST = 192, KV_FABRIC_BATCH_OPS_LEAST = 640 };
+
 typedef struct kv_connection_ops {
   uint32_t abi_version;
 
@@ -104,8 +107,8 @@ typedef struct kv_connection_ops {
 struct kv_connection {
   const kv_connection_ops* ops;
   uint64_t region_bytes;
-  uint32_t max_batch_ops;
-  uint32_t max_outstanding;
+  uint32_t max_batch_ops;   /* at least KV_FABRIC_BATCH_OPS_LEAST */
+  uint32_t max_outstanding; /* at least KV_FABRIC_OUTSTANDING_LEAST */
   /* A READ may fetch this many bytes more than needed where that saves a round trip. */
   uint32_t eager_read_bytes;
   uint32_t completes_inline; /* 1: post never returns PENDING */

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/assert.hpp"
+#include "fabric/overlapped.hpp"
 
 namespace kvstore {
 
@@ -140,21 +141,11 @@ Task<Status> carry_all(Remote& remote, const layout::Geometry& geometry, const S
                        uint64_t deadline_ns) {
   const uint64_t source = record.source * layout::kUnitBytes;
   const uint64_t target = record.target * layout::kUnitBytes;
-  Status worst = Status::kOk;
-  const Remote::FanOut fan_out(remote, kGroupsAtOnce);
-  for (unsigned first = 0; first < layout::kGroupsPerSubtable; first += fan_out.width()) {
-    std::vector<Task<Status>> tasks;
-    const unsigned end = std::min(first + fan_out.width(), layout::kGroupsPerSubtable);
-    for (unsigned group = first; group < end; ++group) {
-      tasks.push_back(carry_group(remote, geometry, source, target, group, deadline_ns));
-    }
-    for (Task<Status>& task : tasks) {
-      const Status s = co_await task;
-      if (s != Status::kOk) worst = s == Status::kAbsent ? Status::kCorrupt : s;
-    }
-    if (worst != Status::kOk) co_return worst;
-  }
-  co_return Status::kOk;
+  const auto step = [&](size_t group) {
+    return carry_group(remote, geometry, source, target, unsigned(group), deadline_ns);
+  };
+  const Status s = co_await overlapped(remote, layout::kGroupsPerSubtable, kGroupsAtOnce, step);
+  co_return s == Status::kAbsent ? Status::kCorrupt : s;
 }
 
 // Steps 3 to 5: everything after the record is written.

@@ -281,6 +281,17 @@ struct Geometry {
   constexpr uint32_t segments_for(uint64_t bytes) const {
     return uint32_t((bytes + segment_bytes - 1) / segment_bytes);
   }
+  constexpr bool shares_extent(unsigned size_class) const {
+    return layout::shares_extent(class_bytes(size_class), segment_bytes);
+  }
+  // The shape of the extent that begins at `segment` with this head; without blocks if that can't
+  // be.
+  constexpr ExtentShape shape_of(uint64_t segment, SegmentEntry head) const {
+    const bool possible = head.size_class() != 0 && head.run() != 0 && segment < segment_count &&
+                          head.run() <= segment_count - segment;
+    if (!possible) return {0, 0, 0};
+    return extent_shape(class_bytes(head.size_class()), head.run(), segment_bytes);
+  }
   // A block that a slot may point at: inside the segments, whole.
   constexpr bool holds_block(uint64_t offset, unsigned size_class) const {
     const uint64_t end = first_segment_offset + segment_count * segment_bytes;

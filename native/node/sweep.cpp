@@ -13,10 +13,6 @@ using layout::SegmentEntry;
 
 namespace {
 
-bool shared(const layout::Geometry& geometry, SegmentEntry head) {
-  return layout::shares_extent(layout::class_bytes(head.size_class()), geometry.segment_bytes);
-}
-
 Task<Status> read_bitmap(Channel& channel, uint64_t segment, const ExtentShape& shape,
                          std::vector<uint64_t>& bits) {
   bits.assign((shape.blocks + 63) / 64, 0);
@@ -73,10 +69,11 @@ Task<Status> Sweep::settle_subtable(Channel& channel, uint64_t segment, SegmentE
 
 Task<Status> Sweep::list_extent(Channel& channel, uint64_t segment, SegmentEntry head) {
   const layout::Geometry& geometry = channel.attachment->geometry;
-  UnreferencedSearch search = search_of(geometry, segment, head);
-  if (search.shape.blocks == 0) co_return Status::kOk;  // damaged: left alone
-  if (shared(geometry, head)) {
-    const Status s = co_await read_bitmap(channel, segment, search.shape, search.skip);
+  UnreferencedSearch search{blocks_of(geometry, segment, head), {}, 0};
+  if (search.blocks.shape.blocks == 0) co_return Status::kOk;  // damaged: left alone
+  if (geometry.shares_extent(head.size_class())) {
+    const Status s =
+        co_await read_bitmap(channel, segment, search.blocks.shape, search.blocks.skip);
     if (s != Status::kOk) co_return s;
   }
   searches_.push_back(std::move(search));
@@ -156,16 +153,16 @@ Task<Status> Sweep::look(Channel& channel) {
 Task<Status> Sweep::give_back_extent(Channel& channel, UnreferencedSearch& search,
                                      SegmentEntry head) {
   Attachment& attachment = *channel.attachment;
-  const uint64_t segment = search.extent.segment;
-  while (!search.done()) {
+  const uint64_t segment = search.blocks.extent.segment;
+  while (!search.blocks.done()) {
     if (const Status s = co_await search_slice(channel, search); s != Status::kOk) co_return s;
   }
-  if (!shared(attachment.geometry, head) && search.dead_blocks() > 0) {
+  if (!attachment.geometry.shares_extent(head.size_class()) && search.dead_blocks() > 0) {
     const Status released = co_await attachment.segments.release(channel.remote, segment, head);
     if (released == Status::kOk) ++blocks_freed_;
     co_return released;
   }
-  if (shared(attachment.geometry, head)) {
+  if (attachment.geometry.shares_extent(head.size_class())) {
     const Status set = co_await set_bits(channel, segment, search.dead, blocks_freed_);
     if (set != Status::kOk) co_return set;
   }
@@ -192,8 +189,10 @@ Task<Status> release_abandoned(Channel& channel) {
   if (const Status s = co_await read_segment_table(channel, words); s != Status::kOk) co_return s;
   for (uint64_t i = 0; i < words.size(); ++i) {
     const SegmentEntry entry{words[i]};
-    if (entry.kind() != SegmentEntry::kAdoptable || !shared(attachment.geometry, entry)) continue;
-    const ExtentShape shape = search_of(attachment.geometry, i, entry).shape;
+    if (entry.kind() != SegmentEntry::kAdoptable ||
+        !attachment.geometry.shares_extent(entry.size_class()))
+      continue;
+    const ExtentShape shape = attachment.geometry.shape_of(i, entry);
     if (shape.blocks == 0) continue;
     std::vector<uint64_t> bits;
     if (const Status s = co_await read_bitmap(channel, i, shape, bits); s != Status::kOk) {

@@ -104,10 +104,11 @@ class Attachment {
   }
 
   // When the heartbeat was answered last.
-  void heard(uint64_t now_ns) { heard_ns_.store(now_ns, std::memory_order_relaxed); }
+  void heard(uint64_t now_ns) { heard_ns_.store(now_ns, std::memory_order_release); }
   uint64_t silent_ns() const {
-    const uint64_t heard_ns = heard_ns_.load(std::memory_order_relaxed);
-    return monotonic_ns() - std::min(heard_ns, monotonic_ns());
+    // Read before the clock, which never goes back.
+    const uint64_t heard_ns = heard_ns_.load(std::memory_order_acquire);
+    return monotonic_ns() - heard_ns;
   }
 
   // As of the last heartbeat: good enough for recency, and no system call.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/random.hpp"
 #include "store/client.hpp"
 #include "store/operations.hpp"
 
@@ -32,14 +33,6 @@ constexpr unsigned kExtentTries = 8;
 constexpr uint64_t kPatienceNs = 150 * kMillisecond;
 constexpr uint64_t kRefusalHoldsNs = kSecond;
 
-uint64_t next_random() {
-  static thread_local uint64_t state = monotonic_ns() | 1;
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return state;
-}
-
 struct Sample {
   SlotRef ref;
   uint32_t idle_ms;
@@ -54,8 +47,8 @@ struct Sampled {
 Task<Status> read_sample(Channel& channel, Sampled& sampled, uint64_t& groups_offset) {
   const Attachment& attachment = *channel.attachment;
   const layout::DirectoryEntry entry =
-      attachment.directory.entry_at(next_random() % attachment.directory.size());
-  const uint64_t group = next_random() % (layout::kGroupsPerSubtable - kGroupsSampled + 1);
+      attachment.directory.entry_at(thread_random() % attachment.directory.size());
+  const uint64_t group = thread_random() % (layout::kGroupsPerSubtable - kGroupsSampled + 1);
   groups_offset = entry.offset() + group * layout::kGroupBytes;
   kv_op ops[2] = {read_op(groups_offset, sampled.buckets, sizeof sampled.buckets),
                   read_op(entry.offset() + layout::kSubtableBucketBytes +
@@ -68,8 +61,7 @@ unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset, 
               std::span<Sample> samples) {
   const Attachment& attachment = *channel.attachment;
   const uint32_t now_ms = uint32_t(attachment.node_clock_ms());
-  const bool shared =
-      layout::shares_extent(layout::class_bytes(size_class), attachment.geometry.segment_bytes);
+  const bool shared = attachment.geometry.shares_extent(size_class);
   unsigned count = 0;
   for (unsigned i = 0; i < kSlotsSampled; ++i) {
     const unsigned bucket = i / layout::kSlotsPerBucket;
@@ -87,19 +79,6 @@ unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset, 
     return a.idle_ms > b.idle_ms;
   });
   return count;
-}
-
-Task<bool> evict_slot(Channel& channel, const SlotRef& ref) {
-  kv_op op[1] = {cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word)};
-  if (co_await channel.remote.batch(op) != KV_FABRIC_OK) {
-    // An unlinked block may be left behind.
-    channel.want_scrub();
-    co_return false;
-  }
-  if (op[0].result != ref.slot.word) co_return false;
-  channel.attachment->limbo.retire({ref.slot.offset(), ref.slot.size_class()});
-  ++channel.lane().counts().evictions;
-  co_return true;
 }
 
 uint64_t stock_wanted(const Attachment& attachment, unsigned size_class) {
@@ -184,6 +163,19 @@ class Patience {
 
 }  // namespace
 
+Task<bool> evict_slot(Channel& channel, SlotRef ref) {
+  kv_op op[1] = {cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word)};
+  if (co_await channel.remote.batch(op) != KV_FABRIC_OK) {
+    // An unlinked block may be left behind.
+    channel.want_scrub();
+    co_return false;
+  }
+  if (op[0].result != ref.slot.word) co_return false;
+  channel.attachment->limbo.retire({ref.slot.offset(), ref.slot.size_class()});
+  ++channel.lane().counts().evictions;
+  co_return true;
+}
+
 Task<Evicted> evict_sampled(Channel& channel, unsigned size_class, unsigned wanted) {
   Sampled sampled;
   uint64_t groups_offset = 0;
@@ -209,7 +201,7 @@ Task<Status> evict_in_places(Channel& channel, const Key& key) {
       s != Status::kOk) {
     co_return s;
   }
-  const unsigned first = unsigned(next_random() % (2 * kSlotsPerCombined));
+  const unsigned first = unsigned(thread_random() % (2 * kSlotsPerCombined));
   for (unsigned n = 0; n < 2 * kSlotsPerCombined; ++n) {
     const unsigned i = (first + n) % (2 * kSlotsPerCombined);
     const CombinedBucket& combined = places.own()[i / kSlotsPerCombined];

@@ -12,6 +12,7 @@ namespace {
 
 // Calls of one run whose round trips overlap.
 constexpr uint32_t kWorkersMax = 64;
+static_assert(kWorkersMax + Remote::kFanOut <= KV_FABRIC_OUTSTANDING_LEAST);
 // A node that answered no lane, nor the heartbeat, for this long is taken to be down; a deadline of
 // a caller says nothing about the node.
 constexpr uint64_t kSilenceNs = kSecond;
@@ -193,32 +194,35 @@ void Lane::look_ahead(uint32_t index) {
   // A miss takes about as long as eight calls whose memory is at hand.
   constexpr uint32_t kHashAhead = 16;
   constexpr uint32_t kFetchAhead = 8;
-  std::vector<Key>& keys = run_.keys;
-  while (keys.size() < run_.count && keys.size() <= index + kHashAhead) {
-    const kv_call& call = call_at(uint32_t(keys.size()));
-    const bool valid = call.key_bytes > 0 && call.key_bytes <= KV_KEY_BYTES_MAX;
-    keys.push_back(valid ? make_key(call.key, call.key_bytes) : Key{});
-    if (!valid || run_.count == 1) continue;
-    const Channel& channel = channels_[client_.member_of(keys.back().hash)];
-    if (channel.attachment) channel.attachment->addresses.prefetch(keys.back().hash);
+  std::vector<Destination>& ahead = run_.ahead;
+  while (ahead.size() < run_.count && ahead.size() <= index + kHashAhead) {
+    const kv_call& call = call_at(uint32_t(ahead.size()));
+    Destination& next = ahead.emplace_back();
+    if (call.key_bytes == 0 || call.key_bytes > KV_KEY_BYTES_MAX) continue;  // refused in its turn
+    next.key = make_key(call.key, call.key_bytes);
+    next.member = client_.member_of(next.key.hash);
+    if (run_.count == 1) continue;
+    const Channel& channel = channels_[next.member];
+    if (channel.attachment) channel.attachment->addresses.prefetch(next.key.hash);
   }
   if (run_.count == 1 || index + kFetchAhead >= run_.count) return;
-  const Key& next = keys[index + kFetchAhead];
-  const Channel& channel = channels_[client_.member_of(next.hash)];
+  const Destination& next = ahead[index + kFetchAhead];
+  const Channel& channel = channels_[next.member];
   KnownAddress known;
-  if (!channel.attachment || !channel.attachment->addresses.find(next.hash, known)) return;
+  if (!channel.attachment || !channel.attachment->addresses.find(next.key.hash, known)) return;
   channel.remote.prefetch(known.slot_offset, 8);
   channel.remote.prefetch(known.slot.offset(),
-                          layout::kHeaderBytes + next.bytes + known.value_bytes);
+                          layout::kHeaderBytes + next.key.bytes + known.value_bytes);
 }
 
-Task<Status> Lane::execute(kv_call& call, const Key key) {
+Task<Status> Lane::execute(kv_call& call, const Destination destination) {
+  const Key& key = destination.key;
   call.data = nullptr;
   call.data_bytes = 0;
   call.version = 0;
   if (call.key_bytes == 0 || call.key_bytes > KV_KEY_BYTES_MAX) co_return Status::kKeyInvalid;
   if (call.kind < KV_GET || call.kind > KV_CONTAINS) co_return Status::kInvalid;
-  Channel& channel = channels_[client_.member_of(key.hash)];
+  Channel& channel = channels_[destination.member];
   ++counts_.operations;
   // A connection that broke is replaced once; a node that can't be reached then is down, and every
   // further call is told so at once.
@@ -240,7 +244,7 @@ Task<Status> Lane::work() {
     const uint32_t index = run_.next++;
     look_ahead(index);
     kv_call& call = call_at(index);
-    call.status = int32_t(co_await execute(call, run_.keys[index]));
+    call.status = int32_t(co_await execute(call, run_.ahead[index]));
   }
   --run_.workers_left;
   co_return Status::kOk;
@@ -252,7 +256,7 @@ void Lane::start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t 
   run_.list = list;
   run_.count = count;
   run_.next = 0;
-  run_.keys.clear();
+  run_.ahead.clear();
   run_.waiting = 0;
   run_.began_ns = monotonic_ns();
   run_.deadline_ns =

@@ -189,6 +189,10 @@ class Lane {
   void end_activity() { active_since.store(0, std::memory_order_release); }
 
  private:
+  struct Destination {
+    Key key;
+    uint32_t member = 0;
+  };
   struct Run {
     kv_call* calls = nullptr;
     kv_call* const* list = nullptr;  // instead of `calls`
@@ -200,13 +204,13 @@ class Lane {
     uint64_t deadline_ns = 0;
     bool active = false;
     std::vector<Task<Status>> workers;
-    std::vector<Key> keys;  // of the calls, as far as they have been looked ahead at
+    std::vector<Destination> ahead;  // of the calls, as far as they have been looked ahead at
   };
 
   void start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t timeout_ns);
   int continue_run(bool inline_only);
   Task<Status> work();
-  Task<Status> execute(kv_call& call, Key key);
+  Task<Status> execute(kv_call& call, Destination destination);
   kv_call& call_at(uint32_t index) const {
     return run_.list != nullptr ? *run_.list[index] : run_.calls[index];
   }

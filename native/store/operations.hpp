@@ -61,6 +61,10 @@ Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, layout::Sl
 // deadline.
 Task<TakeResult> allocate(Channel& channel, unsigned size_class);
 
+// Unlinks what a slot points at and retires its block. False if somebody was faster, or the answer
+// was lost.
+Task<bool> evict_slot(Channel& channel, SlotRef ref);
+
 // Evicts some of the least recently used among sampled entries, first those whose blocks this
 // client can use for the class.
 struct Evicted {

@@ -20,18 +20,19 @@ Task<Status> Scrub::begin(Channel& channel) {
   searches_.clear();
   at_ = 0;
   for (BlockAllocator::ExtentView& view : channel.attachment->allocator.begin_scrub()) {
-    searches_.push_back(
-        {view.extent, view.size_class, view.shape, std::move(view.free_bits), {}, 0, view.number});
+    searches_.push_back({{view.extent, view.size_class, view.shape, std::move(view.free_bits), 0},
+                         {},
+                         view.number});
   }
   std::vector<uint64_t> words;
   if (const Status s = co_await read_segment_table(channel, words); s != Status::kOk) co_return s;
   for (uint64_t segment = 0; segment < words.size(); ++segment) {
     const SegmentEntry head{words[segment]};
     if (head.kind() != SegmentEntry::kObjects || head.owner() != own) continue;
-    if (layout::shares_extent(layout::class_bytes(head.size_class()), geometry.segment_bytes)) {
+    if (geometry.shares_extent(head.size_class())) {
       continue;
     }
-    searches_.push_back(search_of(geometry, segment, head));
+    searches_.push_back({blocks_of(geometry, segment, head), {}, 0});
   }
   stage_ = Stage::kLooking;
   co_return Status::kOk;
@@ -60,17 +61,16 @@ void Scrub::wait(uint64_t global_epoch, uint64_t safe_epoch) {
 
 Task<Status> Scrub::finish_one(Channel& channel, UnreferencedSearch& search) {
   Attachment& attachment = *channel.attachment;
-  const uint64_t segment = search.extent.segment;
+  const uint64_t segment = search.blocks.extent.segment;
   // What others gave back in the meantime is free, not dead.
   if (const Status s = co_await attachment.allocator.harvest_extent(channel.remote, segment);
       s != Status::kOk) {
     co_return s;
   }
-  while (!search.done()) {
+  while (!search.blocks.done()) {
     if (const Status s = co_await search_slice(channel, search); s != Status::kOk) co_return s;
   }
-  if (layout::shares_extent(layout::class_bytes(search.size_class),
-                            attachment.geometry.segment_bytes)) {
+  if (attachment.geometry.shares_extent(search.blocks.size_class)) {
     freed_ += attachment.allocator.end_scrub(segment, search.ownership, search.dead);
     co_return Status::kOk;
   }
@@ -81,7 +81,7 @@ Task<Status> Scrub::finish_one(Channel& channel, UnreferencedSearch& search) {
     co_return s;
   }
   if (head.kind() != SegmentEntry::kObjects || head.owner() != attachment.registration ||
-      head.size_class() != search.size_class) {
+      head.size_class() != search.blocks.size_class) {
     co_return Status::kOk;
   }
   const Status released = co_await attachment.segments.release(channel.remote, segment, head);

@@ -13,7 +13,6 @@ using layout::Slot;
 
 namespace {
 
-constexpr unsigned kHeadersPerBatch = 64;
 constexpr unsigned kBatchesPerSlice = 8;
 constexpr uint64_t kWhileNs = kMillisecond;
 constexpr uint64_t kEntriesPerRead = 512;
@@ -53,49 +52,15 @@ Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, b
   co_return Status::kOk;
 }
 
-bool has_bit(const std::vector<uint64_t>& bits, uint32_t index) {
-  return index / 64 < bits.size() && (bits[index / 64] >> (index % 64) & 1) != 0;
-}
-
-// Up to kHeadersPerBatch blocks from `search.next` on; their look-ups overlap.
-Task<Status> search_batch(Channel& channel, UnreferencedSearch& search) {
-  const uint64_t block_bytes = layout::class_bytes(search.size_class);
-  const uint64_t first = channel.attachment->geometry.segment_offset(search.extent.segment) +
-                         search.shape.first_block_offset;
-  layout::ObjectHeader headers[kHeadersPerBatch];
-  uint32_t blocks[kHeadersPerBatch];
-  kv_op ops[kHeadersPerBatch];
-  unsigned count = 0;
-  uint32_t at = search.next;
-  for (; at < search.shape.blocks && count < kHeadersPerBatch; ++at) {
-    if (has_bit(search.skip, at)) continue;
-    ops[count] = read_op(first + at * block_bytes, &headers[count], layout::kHeaderBytes);
-    blocks[count++] = at;
+Task<Status> look_at(Channel& channel, UnreferencedSearch& search, BlockHeader found) {
+  bool live = false;
+  if (found.sound) {
+    const Status s = co_await referenced(channel, found.key_hash, found.address, live);
+    if (s != Status::kOk) co_return s;
   }
-  if (count > 0) {
-    if (const uint32_t s = co_await channel.remote.batch({ops, count}); s != KV_FABRIC_OK) {
-      co_return from_fabric(s);
-    }
-  }
-  bool live[kHeadersPerBatch] = {};
-  Status worst = Status::kOk;
-  const Remote::FanOut fan_out(channel.remote, kHeadersPerBatch);
-  for (unsigned i = 0; i < count;) {
-    std::vector<Task<Status>> tasks;
-    for (; i < count && tasks.size() < fan_out.width(); ++i) {
-      const uint64_t address = (first + blocks[i] * block_bytes) / layout::kUnitBytes;
-      if (!layout::sound(headers[i], address, search.size_class)) continue;
-      tasks.push_back(referenced(channel, headers[i].key_hash, address, live[i]));
-    }
-    for (Task<Status>& task : tasks) {
-      if (const Status s = co_await task; s != Status::kOk) worst = s;
-    }
-  }
-  if (worst != Status::kOk) co_return worst;
-  for (unsigned i = 0; i < count; ++i) {
-    if (!live[i]) search.dead[blocks[i] / 64] |= uint64_t{1} << (blocks[i] % 64);
-  }
-  search.next = at;
+  const uint64_t bit = uint64_t{1} << (found.block % 64);
+  uint64_t& word = search.dead[found.block / 64];
+  word = live ? word & ~bit : word | bit;
   co_return Status::kOk;
 }
 
@@ -108,16 +73,19 @@ uint64_t UnreferencedSearch::dead_blocks() const {
 }
 
 void UnreferencedSearch::again() {
-  skip.resize(dead.size());
-  for (size_t w = 0; w < dead.size(); ++w) skip[w] = ~dead[w];
+  blocks.skip.resize(dead.size());
+  for (size_t w = 0; w < dead.size(); ++w) blocks.skip[w] = ~dead[w];
   std::fill(dead.begin(), dead.end(), 0);
-  next = 0;
+  blocks.next = 0;
 }
 
 Task<Status> search_slice(Channel& channel, UnreferencedSearch& search) {
-  search.dead.resize((search.shape.blocks + 63) / 64);
-  for (unsigned batch = 0; batch < kBatchesPerSlice && !search.done(); ++batch) {
-    if (const Status s = co_await search_batch(channel, search); s != Status::kOk) co_return s;
+  search.dead.resize((search.blocks.shape.blocks + 63) / 64);
+  const auto visit = [&](BlockHeader found) { return look_at(channel, search, found); };
+  for (unsigned batch = 0; batch < kBatchesPerSlice && !search.blocks.done(); ++batch) {
+    if (const Status s = co_await visit_blocks(channel, search.blocks, visit); s != Status::kOk) {
+      co_return s;
+    }
   }
   co_return Status::kOk;
 }
@@ -126,7 +94,7 @@ Task<Status> search_for_a_while(Channel& channel, std::vector<UnreferencedSearch
                                 size_t& at) {
   const uint64_t until_ns = monotonic_ns() + kWhileNs;
   while (at < searches.size()) {
-    if (searches[at].done()) {
+    if (searches[at].blocks.done()) {
       ++at;
       continue;
     }
@@ -136,21 +104,6 @@ Task<Status> search_for_a_while(Channel& channel, std::vector<UnreferencedSearch
     if (monotonic_ns() >= until_ns) co_return Status::kPending;
   }
   co_return Status::kOk;
-}
-
-UnreferencedSearch search_of(const layout::Geometry& geometry, uint64_t segment,
-                             layout::SegmentEntry head) {
-  UnreferencedSearch search;
-  // An entry that can't be leaves nothing to be searched.
-  const bool possible = head.size_class() != 0 && head.run() != 0 &&
-                        segment < geometry.segment_count &&
-                        head.run() <= geometry.segment_count - segment;
-  if (!possible) return search;
-  search.extent = {segment, head.run()};
-  search.size_class = head.size_class();
-  search.shape = layout::extent_shape(layout::class_bytes(head.size_class()), head.run(),
-                                      geometry.segment_bytes);
-  return search;
 }
 
 Task<Status> read_segment_table(Channel& channel, std::vector<uint64_t>& words) {

@@ -9,21 +9,15 @@
 #include <cstdint>
 #include <vector>
 
-#include "alloc/segments.hpp"
-#include "store/lane.hpp"
+#include "store/extent_objects.hpp"
 
 namespace kvstore {
 
 struct UnreferencedSearch {
-  Extent extent;
-  unsigned size_class = 0;
-  layout::ExtentShape shape{};
-  std::vector<uint64_t> skip;  // bitmap of blocks that are not looked at
+  ExtentBlocks blocks;
   std::vector<uint64_t> dead;  // bitmap of those found so far
-  uint32_t next = 0;           // the first block that has not been looked at
   uint64_t ownership = 0;      // of an own extent: BlockAllocator::ExtentView::number
 
-  bool done() const { return next >= shape.blocks; }
   uint64_t dead_blocks() const;
   // Has the search begin again, among those that it found dead.
   void again();
@@ -37,11 +31,6 @@ Task<Status> search_slice(Channel& channel, UnreferencedSearch& search);
 // while there is more to do.
 Task<Status> search_for_a_while(Channel& channel, std::vector<UnreferencedSearch>& searches,
                                 size_t& at);
-
-// An extent of the segment table, ready to be searched, nothing skipped. Without blocks if its head
-// entry says what cannot be.
-UnreferencedSearch search_of(const layout::Geometry& geometry, uint64_t segment,
-                             layout::SegmentEntry head);
 
 // The segment table, read in pieces.
 Task<Status> read_segment_table(Channel& channel, std::vector<uint64_t>& words);

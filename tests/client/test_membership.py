@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ import pytest
 
 import kvstore
 from tests.support.clients import start_client
-from tests.support.nodes import NodeProcess, start_again, start_node
+from tests.support.nodes import ROOT, NodeProcess, start_again, start_node
 
 WORKER = "tests.multiprocess.worker"
 KEYS = [f"key-{index}" for index in range(64)]
@@ -179,3 +181,47 @@ def test_a_time_out_is_kept(nodes: list[NodeProcess]) -> None:
         finally:
             nodes[0].resume()
         assert 0.2 < time.monotonic() - begin < 1.5
+
+
+CLOSE_IN_A_HANDLER = """
+import signal, sys, kvstore
+
+def close(*_: object) -> None:
+    store.close()
+    print("closed", flush=True)
+
+store = kvstore.connect(sys.argv[1])
+signal.signal(signal.SIGALRM, close)
+print("ready", flush=True)
+sys.stdin.readline()
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    store.get("k", timeout_s=2.0)
+except kvstore.errors.KvError as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+def test_a_signal_handler_may_close_the_store_that_it_interrupted(
+    nodes: list[NodeProcess],
+) -> None:
+    """To wait for the end of the call that was interrupted would be to wait for ever."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLOSE_IN_A_HANDLER, target_of(nodes, "tcp")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for node in nodes:
+            node.pause()
+        told, _ = process.communicate("go\n", timeout=20)
+    finally:
+        for node in nodes:
+            node.resume()
+        process.kill()
+    assert told.splitlines()[0] == "closed"
+    assert process.returncode == 0

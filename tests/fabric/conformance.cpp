@@ -454,8 +454,8 @@ void table_is_of_this_version(FabricFixture& fixture) {
   const ConnectionPtr connection = fixture.connect();
   CHECK(connection->ops->abi_version == KV_FABRIC_ABI_VERSION);
   CHECK(connection->region_bytes == kRegionBytes);
-  CHECK(connection->max_batch_ops >= 64);
-  CHECK(connection->max_outstanding >= 16);
+  CHECK(connection->max_batch_ops >= KV_FABRIC_BATCH_OPS_LEAST);
+  CHECK(connection->max_outstanding >= KV_FABRIC_OUTSTANDING_LEAST);
   CHECK(connection->broken == 0);
 }
 

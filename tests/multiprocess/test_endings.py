@@ -74,6 +74,16 @@ def test_a_fork_and_the_death_of_the_parent(fabric: str, start_worker: StartWork
         client.kill()
 
 
+def test_a_client_that_leaves_is_gone_before_its_lease(fabric: str) -> None:
+    """And nobody takes it for one that died."""
+    with start_node("64MiB", "--membership-lease=60") as node:
+        with kvstore.connect(target_on(node, fabric)) as store:
+            store.put("k", b"v")
+            assert stats_of(node)["clients_live"] == 1
+        wait_until("the client is gone", lambda: stats_of(node)["clients_live"] == 0)
+        assert stats_of(node)["clients_fenced"] == 0
+
+
 def is_refused(target: str) -> bool:
     try:
         kvstore.connect(target).close()

@@ -24,8 +24,6 @@ from tests.support.nodes import NodeProcess, start_again, start_node, target_of
 TIMEOUT_S = 1.0
 #: What a call may take that needs not wait, on a machine that is busy with other things.
 FAST_S = 0.5
-#: A thread of the client sees the hang-up of the node's socket, once it gets the processor.
-NOTICE_S = 0.1
 
 
 def check_failing_is_fast(calls: list[Call]) -> None:
@@ -60,10 +58,10 @@ def is_absent(store: kvstore.Store, key: str) -> bool:
 
 
 def kill(node: NodeProcess) -> tuple[float, float]:
-    """Kills a node; the time before, and the one from which on every client must know it."""
+    """Kills a node; the time before, and the one from which on no call may come off."""
     before = time.monotonic()
     node.kill()
-    return before, time.monotonic() + NOTICE_S
+    return before, time.monotonic()
 
 
 def test_killed_amid_gets_and_puts(fabric: str, start_worker: StartWorker) -> None:

@@ -312,8 +312,9 @@ bool greet(int fd, const TcpTarget& target, uint64_t deadline_ns, frame::Welcome
     error = name + " refused the connection: " + refusal_text(status);
     return false;
   }
-  if (welcome.max_batch_ops == 0 || welcome.max_outstanding == 0) {
-    error = name + " announced limits that allow nothing";
+  if (welcome.max_batch_ops < KV_FABRIC_BATCH_OPS_LEAST ||
+      welcome.max_outstanding < KV_FABRIC_OUTSTANDING_LEAST) {
+    error = name + " allows fewer operations at once than this client needs";
     return false;
   }
   return true;
