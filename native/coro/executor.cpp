@@ -86,6 +86,8 @@ void Executor::resume_ready() {
   // cannot keep the connections from being polled.
   while (!ready_.empty()) {
     resuming_.swap(ready_);
+    if (ready_order_ != nullptr) [[unlikely]]
+      ready_order_->arrange(resuming_);
     for (const std::coroutine_handle<> handle : resuming_) handle.resume();
     resuming_.clear();
   }

@@ -8,12 +8,22 @@
 #include <atomic>
 #include <coroutine>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "coro/clock.hpp"
 #include "fabric/fabric.h"
 
 namespace kvstore {
+
+// In which order coroutines that are ready together resume.
+class ReadyOrder {
+ public:
+  virtual void arrange(std::span<std::coroutine_handle<>> ready) = 0;
+
+ protected:
+  ~ReadyOrder() = default;
+};
 
 class Executor {
  public:
@@ -60,11 +70,20 @@ class Executor {
       resume_ready();
       if (done()) return Outcome::kDone;
       if (poll_connections() > 0 || !ready_.empty()) continue;
-      if (!may_wait) return Outcome::kWouldBlock;
+      if (!may_wait) {
+        if (!timers_.empty() && fire_timers(monotonic_ns())) continue;
+        return Outcome::kWouldBlock;
+      }
       const Outcome outcome = wait(deadline_ns);
       if (outcome != Outcome::kDone) return outcome;
     }
   }
+
+  // When the next sleeper is due, for who drives the executor without waiting in it; UINT64_MAX if
+  // nobody sleeps.
+  uint64_t next_timer_ns() const { return timers_.empty() ? UINT64_MAX : timers_.front().when_ns; }
+  // Otherwise coroutines resume in the order in which they became ready.
+  void set_ready_order(ReadyOrder* order) { ready_order_ = order; }
 
   // Makes every sleeper ready, for when what they wait for is given up.
   void expire_timers();
@@ -113,6 +132,7 @@ class Executor {
   std::vector<Timer> timers_;  // a heap, soonest first
   std::vector<kv_connection*> connections_;
   int wake_descriptor_ = -1;
+  ReadyOrder* ready_order_ = nullptr;
   // Recent spins that found work, 0..8: spinning is worth its cycles only while it does.
   unsigned spin_credit_ = 4;
 };

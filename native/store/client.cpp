@@ -9,8 +9,11 @@
 
 namespace kvstore {
 
-Client::Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::string>& members)
-    : address_entries_(address_entries), fork_generation_(fork_generation()) {
+Client::Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::string>& members,
+               bool own_thread)
+    : address_entries_(address_entries),
+      own_thread_(own_thread),
+      fork_generation_(fork_generation()) {
   KV_ASSERT(lanes > 0 && !members.empty());
   for (const std::string& name : members) {
     auto member = std::make_unique<Member>();
@@ -64,7 +67,9 @@ void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
     member.generation.fetch_add(1, std::memory_order_release);
   }
   const std::lock_guard lock(lanes_mutex_);
-  if (!service_ && !closing_.load()) service_ = std::make_unique<Service>(*this, *service_lane_);
+  if (!service_ && !closing_.load()) {
+    service_ = std::make_unique<Service>(*this, *service_lane_, own_thread_);
+  }
   if (service_) service_->hurry();
 }
 
@@ -190,7 +195,7 @@ void Client::close() {
     [[maybe_unused]] Service* leaked = service_.release();
     return;
   }
-  drain_limbo();
+  if (own_thread_) drain_limbo();
   service_.reset();
 }
 

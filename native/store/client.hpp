@@ -17,6 +17,8 @@
 
 namespace kvstore {
 
+class Service;
+
 struct Member {
   std::string name;
   uint64_t name_hash = 0;
@@ -28,7 +30,9 @@ struct Member {
 
 class Client {
  public:
-  Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::string>& members);
+  // Without a thread of its own the client's service is driven from outside; see `service`.
+  Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::string>& members,
+         bool own_thread = true);
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
@@ -53,6 +57,9 @@ class Client {
   bool any_unfenced(uint32_t member) const;
 
   std::atomic<uint64_t>& tick() { return tick_; }
+  // The service and its lane, for who drives them; nullptr before the first attachment.
+  Service* service() { return service_.get(); }
+  Lane& service_lane() { return *service_lane_; }
   // Has the heartbeat come soon, because blocks of the class are waited for.
   void want_memory(uint32_t member, unsigned size_class);
 
@@ -67,6 +74,7 @@ class Client {
   void drain_limbo();
 
   const uint32_t address_entries_;
+  const bool own_thread_;
   std::vector<std::unique_ptr<Member>> members_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::unique_ptr<Lane> service_lane_;
@@ -75,7 +83,7 @@ class Client {
   std::atomic<uint32_t> lane_waiters_{0};
   std::atomic<uint64_t> tick_{1};
   std::atomic<bool> closing_{false};
-  std::unique_ptr<class Service> service_;
+  std::unique_ptr<Service> service_;
   const uint64_t fork_generation_;
 };
 

@@ -294,6 +294,27 @@ int Lane::run(kv_call* calls, uint32_t count, uint64_t timeout_ns, bool inline_o
   return continue_run(inline_only);
 }
 
+int Lane::step() {
+  if (!run_.active) return KV_INVALID;
+  if (monotonic_ns() >= run_.deadline_ns) give_up(Status::kDeadlineExceeded);
+  return continue_run(true);
+}
+
+bool Lane::step_task() {
+  if (monotonic_ns() >= run_.deadline_ns) give_up(Status::kDeadlineExceeded);
+  const auto done = [this] { return task_.done(); };
+  return executor_.run(done, UINT64_MAX, false) == Executor::Outcome::kDone;
+}
+
+Status Lane::end_task() {
+  const Status status = task_.take();
+  task_ = Task<Status>();
+  end_activity();
+  run_.active = false;
+  if (cancelled_ && status == Status::kNodeUnreachable) return cancel_reason_;
+  return status;
+}
+
 int Lane::run_list(kv_call* const* calls, uint32_t count, uint64_t timeout_ns) {
   if (run_.active) return KV_INVALID;
   start(nullptr, calls, count, timeout_ns);

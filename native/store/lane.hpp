@@ -165,6 +165,15 @@ class Lane {
   template <class Start>
   Status run_task(Start&& start, uint64_t deadline_ns);
 
+  // For who drives the lane without waiting in it. Goes on with calls that `run` left pending as
+  // far as can be now; past their deadline they are given up. KV_OK once each has its outcome.
+  int step();
+  // `run_task` in three parts: `step_task` until it says that the task is done.
+  template <class Start>
+  void begin_task(Start&& start, uint64_t deadline_ns);
+  bool step_task();
+  Status end_task();
+
   // Values without a buffer come through `allocate` whatever their size: the lane is released
   // before they are looked at.
   void set_values_through_allocate(bool always) { values_through_allocate_ = always; }
@@ -231,6 +240,7 @@ class Lane {
   Arena arena_;
   LaneCounts counts_;
   Run run_;
+  Task<Status> task_;
   bool cancelled_ = false;
   bool values_through_allocate_ = false;
   Status cancel_reason_ = Status::kOk;
@@ -252,7 +262,7 @@ void Lane::drive(Condition&& done, uint64_t deadline_ns) {
 }
 
 template <class Start>
-Status Lane::run_task(Start&& start, uint64_t deadline_ns) {
+void Lane::begin_task(Start&& start, uint64_t deadline_ns) {
   KV_ASSERT(!run_.active);
   run_.active = true;
   run_.deadline_ns = deadline_ns;
@@ -261,17 +271,15 @@ Status Lane::run_task(Start&& start, uint64_t deadline_ns) {
   run_.waiting = 0;
   cancelled_ = false;
   begin_activity();
-  Status status;
-  {
-    const Executor::Scope scope(executor_);
-    Task<Status> task = start();
-    drive([&] { return task.done(); }, deadline_ns);
-    status = task.take();
-  }
-  end_activity();
-  run_.active = false;
-  if (cancelled_ && status == Status::kNodeUnreachable) return cancel_reason_;
-  return status;
+  const Executor::Scope scope(executor_);
+  task_ = start();
+}
+
+template <class Start>
+Status Lane::run_task(Start&& start, uint64_t deadline_ns) {
+  begin_task(start, deadline_ns);
+  drive([this] { return task_.done(); }, deadline_ns);
+  return end_task();
 }
 
 }  // namespace kvstore

@@ -25,13 +25,13 @@ constexpr unsigned kHarvestExtents = 32;
 
 }  // namespace
 
-Service::Service(Client& client, Lane& lane)
+Service::Service(Client& client, Lane& lane, bool own_thread)
     : client_(client),
       lane_(lane),
       members_(client.members()),
       wake_descriptor_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   KV_ASSERT(wake_descriptor_ >= 0);
-  thread_ = std::thread([this] { loop(); });
+  if (own_thread) thread_ = std::thread([this] { loop(); });
 }
 
 Service::~Service() {
@@ -203,21 +203,42 @@ uint64_t Service::period_after(uint32_t index, bool hurried) {
   return busy ? kBusyPeriodNs : kIdlePeriodNs;
 }
 
-uint64_t Service::beat_all() {
-  const bool hurried = hurried_.exchange(false, std::memory_order_relaxed);
-  std::vector<uint32_t> ready;
+void Service::begin_beat() {
+  hurried_round_ = hurried_.exchange(false, std::memory_order_relaxed);
+  ready_.clear();
   for (uint32_t index = 0; index < client_.members(); ++index) {
-    if (prepare(index)) ready.push_back(index);
+    if (prepare(index)) ready_.push_back(index);
   }
-  if (!ready.empty()) {
-    lane_.run_task([&] { return beat_ready(ready); }, monotonic_ns() + kBeatDeadlineNs);
-  }
+}
+
+uint64_t Service::end_beat() {
   uint64_t period_ns = kIdlePeriodNs;
-  for (const uint32_t index : ready) {
+  for (const uint32_t index : ready_) {
     if (lane_.channel(index).remote.broken()) lane_.channel(index).want_scrub();
-    period_ns = std::min(period_ns, period_after(index, hurried));
+    period_ns = std::min(period_ns, period_after(index, hurried_round_));
   }
   return period_ns;
+}
+
+uint64_t Service::beat_all() {
+  begin_beat();
+  if (!ready_.empty()) {
+    lane_.run_task([&] { return beat_ready(ready_); }, monotonic_ns() + kBeatDeadlineNs);
+  }
+  return end_beat();
+}
+
+uint64_t Service::step() {
+  if (!beating_) {
+    begin_beat();
+    if (ready_.empty()) return end_beat();
+    lane_.begin_task([&] { return beat_ready(ready_); }, monotonic_ns() + kBeatDeadlineNs);
+    beating_ = true;
+  }
+  if (!lane_.step_task()) return 0;
+  lane_.end_task();
+  beating_ = false;
+  return end_beat();
 }
 
 bool Service::lanes_fenced(uint32_t index) {

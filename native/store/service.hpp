@@ -1,6 +1,6 @@
 // The service thread of a client: renews its leases, publishes its epoch, gives retired blocks
 // back, writes recency to the nodes, and notices nodes of this host that die. It sleeps in the
-// kernel in between.
+// kernel in between. Without a thread of its own it is driven from outside, as the simulator does.
 
 #pragma once
 
@@ -20,8 +20,14 @@ class Client;
 class Service {
  public:
   // `lane` is the service's own; its work is not an operation that holds back epochs.
-  Service(Client& client, Lane& lane);
+  Service(Client& client, Lane& lane, bool own_thread);
   ~Service();
+
+  // Without a thread: begins a round or goes on with the one under way, as far as can be now.
+  // Returns in how many nanoseconds the next round is due, 0 while one is under way.
+  uint64_t step();
+  // Whether the next round is wanted soon.
+  bool hurried() const noexcept { return hurried_.load(std::memory_order_relaxed); }
 
   // Has the next heartbeat come within about a millisecond.
   void hurry() noexcept;
@@ -46,6 +52,8 @@ class Service {
   void loop();
   // Returns in how many nanoseconds the next round is due.
   uint64_t beat_all();
+  void begin_beat();
+  uint64_t end_beat();
   Task<Status> beat(Channel& channel, PerMember& member);
   Task<Status> beat_ready(const std::vector<uint32_t>& ready);
   // Takes up the member's attachment. False while it can't be reached.
@@ -65,6 +73,10 @@ class Service {
   Client& client_;
   Lane& lane_;
   std::vector<PerMember> members_;
+  // Of the round under way.
+  std::vector<uint32_t> ready_;
+  bool hurried_round_ = false;
+  bool beating_ = false;
   int wake_descriptor_;
   std::atomic<bool> hurried_{false};
   std::atomic<bool> stopping_{false};

@@ -2,6 +2,7 @@
 
 #include "conformance.hpp"
 #include "fabric/cpu/shm.hpp"
+#include "sim_node.hpp"
 #include "tcp_node.hpp"
 
 namespace kvstore::test {
@@ -32,6 +33,27 @@ class ShmFixture final : public FabricFixture {
   std::atomic<uint32_t> dead_{0};
 };
 
+class SimFixture final : public FabricFixture {
+ public:
+  explicit SimFixture(const sim::SimTiming& timing) : node_(kRegionBytes, timing) {}
+  ConnectionPtr connect() override { return node_.connect(); }
+  void kill_peer() override { node_.kill(); }
+  uint64_t word_at_node(uint64_t offset) const override { return node_.word(offset); }
+
+ private:
+  LockedSimNode node_;
+};
+
+// Long and uneven delays, and every transfer in as many pieces as there can be.
+sim::SimTiming rough_timing() {
+  sim::SimTiming timing;
+  timing.delay_ns_spread = 50'000;
+  timing.late_per_million = 200'000;
+  timing.step_ns_max = 20'000;
+  timing.pieces_max = sim::SimNode::kPiecesLimit;
+  return timing;
+}
+
 }  // namespace
 
 const std::vector<RegisteredFabric>& registered_fabrics() {
@@ -39,6 +61,8 @@ const std::vector<RegisteredFabric>& registered_fabrics() {
       {"tcp", [] { return std::make_unique<TcpFixture>(2); }},
       {"tcp with one agent thread", [] { return std::make_unique<TcpFixture>(1); }},
       {"shm", [] { return std::make_unique<ShmFixture>(); }},
+      {"sim", [] { return std::make_unique<SimFixture>(sim::SimTiming{}); }},
+      {"sim with rough timing", [] { return std::make_unique<SimFixture>(rough_timing()); }},
   };
   return fabrics;
 }

@@ -238,12 +238,6 @@ void OwnedFd::reset() {
   fd_ = -1;
 }
 
-uint64_t monotonic_ns() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
-}
-
 std::string endpoint_name(const std::string& host, uint16_t port) {
   const std::string bare = strip_brackets(host);
   const bool ipv6 = bare.find(':') != std::string::npos;

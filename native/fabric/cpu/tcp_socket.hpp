@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 
+#include "coro/clock.hpp"
+
 namespace kvstore {
 
 // A file descriptor with one owner.
@@ -28,9 +30,6 @@ class OwnedFd {
  private:
   int fd_ = -1;
 };
-
-// CLOCK_MONOTONIC.
-uint64_t monotonic_ns();
 
 // "host:port", with an IPv6 address in brackets.
 std::string endpoint_name(const std::string& host, uint16_t port);

@@ -1,0 +1,100 @@
+// Virtual time: events in the order of their instants. One seed decides everything that chance
+// decides, the order of events of one instant too, so a seed is a history.
+//
+// One thread. What an event refers to outlives the event, or the schedule is not run any more.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "base/assert.hpp"
+
+namespace kvstore::sim {
+
+// SplitMix64: every seed is as good as any other, and neighbours have nothing in common.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  uint64_t next() {
+    uint64_t word = state_ += 0x9e3779b97f4a7c15ull;
+    word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9ull;
+    word = (word ^ (word >> 27)) * 0x94d049bb133111ebull;
+    return word ^ (word >> 31);
+  }
+  // 0 .. bound - 1; `bound` is at least 1.
+  uint64_t below(uint64_t bound) {
+    KV_ASSERT(bound > 0);
+    return uint64_t((static_cast<unsigned __int128>(next()) * bound) >> 64);
+  }
+  // Of a million.
+  bool chance(uint64_t per_million) { return per_million > 0 && below(1'000'000) < per_million; }
+
+ private:
+  uint64_t state_;
+};
+
+// What happens at an instant. `argument` is the one that was given with it.
+class Timed {
+ public:
+  virtual void fire(uint64_t argument) = 0;
+
+ protected:
+  ~Timed() = default;
+};
+
+class Schedule {
+ public:
+  explicit Schedule(uint64_t seed) : random_(seed) {}
+  Schedule(const Schedule&) = delete;
+  Schedule& operator=(const Schedule&) = delete;
+
+  uint64_t now_ns() const { return now_ns_; }
+  uint64_t events() const { return events_; }
+  Random& random() { return random_; }
+
+  void at(uint64_t when_ns, Timed& target, uint64_t argument) {
+    KV_ASSERT(when_ns >= now_ns_);
+    queue_.push_back({when_ns, random_.next(), &target, argument});
+    std::push_heap(queue_.begin(), queue_.end(), std::greater<>{});
+  }
+  void after(uint64_t delay_ns, Timed& target, uint64_t argument) {
+    at(now_ns_ + delay_ns, target, argument);
+  }
+
+  // Moves on to the next event and lets it happen. False if there is none.
+  bool run_next() {
+    if (queue_.empty()) return false;
+    std::pop_heap(queue_.begin(), queue_.end(), std::greater<>{});
+    const Event event = queue_.back();
+    queue_.pop_back();
+    now_ns_ = event.when_ns;
+    ++events_;
+    event.target->fire(event.argument);
+    return true;
+  }
+  // UINT64_MAX if there is none.
+  uint64_t next_ns() const { return queue_.empty() ? UINT64_MAX : queue_.front().when_ns; }
+
+ private:
+  struct Event {
+    uint64_t when_ns;
+    uint64_t tie;
+    Timed* target;
+    uint64_t argument;
+    bool operator>(const Event& other) const {
+      return when_ns != other.when_ns ? when_ns > other.when_ns : tie > other.tie;
+    }
+  };
+
+  std::vector<Event> queue_;  // a heap, soonest first
+  // Leases and deadlines are differences: the beginning may be anything but 0, which means "never".
+  uint64_t now_ns_ = 1'000'000'000;
+  uint64_t events_ = 0;
+  Random random_;
+};
+
+}  // namespace kvstore::sim

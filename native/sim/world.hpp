@@ -1,0 +1,65 @@
+// A simulated cluster: memory nodes, compute nodes with the store's real client, a workload,
+// faults, and the history of what every operation was told. One seed decides all of it.
+//
+// A world runs on one thread and has that thread's time to itself; `run_world` gives it a fresh
+// one, so that nothing that the thread did before can be felt in it.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sim/linearizability.hpp"
+#include "sim/memory_node.hpp"
+
+namespace kvstore::sim {
+
+struct WorldOptions {
+  unsigned nodes = 1;
+  unsigned clients = 4;
+  unsigned lanes = 2;  // of each client; each runs one call after another
+  unsigned keys = 8;
+  uint64_t operations = 2000;  // of all clients together
+  uint64_t value_bytes_max = 600;
+  uint64_t think_ns_max = 20'000;
+  uint64_t timeout_ns = 2 * kSecond;
+  int64_t drift_per_million_max = 1000;  // of every clock, either way
+  MemoryNodeOptions node;
+  // Of the operations that begin: with this one, after a while, the client crashes and another one
+  // takes its place; its connections break; or the host stands still for up to `pause_ns_max`.
+  uint64_t crashes_per_million = 0;
+  uint64_t breaks_per_million = 0;
+  uint64_t pauses_per_million = 0;
+  uint64_t pause_ns_max = 2 * kSecond;
+  // Virtual time after which a world that has not done its operations is stuck.
+  uint64_t limit_ns = 600 * kSecond;
+};
+
+struct WorldResult {
+  bool finished = false;  // all operations have returned, or their clients crashed
+  LinearizabilityResult linearizability;
+  std::string violation;  // of anything else; empty if there is none
+  std::vector<Operation> history;
+  uint64_t digest = 0;  // of the history, to the nanosecond
+  uint64_t virtual_ns = 0;
+  uint64_t events = 0;
+  uint64_t verbs = 0;
+  uint64_t torn = 0;
+  uint64_t breaks = 0;
+  uint64_t orphans = 0;
+  uint64_t crashes = 0;
+  uint64_t pauses = 0;
+  uint64_t fenced = 0;
+  uint64_t swept = 0;
+  uint64_t unknown = 0;  // operations without a known outcome
+
+  bool good() const {
+    return finished && violation.empty() && linearizability.verdict == Verdict::kLinearizable;
+  }
+};
+
+WorldResult run_world(const WorldOptions& options, uint64_t seed);
+
+}  // namespace kvstore::sim
