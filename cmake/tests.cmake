@@ -18,6 +18,9 @@ elseif(KVSTORE_BUILD_TESTS)
   target_include_directories(kvstore_native_tests PRIVATE ${PROJECT_SOURCE_DIR})
   target_include_directories(kvstore_native_tests SYSTEM PRIVATE ${DOCTEST_INCLUDE_DIR})
   target_link_libraries(kvstore_native_tests PRIVATE kvstore_core kvstore_options)
+  # Not from __FILE__, which a compiler cache may make relative.
+  set_source_files_properties(${PROJECT_SOURCE_DIR}/tests/layout/table_test.cpp PROPERTIES
+    COMPILE_DEFINITIONS KVSTORE_LAYOUT_TABLE="${PROJECT_SOURCE_DIR}/tests/layout/layout_table.txt")
 endif()
 
 if(KVSTORE_BUILD_TESTS)

@@ -4,7 +4,6 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <set>
@@ -30,7 +29,7 @@ struct Table {
 };
 
 Table read_table() {
-  std::ifstream file(std::filesystem::path(__FILE__).parent_path() / "layout_table.txt");
+  std::ifstream file(KVSTORE_LAYOUT_TABLE);
   REQUIRE(file.good());
   Table table;
   std::string line;
