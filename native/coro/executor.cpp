@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "base/assert.hpp"
+#include "coro/signal.hpp"
 
 namespace kvstore {
 namespace {
@@ -61,6 +62,10 @@ void Executor::expire_timers() {
 }
 
 void Executor::wake() noexcept {
+  if (waker_ != nullptr) [[unlikely]] {
+    waker_->woken();
+    return;
+  }
   KV_ASSERT(wake_descriptor_ >= 0);
   const uint64_t one = 1;
   // A full counter is a wake-up that is still pending, which is all that is wanted.
@@ -103,8 +108,29 @@ uint32_t Executor::poll_connections() {
   return completed;
 }
 
+uint64_t Executor::next_timer_ns() const {
+  uint64_t soonest_ns = timers_.empty() ? UINT64_MAX : timers_.front().when_ns;
+  for (const Signal* signal : awaited_) soonest_ns = std::min(soonest_ns, signal->until_ns_);
+  return soonest_ns;
+}
+
+void Executor::collect_signals() {
+  // Whoever had marked it before has set its signal before that.
+  signalled_.exchange(false, std::memory_order_acq_rel);
+  std::erase_if(awaited_, [this](const Signal* signal) {
+    if (!signal->is_set()) return false;
+    ready_.push_back(signal->waiter_);
+    return true;
+  });
+}
+
 bool Executor::fire_timers(uint64_t now_ns) {
   bool fired = false;
+  std::erase_if(awaited_, [&](const Signal* signal) {
+    if (signal->until_ns_ > now_ns) return false;
+    ready_.push_back(signal->waiter_);
+    return fired = true;
+  });
   while (!timers_.empty() && timers_.front().when_ns <= now_ns) {
     std::pop_heap(timers_.begin(), timers_.end(), std::greater<>{});
     ready_.push_back(timers_.back().handle);
@@ -117,6 +143,7 @@ bool Executor::fire_timers(uint64_t now_ns) {
 bool Executor::spin(uint64_t until_ns) {
   for (;;) {
     if (poll_connections() > 0 || !ready_.empty()) return true;
+    if (signalled_.load(std::memory_order_relaxed)) return true;
     relax();
     if (monotonic_ns() >= until_ns) return false;
   }
@@ -127,7 +154,7 @@ Executor::Outcome Executor::wait(uint64_t deadline_ns) {
   if (fire_timers(now_ns)) return Outcome::kDone;
   if (now_ns >= deadline_ns) return Outcome::kDeadline;
   uint64_t until_ns = deadline_ns;
-  if (!timers_.empty()) until_ns = std::min(until_ns, timers_.front().when_ns);
+  until_ns = std::min(until_ns, next_timer_ns());
 
   bool remote = false;
   for (kv_connection* connection : connections_) {

@@ -25,6 +25,17 @@ class ReadyOrder {
   ~ReadyOrder() = default;
 };
 
+// Steps an executor that nobody waits in.
+class Waker {
+ public:
+  virtual void woken() = 0;
+
+ protected:
+  ~Waker() = default;
+};
+
+class Signal;
+
 class Executor {
  public:
   enum class Outcome {
@@ -67,11 +78,13 @@ class Executor {
   Outcome run(Condition&& done, uint64_t deadline_ns, bool may_wait) {
     Scope scope(*this);
     for (;;) {
+      if (signalled_.load(std::memory_order_relaxed)) [[unlikely]]
+        collect_signals();
       resume_ready();
       if (done()) return Outcome::kDone;
       if (poll_connections() > 0 || !ready_.empty()) continue;
       if (!may_wait) {
-        if (!timers_.empty() && fire_timers(monotonic_ns())) continue;
+        if (next_timer_ns() != UINT64_MAX && fire_timers(monotonic_ns())) continue;
         return Outcome::kWouldBlock;
       }
       const Outcome outcome = wait(deadline_ns);
@@ -81,9 +94,11 @@ class Executor {
 
   // When the next sleeper is due, for who drives the executor without waiting in it; UINT64_MAX if
   // nobody sleeps.
-  uint64_t next_timer_ns() const { return timers_.empty() ? UINT64_MAX : timers_.front().when_ns; }
+  uint64_t next_timer_ns() const;
   // Otherwise coroutines resume in the order in which they became ready.
   void set_ready_order(ReadyOrder* order) { ready_order_ = order; }
+  // Is told of wakes instead of the descriptor.
+  void set_waker(Waker* waker) { waker_ = waker; }
 
   // Makes every sleeper ready, for when what they wait for is given up.
   void expire_timers();
@@ -110,12 +125,16 @@ class Executor {
   Sleep sleep_until(uint64_t when_ns) { return Sleep{this, when_ns}; }
 
  private:
+  friend class Signal;
+
   struct Timer {
     uint64_t when_ns;
     std::coroutine_handle<> handle;
     bool operator>(const Timer& other) const { return when_ns > other.when_ns; }
   };
 
+  // Makes the coroutines ready whose signals have been set.
+  void collect_signals();
   void resume_ready();
   uint32_t poll_connections();
   // Waits for a connection, a timer, a wake or the deadline. kDone means "look again".
@@ -130,9 +149,12 @@ class Executor {
   std::vector<std::coroutine_handle<>> ready_;
   std::vector<std::coroutine_handle<>> resuming_;
   std::vector<Timer> timers_;  // a heap, soonest first
+  std::vector<Signal*> awaited_;
+  std::atomic<bool> signalled_{false};  // some signal may have been set since they were looked at
   std::vector<kv_connection*> connections_;
   int wake_descriptor_ = -1;
   ReadyOrder* ready_order_ = nullptr;
+  Waker* waker_ = nullptr;
   // Recent spins that found work, 0..8: spinning is worth its cycles only while it does.
   unsigned spin_credit_ = 4;
 };

@@ -7,6 +7,7 @@
 //   8192             control page                clients, CAS; the split record also WRITE
 //   12288            client lines                each client its own
 //   ...              registry lines              the node alone
+//   ...              postbox lines               clients each its own
 //   ...              directory                   clients
 //   ...              coherence records, present  clients, CAS
 //   ...              coherence records, absent   clients, CAS
@@ -28,7 +29,7 @@
 namespace kvstore::layout {
 
 inline constexpr uint64_t kMagic = 0x31304d454d44564bull;  // "KVDMEM01"
-inline constexpr uint32_t kLayoutVersion = 1;
+inline constexpr uint32_t kLayoutVersion = 2;
 
 inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kLineBytes = 64;
@@ -59,6 +60,7 @@ struct Superblock {
   uint64_t record_count;  // in each of the two tables, a power of two
   uint64_t client_lines_offset;
   uint64_t registry_offset;
+  uint64_t postboxes_offset;
   uint32_t client_count_max;
   uint32_t eviction;     // kv_eviction
   uint32_t consistency;  // kv_consistency
@@ -67,7 +69,7 @@ struct Superblock {
   uint32_t flags;
   uint64_t checksum;  // CRC32C of everything before
 };
-static_assert(sizeof(Superblock) == 160 && sizeof(Superblock) <= kPageBytes);
+static_assert(sizeof(Superblock) == 168 && sizeof(Superblock) <= kPageBytes);
 inline constexpr uint64_t kSuperblockOffset = 0;
 
 // ---- Node line ------------------------------------------------------------------------------
@@ -137,6 +139,15 @@ struct RegistryLine {
   uint64_t reserved[5];
 };
 static_assert(sizeof(RegistryLine) == kLineBytes);
+
+// How a client is sent messages. Written once, when it first awaits any; readers check all of it.
+struct PostboxLine {
+  uint32_t registration;
+  uint32_t checksum;    // CRC32C of the line with this field 0
+  uint8_t address[40];  // a kv_datagram_address
+  uint8_t key[16];      // of the codes of messages to this client
+};
+static_assert(sizeof(PostboxLine) == kLineBytes);
 
 // ---- Index ----------------------------------------------------------------------------------
 
@@ -268,6 +279,7 @@ struct Geometry {
   uint64_t absent_records_offset = 0;
   uint64_t record_count = 0;
   uint64_t registry_offset = 0;
+  uint64_t postboxes_offset = 0;
 
   constexpr uint64_t segment_offset(uint64_t segment) const {
     return first_segment_offset + segment * segment_bytes;
@@ -313,6 +325,8 @@ constexpr Geometry make_geometry(uint64_t region_bytes) {
 
   uint64_t offset = kClientLinesOffset + kClientsMax * kLineBytes;
   g.registry_offset = offset;
+  offset += kClientsMax * kLineBytes;
+  g.postboxes_offset = offset;
   offset += kClientsMax * kLineBytes;
 
   const uint64_t subtables_max = region_bytes / kSubtableBytes + 1;

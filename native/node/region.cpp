@@ -91,6 +91,7 @@ layout::Geometry format_region(uint8_t* region, uint64_t bytes, const FormatOpti
   superblock.record_count = geometry.record_count;
   superblock.client_lines_offset = layout::kClientLinesOffset;
   superblock.registry_offset = geometry.registry_offset;
+  superblock.postboxes_offset = geometry.postboxes_offset;
   superblock.client_count_max = layout::kClientsMax;
   superblock.eviction = options.eviction;
   superblock.consistency = options.consistency;

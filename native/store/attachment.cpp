@@ -33,8 +33,10 @@ bool read_superblock(const layout::Superblock& superblock, layout::Geometry& geo
                     geometry.segment_table_offset == superblock.segment_table_offset &&
                     geometry.directory_offset == superblock.directory_offset &&
                     geometry.directory_depth_max == superblock.directory_depth_max &&
+                    geometry.registry_offset == superblock.registry_offset &&
+                    geometry.postboxes_offset == superblock.postboxes_offset &&
                     superblock.client_count_max == layout::kClientsMax;
-  if (!same) error = "the superblock's geometry is not the one of layout version 1";
+  if (!same) error = "the superblock's geometry is not the one that its layout version has";
   return same;
 }
 

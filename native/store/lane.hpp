@@ -248,9 +248,11 @@ class Lane {
 
 template <class Condition>
 void Lane::drive(Condition&& done, uint64_t deadline_ns) {
-  const Executor::Outcome outcome = executor_.run(done, deadline_ns, true);
+  Executor::Outcome outcome;
+  do {
+    outcome = executor_.run(done, deadline_ns, true);
+  } while (outcome == Executor::Outcome::kWoken);
   if (outcome == Executor::Outcome::kDone) return;
-  if (outcome == Executor::Outcome::kWoken) return drive(done, deadline_ns);
   give_up(outcome == Executor::Outcome::kInterrupted ? Status::kInterrupted
                                                      : Status::kDeadlineExceeded);
   // Everything that was awaited has been ended. What somebody begins to await nevertheless, before

@@ -110,7 +110,8 @@ TEST_CASE("layout: the parts of a region follow one another and end with it") {
     CAPTURE(bytes);
     const Geometry g = make_geometry(bytes);
     REQUIRE(g.registry_offset == kClientLinesOffset + kClientsMax * kLineBytes);
-    REQUIRE(g.directory_offset == g.registry_offset + kClientsMax * kLineBytes);
+    REQUIRE(g.postboxes_offset == g.registry_offset + kClientsMax * kLineBytes);
+    REQUIRE(g.directory_offset == g.postboxes_offset + kClientsMax * kLineBytes);
     REQUIRE(g.present_records_offset ==
             g.directory_offset + (uint64_t{8} << g.directory_depth_max));
     REQUIRE(g.absent_records_offset == g.present_records_offset + g.record_count * 8);

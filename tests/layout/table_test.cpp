@@ -93,6 +93,7 @@ std::map<std::string, Extent> superblock_fields() {
           FIELD(Superblock, "superblock", record_count),
           FIELD(Superblock, "superblock", client_lines_offset),
           FIELD(Superblock, "superblock", registry_offset),
+          FIELD(Superblock, "superblock", postboxes_offset),
           FIELD(Superblock, "superblock", client_count_max),
           FIELD(Superblock, "superblock", eviction),
           FIELD(Superblock, "superblock", consistency),
@@ -121,7 +122,11 @@ std::map<std::string, Extent> line_fields() {
           FIELD(ClientLine, "client_line", limbo_bytes),
           FIELD(RegistryLine, "registry_line", registration),
           FIELD(RegistryLine, "registry_line", state),
-          FIELD(RegistryLine, "registry_line", fenced_epoch)};
+          FIELD(RegistryLine, "registry_line", fenced_epoch),
+          FIELD(PostboxLine, "postbox_line", registration),
+          FIELD(PostboxLine, "postbox_line", checksum),
+          FIELD(PostboxLine, "postbox_line", address),
+          FIELD(PostboxLine, "postbox_line", key)};
 }
 
 std::map<std::string, Extent> index_and_object_fields() {
