@@ -37,7 +37,7 @@ build: $(PYTHON_VENV) ## bring the native parts up to date
 
 .PHONY: native-tests
 native-tests: doctest build
-	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target kvstore_native_tests
+	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target kvstore_native_tests kvstore_simulation_tests
 
 .PHONY: doctest
 doctest: $(PYTHON_VENV)
@@ -66,7 +66,8 @@ werror: doctest
 	@$(CMAKE) -S . -B build/werror -G Ninja -DKVSTORE_WERROR=ON -DKVSTORE_BUILD_TESTS=ON \
 	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja >build/configure.log \
 	  || { cat build/configure.log; exit 1; }
-	@$(CMAKE) --build build/werror -j $(JOBS) --target kvstore_core kvstore_native_tests
+	@$(CMAKE) --build build/werror -j $(JOBS) --target kvstore_core kvstore_native_tests \
+	  kvstore_simulate kvstore_simulation_tests
 
 .PHONY: format
 format: $(PYTHON_VENV) ## rewrite the sources in the project's format

@@ -2,7 +2,7 @@
 #
 # A build of a part: -DKVSTORE_CORE_LAYERS="base;fabric;fabric/cpu" -DKVSTORE_TEST_LAYERS=fabric.
 set(KVSTORE_CORE_LAYERS
-  "base;layout;coro;fabric;fabric/cpu;fabric/sim;alloc;index;messages;store;node;sim;api"
+  "base;layout;coro;fabric;fabric/cpu;fabric/sim;alloc;index;messages;store;node;api"
   CACHE STRING "Folders of native/ that make up the core")
 set(core_sources)
 foreach(layer IN LISTS KVSTORE_CORE_LAYERS)

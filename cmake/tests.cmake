@@ -12,7 +12,7 @@ elseif(KVSTORE_BUILD_TESTS)
     file(GLOB layer_tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${layer}/*.cpp)
     list(APPEND test_sources ${layer_tests})
   endforeach()
-  list(FILTER test_sources EXCLUDE REGEX "/tests/fuzz/")
+  list(FILTER test_sources EXCLUDE REGEX "/tests/(fuzz|sim)/")
   add_executable(kvstore_native_tests EXCLUDE_FROM_ALL
     ${PROJECT_SOURCE_DIR}/cmake/doctest_main.cpp ${test_sources})
   target_include_directories(kvstore_native_tests PRIVATE ${PROJECT_SOURCE_DIR})

@@ -46,7 +46,7 @@ build() {
 options=(-DKVSTORE_WERROR=ON -DKVSTORE_BUILD_TESTS=ON)
 for sanitizer in address thread; do
   extra=()
-  targets=(kvstore_native_tests)
+  targets=(kvstore_native_tests kvstore_simulation_tests)
   if [[ $sanitizer == address ]]; then
     extra=(-DKVSTORE_BUILD_FUZZERS=ON)
     targets+=(kvstore_fuzzers)
@@ -63,6 +63,7 @@ export TSAN_OPTIONS="external_symbolizer_path=$symbolizer:halt_on_error=1:second
 for sanitizer in address thread; do
   echo "native tests, $sanitizer sanitizer:"
   timeout 240 "build/$sanitizer/kvstore_native_tests"
+  timeout 240 "build/$sanitizer/kvstore_simulation_tests"
 done
 
 shopt -s nullglob

@@ -1,4 +1,4 @@
-"""Runs kvstore_native_tests, one pytest test for each of its source files.
+"""Runs the native test binaries, one pytest test for each of their source files.
 
 A file whose tests are not in the binary fails, so a stale binary or an unregistered file shows.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BINARY = ROOT / "build" / "editable" / "kvstore_native_tests"
+BUILD = ROOT / "build" / "editable"
 SOURCES = sorted(
     path
     for path in (ROOT / "tests").glob("*/*.cpp")
@@ -30,11 +30,13 @@ def test_there_are_native_tests() -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_native(source: Path) -> None:
-    assert BINARY.exists(), "run `make native-tests` first"
-    newest = max(source.stat().st_mtime, BINARY.stat().st_mtime)
-    assert newest == BINARY.stat().st_mtime, "the binary is stale: run `make native-tests`"
+    simulated = source.parent.name == "sim"
+    binary = BUILD / ("kvstore_simulation_tests" if simulated else "kvstore_native_tests")
+    assert binary.exists(), "run `make native-tests` first"
+    newest = max(source.stat().st_mtime, binary.stat().st_mtime)
+    assert newest == binary.stat().st_mtime, "the binary is stale: run `make native-tests`"
     completed = subprocess.run(
-        [BINARY, f"--source-file=*/tests/{source.parent.name}/{source.name}", "--no-colors=true"],
+        [binary, f"--source-file=*/tests/{source.parent.name}/{source.name}", "--no-colors=true"],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

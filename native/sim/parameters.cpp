@@ -1,0 +1,97 @@
+#include "sim/parameters.hpp"
+
+#include <charconv>
+#include <iterator>
+
+namespace kvstore::sim {
+namespace {
+
+#define KV_FIELD(member)                                                                           \
+  [](WorldOptions& options, uint64_t value) { options.member = decltype(options.member)(value); }, \
+      [](const WorldOptions& options) { return uint64_t(options.member); }
+
+constexpr uint64_t kMillion = 1'000'000;
+constexpr uint64_t kMicrosecond = 1'000;
+constexpr uint64_t kMebibyte = 1 << 20;
+constexpr const char* kWorkload = "workload";
+constexpr const char* kFaults = "faults";
+constexpr const char* kNode = "node";
+constexpr const char* kNetwork = "network";
+
+constexpr Parameter kParameters[] = {
+    {"nodes", kWorkload, "", 1, 1, 64, "memory nodes", KV_FIELD(nodes)},
+    {"clients", kWorkload, "", 1, 1, 1000, "compute nodes, each with one client",
+     KV_FIELD(clients)},
+    {"lanes", kWorkload, "", 1, 1, 64, "calls under way in each client", KV_FIELD(lanes)},
+    {"keys", kWorkload, "", 1, 1, 100 * kMillion, "different keys", KV_FIELD(keys)},
+    {"operations", kWorkload, "", 1, 1, 1000 * kMillion, "calls of all clients together",
+     KV_FIELD(operations)},
+    {"value_bytes", kWorkload, "bytes", 1, 0, 16 * kMebibyte, "at most, beside the 8 of a number",
+     KV_FIELD(value_bytes_max)},
+    {"think_us", kWorkload, "us", kMicrosecond, 0, 60 * kMillion,
+     "between calls of a lane, at most", KV_FIELD(think_ns_max)},
+    {"timeout_ms", kWorkload, "ms", kMillisecond, 1, 600'000, "of every call",
+     KV_FIELD(timeout_ns)},
+    {"limit_s", kWorkload, "s", kSecond, 1, 86'400, "virtual time after which a world is stuck",
+     KV_FIELD(limit_ns)},
+
+    {"region_mib", kNode, "MiB", kMebibyte, layout::kRegionBytesMin / kMebibyte, 1 << 20,
+     "memory of each node", KV_FIELD(node.region_bytes)},
+    {"eviction", kNode, "", 1, 0, 1, "1: a full node drops what was not used lately",
+     KV_FIELD(node.eviction)},
+    {"lease_ms", kNode, "ms", kMillisecond, 1, 600'000, "of a client's membership",
+     KV_FIELD(node.lease_ns)},
+
+    {"delay_ns", kNetwork, "ns", 1, 1, 1000 * kMillion, "one way, at least",
+     KV_FIELD(node.timing.delay_ns_min)},
+    {"delay_spread_ns", kNetwork, "ns", 1, 0, 1000 * kMillion, "what chance adds to it, at most",
+     KV_FIELD(node.timing.delay_ns_spread)},
+    {"late_per_million", kNetwork, "of a million messages", 1, 0, kMillion, "are late",
+     KV_FIELD(node.timing.late_per_million)},
+    {"late_us", kNetwork, "us", kMicrosecond, 0, 600 * kMillion, "how late, at most",
+     KV_FIELD(node.timing.late_ns_max)},
+    {"step_ns", kNetwork, "ns", 1, 0, 1000 * kMillion,
+     "between two operations of a batch or two pieces of one, at most",
+     KV_FIELD(node.timing.step_ns_max)},
+    {"pieces", kNetwork, "", 1, 1, SimNode::kPiecesLimit, "of one transfer, in any order, at most",
+     KV_FIELD(node.timing.pieces_max)},
+
+    {"batch_breaks_per_million", kFaults, "of a million batches", 1, 0, kMillion,
+     "with this one the connection breaks", KV_FIELD(node.timing.breaks_per_million)},
+    {"crashes_per_million", kFaults, "of a million calls", 1, 0, kMillion,
+     "with this one some client crashes", KV_FIELD(crashes_per_million)},
+    {"breaks_per_million", kFaults, "of a million calls", 1, 0, kMillion,
+     "with this one some client's connections to a node break", KV_FIELD(breaks_per_million)},
+    {"pauses_per_million", kFaults, "of a million calls", 1, 0, kMillion,
+     "with this one some client stands still", KV_FIELD(pauses_per_million)},
+    {"pause_ms", kFaults, "ms", kMillisecond, 1, 600'000, "how long, at most",
+     KV_FIELD(pause_ns_max)},
+    {"drift_per_million", kFaults, "of a million", 1, 0, 100'000,
+     "of every clock, either way, at most", KV_FIELD(drift_per_million_max)},
+};
+#undef KV_FIELD
+
+}  // namespace
+
+std::span<const Parameter> parameters() {
+  return kParameters;
+}
+
+std::string set_parameter(WorldOptions& options, std::string_view name, std::string_view text) {
+  for (const Parameter& parameter : kParameters) {
+    if (name != parameter.name) continue;
+    uint64_t value = 0;
+    const char* const end = text.data() + text.size();
+    const auto [at, error] = std::from_chars(text.data(), end, value);
+    if (error != std::errc() || at != end || value < parameter.least || value > parameter.most) {
+      const std::string unit = *parameter.unit != 0 ? std::string(" ") + parameter.unit : "";
+      return std::string(name) + " is `" + std::string(text) + "`; it may be a whole number from " +
+             std::to_string(parameter.least) + " to " + std::to_string(parameter.most) + unit;
+    }
+    parameter.set(options, value * parameter.scale);
+    return "";
+  }
+  return "there is no parameter `" + std::string(name) + "`";
+}
+
+}  // namespace kvstore::sim

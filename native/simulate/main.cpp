@@ -1,0 +1,152 @@
+// kvstore_simulate: reads one job from standard input and runs its worlds, one row for each seed.
+//
+// A job is lines of `name=value`: parameters of the world (`--parameters` prints them), and
+//   scenario=NAME    returned in each row
+//   seeds=FIRST-LAST both included
+// A row is one line of JSON on standard output, written before the next seed begins: if a seed
+// ends the process, by a broken assertion, it is the one after the last row.
+//
+// Exit status: 0 whatever the worlds did, 2 if the job is wrong, with one line on standard error.
+
+#include <chrono>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "sim/parameters.hpp"
+
+namespace kvstore::sim {
+namespace {
+
+struct Job {
+  WorldOptions options;
+  std::string scenario;
+  uint64_t first = 1;
+  uint64_t last = 1;
+};
+
+std::string quoted(const std::string& text) {
+  std::string line = "\"";
+  for (const char letter : text) {
+    const bool plain = letter >= ' ' && letter != '"' && letter != '\\' && letter != 0x7f;
+    char escaped[8];
+    std::snprintf(escaped, sizeof escaped, "\\u%04x", unsigned(uint8_t(letter)));
+    line += plain ? std::string(1, letter) : std::string(escaped);
+  }
+  return line + "\"";
+}
+
+bool parse_seeds(const std::string& text, Job& job) {
+  char rest = 0;
+  return std::sscanf(text.c_str(), "%" SCNu64 "-%" SCNu64 "%c", &job.first, &job.last, &rest) ==
+             2 &&
+         job.first <= job.last;
+}
+
+// Returns what is wrong with the line, or an empty string.
+std::string take_line(const std::string& line, Job& job) {
+  const size_t equals = line.find('=');
+  if (equals == std::string::npos) return "`" + line + "` is not name=value";
+  const std::string name = line.substr(0, equals);
+  const std::string value = line.substr(equals + 1);
+  if (name == "scenario") {
+    job.scenario = value;
+    return "";
+  }
+  if (name == "seeds") {
+    return parse_seeds(value, job) ? "" : "seeds is `" + value + "`; it may be FIRST-LAST";
+  }
+  return set_parameter(job.options, name, value);
+}
+
+std::string read_job(Job& job) {
+  char line[4096];
+  while (std::fgets(line, sizeof line, stdin) != nullptr) {
+    line[std::strcspn(line, "\r\n")] = 0;
+    if (line[0] == 0) continue;
+    const std::string wrong = take_line(line, job);
+    if (!wrong.empty()) return wrong;
+  }
+  return "";
+}
+
+std::string violation_of(const WorldResult& result) {
+  if (!result.violation.empty()) return result.violation;
+  const LinearizabilityResult& history = result.linearizability;
+  if (history.verdict == Verdict::kViolation) return "not linearizable: " + history.reason;
+  if (history.verdict == Verdict::kUndecided) {
+    return "undecided: the history of key " + std::to_string(history.key) + " has too many orders";
+  }
+  if (!result.finished) return "stuck: not all operations returned in the time allowed";
+  return "";
+}
+
+void print_row(const Job& job, uint64_t seed, const WorldResult& result, double wall_s) {
+  const std::string violation = violation_of(result);
+  std::printf("{\"scenario\": %s, \"seed\": %" PRIu64 ", \"ok\": %s, \"violation\": %s",
+              quoted(job.scenario).c_str(), seed, violation.empty() ? "true" : "false",
+              violation.empty() ? "null" : quoted(violation).c_str());
+  const std::pair<const char*, uint64_t> counts[] = {
+      {"operations", result.history.size()},
+      {"verbs", result.verbs},
+      {"events", result.events},
+      {"unknown", result.unknown},
+      {"breaks", result.breaks},
+      {"crashes", result.crashes},
+      {"pauses", result.pauses},
+      {"fenced", result.fenced},
+      {"swept", result.swept},
+      {"orphans", result.orphans},
+      {"torn", result.torn},
+  };
+  for (const auto& [name, count] : counts) std::printf(", \"%s\": %" PRIu64, name, count);
+  std::printf(", \"virtual_s\": %.9f, \"wall_s\": %.6f, \"digest\": \"%08" PRIx64 "\"}\n",
+              double(result.virtual_ns) / 1e9, wall_s, result.digest);
+  std::fflush(stdout);
+}
+
+void run(const Job& job) {
+  for (uint64_t seed = job.first; seed <= job.last; ++seed) {
+    const auto begin = std::chrono::steady_clock::now();
+    const WorldResult result = run_world(job.options, seed);
+    const std::chrono::duration<double> wall_s = std::chrono::steady_clock::now() - begin;
+    print_row(job, seed, result, wall_s.count());
+    if (seed == UINT64_MAX) return;
+  }
+}
+
+void print_parameters() {
+  const WorldOptions defaults;
+  std::printf("[");
+  const char* separator = "";
+  for (const Parameter& parameter : parameters()) {
+    std::printf("%s\n{\"name\": %s, \"group\": %s, \"unit\": %s, \"least\": %" PRIu64
+                ", \"most\": %" PRIu64 ", \"default\": %" PRIu64 ", \"help\": %s}",
+                separator, quoted(parameter.name).c_str(), quoted(parameter.group).c_str(),
+                quoted(parameter.unit).c_str(), parameter.least, parameter.most,
+                parameter.get(defaults) / parameter.scale, quoted(parameter.help).c_str());
+    separator = ",";
+  }
+  std::printf("\n]\n");
+}
+
+}  // namespace
+}  // namespace kvstore::sim
+
+int main(int count, char** arguments) {
+  using namespace kvstore::sim;
+  if (count == 2 && std::strcmp(arguments[1], "--parameters") == 0) {
+    print_parameters();
+    return 0;
+  }
+  Job job;
+  const std::string wrong =
+      count == 1 ? read_job(job) : "it takes no arguments but --parameters; a job comes on stdin";
+  if (!wrong.empty()) {
+    std::fprintf(stderr, "kvstore_simulate: %s\n", wrong.c_str());
+    return 2;
+  }
+  run(job);
+  return 0;
+}
