@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/assert.hpp"
+#include "base/variant.hpp"
 
 namespace kvstore {
 
@@ -153,6 +154,7 @@ uint32_t BlockAllocator::wanted_run(unsigned size_class) const {
   const layout::Geometry& geometry = segments_.geometry();
   const uint64_t bytes = layout::class_bytes(size_class);
   const uint32_t least = geometry.segments_for(bytes + layout::kLineBytes);
+  if (KV_BUGGIFY(small_extents)) return least;
   const uint64_t owned = classes_[size_class].owned_segments;
   const uint64_t most = std::max<uint64_t>(kRunMax, uint64_t{least} * kLargeBlocksPerExtent);
   const uint32_t wish = uint32_t(std::min(std::bit_ceil(owned + 1), most));
@@ -182,11 +184,13 @@ Task<Status> BlockAllocator::grow(Remote& remote, unsigned size_class) {
     run = wanted_run(size_class);
   }
   const uint32_t least = geometry.segments_for(bytes + layout::kLineBytes);
+  if (KV_BUGGIFY(segment_exhaustion)) co_return Status::kOutOfMemory;
   for (;;) {
     const ExtentShape shape = layout::extent_shape(bytes, run, geometry.segment_bytes);
     KV_ASSERT(shape.blocks > 0);
-    const ClaimResult claimed = co_await segments_.claim(remote, run, SegmentEntry::kObjects,
-                                                         size_class, shape.first_block_offset);
+    const uint64_t clear_bytes = KV_VARIANT(dirty_bitmap) ? 0 : shape.first_block_offset;
+    const ClaimResult claimed =
+        co_await segments_.claim(remote, run, SegmentEntry::kObjects, size_class, clear_bytes);
     if (claimed.status == Status::kOk) {
       const std::lock_guard lock(mutex_);
       add_extent(claimed.extent, size_class, shape, all_free(shape.blocks));

@@ -6,6 +6,7 @@
 
 #include "alloc/allocator.hpp"
 #include "base/assert.hpp"
+#include "base/variant.hpp"
 #include "fabric/overlapped.hpp"
 
 namespace kvstore {
@@ -190,7 +191,7 @@ Task<Status> BlockAllocator::adopt_extent(Remote& remote, uint64_t segment, Segm
       head.successor(SegmentEntry::kObjects, segments_.registration(), head.run(), size_class);
   kv_op op[1] = {cas_op(geometry.entry_offset(segment), head.word, mine.word)};
   if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
-  if (op[0].result != head.word) co_return Status::kAbsent;
+  if (op[0].result != head.word && !KV_VARIANT(adopt_without_cas)) co_return Status::kAbsent;
   {
     const std::lock_guard lock(mutex_);
     add_extent({segment, head.run()}, size_class, shape,
@@ -244,7 +245,8 @@ Task<Status> BlockAllocator::release_unneeded(Remote& remote) {
   {
     const std::lock_guard lock(mutex_);
     const uint64_t now_ns = monotonic_ns();
-    if (now_ns - window_began_ns_ < kWindowNs) co_return Status::kOk;
+    const bool over = now_ns - window_began_ns_ >= kWindowNs || KV_BUGGIFY(early_release);
+    if (!over) co_return Status::kOk;
     window_began_ns_ = now_ns;
     for (const auto& extent : extents_) {
       Class& c = classes_[extent->size_class];
@@ -350,7 +352,8 @@ uint64_t BlockAllocator::end_scrub(uint64_t segment, uint64_t number,
   if (extent == nullptr || extent->number != number || extent->leaving) return 0;
   uint64_t freed = 0;
   for (size_t w = 0; w < dead_bits.size() && w < extent->free_bits.size(); ++w) {
-    uint64_t bits = dead_bits[w] & ~extent->free_bits[w] & ~extent->touched_bits[w];
+    const uint64_t touched = KV_VARIANT(scrub_frees_taken_blocks) ? 0 : extent->touched_bits[w];
+    uint64_t bits = dead_bits[w] & ~extent->free_bits[w] & ~touched;
     for (; bits != 0; bits &= bits - 1) {
       free_locked(*extent, uint32_t(w * 64 + unsigned(std::countr_zero(bits))));
       ++freed;

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "alloc/allocator.hpp"
+#include "base/variant.hpp"
 
 namespace kvstore {
 
@@ -50,7 +51,8 @@ class Limbo {
   std::vector<Block> take_safe(uint64_t safe_epoch) {
     std::vector<Block> safe;
     const std::lock_guard lock(mutex_);
-    while (!waiting_.empty() && waiting_.front().epoch < safe_epoch) {
+    while (!waiting_.empty() &&
+           (waiting_.front().epoch < safe_epoch || KV_VARIANT(reuse_without_epoch))) {
       const Block block = waiting_.front().block;
       waiting_.pop_front();
       --counts_[block.size_class];
@@ -85,6 +87,7 @@ class SeenEpochs {
   void saw(uint64_t tick, uint64_t epoch) { ring_[next_++ % ring_.size()] = {tick, epoch}; }
   // The newest epoch seen at or before `oldest_tick`, never less than what was returned before.
   uint64_t publishable(uint64_t oldest_tick) {
+    if (KV_VARIANT(epoch_ignores_operations)) oldest_tick = UINT64_MAX;
     for (const Seen& seen : ring_) {
       if (seen.tick != 0 && seen.tick <= oldest_tick && seen.epoch > published_) {
         published_ = seen.epoch;

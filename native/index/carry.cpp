@@ -4,6 +4,7 @@
 #include <array>
 
 #include "base/assert.hpp"
+#include "base/variant.hpp"
 #include "index/split.hpp"
 #include "layout/object.hpp"
 
@@ -113,6 +114,11 @@ Task<Status> freeze(Carry& carry, const std::array<bool, kSlots>& moves, bool& a
     if (slot.tentative()) {
       next = slot.emptied();
     } else if (moves[i] && !slot.moving()) {
+      if (KV_VARIANT(copy_without_freezing)) {
+        carry.old_group.buckets[i / layout::kSlotsPerBucket].slots[i % layout::kSlotsPerBucket] =
+            slot.word | Slot::kMoving;
+        continue;
+      }
       next = slot.with_flags(Slot::kMoving | (slot.flags() & Slot::kShared));
     } else {
       continue;
@@ -179,10 +185,25 @@ Task<Status> commit(Carry& carry, const std::array<Slot, kSlots>& copies) {
       continue;
     }
     if (!slot.moving() || copies[i].address() != slot.address()) continue;
-    ops[count++] = cas_op(slot_offset(carry.source, i), slot.word, slot.emptied().word);
+    const uint64_t there_word =
+        KV_VARIANT(copy_without_freezing) ? slot.word & ~Slot::kMoving : slot.word;
+    ops[count++] = cas_op(slot_offset(carry.source, i), there_word, slot.emptied().word);
     if (!copies[i].moving()) continue;
     const Slot live = copies[i].with_flags(copies[i].flags() & Slot::kShared);
     ops[count++] = cas_op(slot_offset(carry.target, i), copies[i].word, live.word);
+  }
+  if (count == 0) co_return Status::kOk;
+  co_return from_fabric(co_await carry.remote.batch({ops, count}));
+}
+
+// Only of a broken variant: copies come first.
+[[maybe_unused]] Task<Status> empty_old(Carry& carry) {
+  kv_op ops[kSlots];
+  unsigned count = 0;
+  for (unsigned i = 0; i < kSlots; ++i) {
+    const Slot slot = carry.old_group.slot(i);
+    if (!slot.moving()) continue;
+    ops[count++] = cas_op(slot_offset(carry.source, i), slot.word, slot.emptied().word);
   }
   if (count == 0) co_return Status::kOk;
   co_return from_fabric(co_await carry.remote.batch({ops, count}));
@@ -241,12 +262,13 @@ Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint6
     bool again = unsettled > 0 && pass + 1 < kPassesMax / 64;
     if (const Status s = co_await freeze(carry, moves, again); s != Status::kOk) co_return s;
     std::array<Slot, kSlots> copies{};
+    if (KV_VARIANT(empty_before_copy)) co_await empty_old(carry);
     if (const Status s = co_await copy(carry, copies); s != Status::kOk) co_return s;
     if (const Status s = co_await commit(carry, copies); s != Status::kOk) co_return s;
 
     // Nothing was left to do in this pass: every entry that stands in the old group stays there.
     const bool quiet = std::none_of(moves.begin(), moves.end(), [](bool m) { return m; });
-    if (quiet && !again) co_return co_await mark_filled(carry);
+    if ((quiet && !again) || KV_VARIANT(filled_too_soon)) co_return co_await mark_filled(carry);
     if (monotonic_ns() > deadline_ns) co_return Status::kDeadlineExceeded;
   }
   co_return Status::kCorrupt;

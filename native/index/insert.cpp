@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/assert.hpp"
+#include "base/variant.hpp"
 
 namespace kvstore {
 
@@ -73,6 +74,7 @@ Task<Status> clear_copies(Remote& remote, const layout::Geometry& geometry, cons
   for (const Candidate& candidate : found) {
     if (candidate.verdict == Candidate::Verdict::kOther) continue;
     if (!candidate.ref.slot.tentative()) co_return Status::kAbsent;
+    if (KV_VARIANT(leave_tentative_copies)) continue;
     const Slot slot = candidate.ref.slot;
     if (!co_await swap_word(remote, candidate.ref.offset, slot, slot.emptied())) {
       co_return Status::kAbsent;  // it has committed or moved on: look again
@@ -86,13 +88,19 @@ Task<Status> clear_copies(Remote& remote, const layout::Geometry& geometry, cons
 Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Geometry& geometry,
                           const Key& key, const Places& places, Slot contents,
                           std::span<const Candidate> examined, std::span<kv_op> first) {
-  (void)directory;
+  // Rare paths end somewhere: a table of many subtables would be full of nothing.
+  constexpr unsigned kEarlyDepthMax = 3;
+  if (directory.depth() < kEarlyDepthMax && KV_BUGGIFY(early_split)) {
+    co_return InsertResult{InsertOutcome::kFull, {}};
+  }
+  if (KV_BUGGIFY(spurious_conflict)) co_return InsertResult{InsertOutcome::kConflict, {}};
   if (places.filling()) co_return InsertResult{InsertOutcome::kFilling, {}};
   const SlotRef target = choose_slot(places, key.hash);
   if (target.offset == 0) co_return InsertResult{InsertOutcome::kFull, {}};
 
-  const Slot tentative = target.slot.successor(key.fingerprint(), Slot::kTentative,
-                                               contents.size_class(), contents.address());
+  const uint64_t flags = KV_VARIANT(commit_without_tentative) ? 0 : Slot::kTentative;
+  const Slot tentative =
+      target.slot.successor(key.fingerprint(), flags, contents.size_class(), contents.address());
   CombinedBucket seen[2];
   kv_op ops[6];
   unsigned count = 0;
@@ -109,16 +117,20 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
   }
   if (ops[cas_at].result != target.slot.word) co_return InsertResult{InsertOutcome::kConflict, {}};
 
+  if (KV_VARIANT(commit_without_tentative)) {
+    co_return InsertResult{InsertOutcome::kInserted, {target.offset, tentative}};
+  }
   // A header that changed means that a split began: it may have passed this slot by already, so the
   // entry must not commit here.
   bool unchanged = true;
   for (unsigned c = 0; c < 2; ++c) {
     for (unsigned b = 0; b < 2; ++b) {
-      unchanged &= seen[c].header(b) == places.own()[c].header(b);
+      unchanged &= seen[c].header(b) == places.own()[c].header(b) || KV_VARIANT(commit_over_split);
     }
   }
   Candidate found[2 * kSlotsPerCombined];
-  const unsigned copies = newcomers(seen, key, target.offset, examined, found);
+  const unsigned copies =
+      KV_VARIANT(forget_duplicate_check) ? 0 : newcomers(seen, key, target.offset, examined, found);
   if (unchanged && copies > 0) {
     const Status s = co_await clear_copies(remote, geometry, key, {found, copies});
     unchanged = s == Status::kOk;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/assert.hpp"
+#include "base/variant.hpp"
 
 namespace kvstore {
 
@@ -40,6 +41,7 @@ class PlacesReader {
 
   // All four headers of the covering subtable are right for the key.
   static bool covered(const Places& places, uint64_t hash) {
+    if (KV_VARIANT(trust_stale_directory)) return true;
     for (const CombinedBucket& combined : places.own()) {
       if (!combined.header(0).covers(hash) || !combined.header(1).covers(hash)) return false;
     }
@@ -102,7 +104,8 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
       if (const Status s = co_await directory.refresh(remote); s != Status::kOk) co_return s;
       continue;
     }
-    if (!PlacesReader::any_filling(places)) co_return Status::kOk;
+    const bool filling = PlacesReader::any_filling(places) && !KV_VARIANT(ignore_sibling);
+    if (!filling) co_return Status::kOk;
 
     // The sibling is where the suffix without its highest bit leads. Entries of both were
     // published before the first header said `filling`.

@@ -4,6 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+
+#include "base/variant.hpp"
 
 namespace kvstore::layout {
 
@@ -55,11 +58,18 @@ struct Slot {
   // A reader may return what a live or moving slot points at.
   constexpr bool readable() const { return !empty() && !tentative(); }
 
+  constexpr unsigned next_version() const {
+    if (!std::is_constant_evaluated()) {
+      if (KV_VARIANT(ignore_slot_version)) return version();
+      if (KV_BUGGIFY(one_bit_slot_versions)) return ~version() & 1u;
+    }
+    return (version() + 1u) & ((1u << kVersionBits) - 1);
+  }
   // The word that replaces this one: next version, given contents.
   constexpr Slot successor(unsigned fingerprint, uint64_t flags, unsigned size_class,
                            uint64_t address) const {
-    const uint64_t next = (version() + 1u) & ((1u << kVersionBits) - 1);
-    return Slot{address | uint64_t{size_class} << kClassShift | flags | next << kVersionShift |
+    return Slot{address | uint64_t{size_class} << kClassShift | flags |
+                uint64_t{next_version()} << kVersionShift |
                 uint64_t{fingerprint} << kFingerprintShift};
   }
   // An empty word keeps bits of what stood there in the places of class and fingerprint, so that 32

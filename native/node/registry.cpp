@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/assert.hpp"
+#include "base/variant.hpp"
 #include "coro/clock.hpp"
 
 namespace kvstore {
@@ -124,6 +125,7 @@ void Registry::refresh_safe_epoch_locked() {
   uint64_t safe = load(node_line().global_epoch);
   for (const Registered& line : lines_) {
     if (line.state != ClientState::kLive) continue;
+    if (KV_VARIANT(safe_epoch_ignores_one) && line.registration + 1 == next_) continue;
     safe = std::min(safe, load(client_line(line.registration).published_epoch));
   }
   // It never goes back: a client admitted meanwhile has begun at the epoch of its admission.

@@ -14,6 +14,7 @@
 #include "alloc/allocator.hpp"
 #include "alloc/limbo.hpp"
 #include "alloc/segments.hpp"
+#include "base/variant.hpp"
 #include "index/directory.hpp"
 #include "layout/layout.hpp"
 #include "store/address_cache.hpp"
@@ -96,6 +97,7 @@ class Attachment {
   uint64_t node_clock_ms() const {
     const uint64_t now_ms = uint64_t(int64_t(boottime_ns() / kMillisecond) +
                                      clock_difference_ms_.load(std::memory_order_relaxed));
+    if (KV_VARIANT(clock_goes_back)) return now_ms;
     uint64_t told_ms = clock_told_ms_.load(std::memory_order_relaxed);
     while (told_ms < now_ms &&
            !clock_told_ms_.compare_exchange_weak(told_ms, now_ms, std::memory_order_relaxed)) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/crc32c.hpp"
+#include "base/variant.hpp"
 #include "store/operations.hpp"
 
 namespace kvstore {
@@ -30,6 +31,10 @@ struct Target {
   const Key& key;
   uint32_t key_crc;
 };
+
+bool value_verifies(uint32_t crc, const ObjectHeader& header) {
+  return crc == header.value_crc || KV_VARIANT(skip_value_checksum);
+}
 
 bool is_of(const unsigned char* object, const ObjectHeader& header, const Key& key) {
   return header.key_hash == key.hash && header.key_bytes == key.bytes &&
@@ -81,7 +86,7 @@ Reading take_whole(Channel& channel, const Target& target, const unsigned char* 
   void* place = place_for(channel, target.call, header.value_bytes);
   if (place == nullptr) return Reading::kNoMemory;
   const uint32_t crc = crc32c_copy(target.key_crc, place, object + at, header.value_bytes);
-  if (crc != header.value_crc) return Reading::kUnsound;
+  if (!value_verifies(crc, header)) return Reading::kUnsound;
   set_outcome(target.call, header, place);
   return Reading::kDone;
 }
@@ -104,7 +109,7 @@ Task<Reading> read_scattered(Channel& channel, const Target& target, const Slot&
   const uint32_t crc = header.value_bytes == take
                            ? uint32_t(ops[1].result)
                            : crc32c(target.key_crc, call.buffer, header.value_bytes);
-  if (crc != header.value_crc) co_return Reading::kUnsound;
+  if (!value_verifies(crc, header)) co_return Reading::kUnsound;
   set_outcome(call, header, call.buffer);
   co_return Reading::kDone;
 }
@@ -127,7 +132,7 @@ Task<Reading> read_in_two(Channel& channel, const Target& target, const Slot& sl
     kv_op value[1] = {
         with_crc(read_op(slot.offset() + at, place, header.value_bytes), target.key_crc)};
     if (co_await channel.remote.batch(value) != KV_FABRIC_OK) co_return Reading::kLost;
-    if (uint32_t(value[0].result) != header.value_crc) co_return Reading::kUnsound;
+    if (!value_verifies(uint32_t(value[0].result), header)) co_return Reading::kUnsound;
   }
   set_outcome(target.call, header, place);
   co_return Reading::kDone;
@@ -184,7 +189,7 @@ Task<Reading> read_known(Channel& channel, const Target& target, const KnownAddr
     const Scratch object(bytes);
     ops[1] = read_op(slot.offset(), object.data(), bytes);
     if (co_await channel.remote.batch({ops, 2}) != KV_FABRIC_OK) co_return Reading::kLost;
-    if (now != slot) co_return Reading::kUnsound;
+    if (now != slot && !KV_VARIANT(trust_known_address)) co_return Reading::kUnsound;
     co_return take_whole(channel, target, object.data(), bytes, slot);
   }
   kv_call& call = target.call;
@@ -200,7 +205,7 @@ Task<Reading> read_known(Channel& channel, const Target& target, const KnownAddr
   const Reading verdict =
       now == slot ? judge(channel, target, head.data(), slot, header) : Reading::kUnsound;
   if (verdict != Reading::kDone) co_return verdict;
-  if (header.value_bytes != known.value_bytes || header.value_crc != uint32_t(ops[2].result)) {
+  if (header.value_bytes != known.value_bytes || !value_verifies(uint32_t(ops[2].result), header)) {
     co_return Reading::kUnsound;
   }
   set_outcome(call, header, place);
@@ -254,7 +259,8 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
       co_return outcome_of(reading);
     }
     if (!unsound) {
-      if ((call.flags & KV_PROBE) != 0) co_return Status::kAbsent;
+      const bool probe = (call.flags & KV_PROBE) != 0;
+      if (probe || KV_VARIANT(absent_after_one_look)) co_return Status::kAbsent;
       const Status s = co_await confirm_headers(channel.remote, places);
       if (s == Status::kOk) co_return Status::kAbsent;
       if (s != Status::kAbsent) co_return s;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/variant.hpp"
 #include "index/split.hpp"
 #include "store/operations.hpp"
 
@@ -83,7 +84,7 @@ Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool prob
     const Status s = co_await examine_matches(channel, key, lookup, {}, unsound);
     if (s != Status::kAbsent) co_return s;
     if (unsound.offset == 0) {
-      if (probe) co_return Status::kAbsent;
+      if (probe || KV_VARIANT(absent_after_one_look)) co_return Status::kAbsent;
       const Status s = co_await confirm_headers(channel.remote, lookup.places);
       if (s == Status::kOk) co_return Status::kAbsent;
       if (s != Status::kAbsent) co_return s;
@@ -99,6 +100,8 @@ Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool prob
 }
 
 Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, Slot before, Slot after) {
+  if (KV_VARIANT(lost_cas_applied)) co_return Status::kOk;
+  if (KV_VARIANT(lost_cas_not_applied)) co_return Status::kAbsent;
   constexpr unsigned kReconnectsMax = 3;
   for (unsigned attempt = 0; attempt < kReconnectsMax; ++attempt) {
     // The node gives up the old connection before it takes the new one, so an old CAS that is

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/crc32c.hpp"
+#include "base/variant.hpp"
 #include "index/split.hpp"
 #include "layout/object.hpp"
 #include "store/client.hpp"
@@ -27,7 +28,7 @@ class Draft {
         uint64_t version)
       : block_(block),
         value_at_(layout::value_offset(block.size_class, key.bytes)),
-        assembled_(value_at_ + call.value_bytes <= kAssembleBytesMax),
+        assembled_(value_at_ + call.value_bytes <= kAssembleBytesMax && !KV_BUGGIFY(value_first)),
         head_(assembled_ ? value_at_ + call.value_bytes : layout::kHeaderBytes + key.bytes) {
     header_.key_bytes = uint16_t(key.bytes);
     header_.flags = 0;
@@ -53,10 +54,11 @@ class Draft {
   }
 
   // To be posted before anything else.
-  std::span<kv_op> first() { return {&first_, 1}; }
+  std::span<kv_op> first() { return {&first_, KV_VARIANT(publish_before_write) ? 0u : 1u}; }
+  std::span<kv_op> withheld() { return {&first_, KV_VARIANT(publish_before_write) ? 1u : 0u}; }
   // Call once `first` has completed: its checksum goes into the header.
   void first_completed() {
-    if (assembled_) return;
+    if (assembled_ || KV_VARIANT(publish_before_write)) return;
     seal(uint32_t(first_.result));
     second_ = write_op(block_.offset, head_.data(), head_.size());
     pending_ = true;
@@ -130,10 +132,15 @@ Task<Step> replace(Channel& channel, const Key& key, const Found& found, Draft& 
     fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
     // What else was in the batch may not have been executed: this draft must not be published.
     if (fate == Status::kAbsent) co_return Step::kLost;
-  } else if (ops[count - 1].result != before.word) {
+  } else if (ops[count - 1].result != before.word && KV_VARIANT(patch_after_failed_cas)) {
+    ops[0] = cas_op(found.ref.offset, ops[count - 1].result, after.word);
+    if (co_await channel.remote.batch({ops, 1}) != KV_FABRIC_OK) co_return Step::kUnknown;
+    if (ops[0].result != ops[0].operand) co_return Step::kAgain;
+  } else if (ops[count - 1].result != before.word && !KV_VARIANT(ignore_failed_cas)) {
     co_return Step::kAgain;
   }
   if (fate != Status::kOk) co_return Step::kUnknown;
+  if (KV_VARIANT(forget_retired_block)) co_return Step::kDone;
   channel.attachment->limbo.retire({before.offset(), before.size_class()});
   co_return Step::kDone;
 }
@@ -220,7 +227,8 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& d
   }
   if (s == Status::kCorrupt) co_return Step::kDamaged;
   if (s != Status::kAbsent) co_return Step::kLost;
-  call.version = 0;  // nothing is there any more, whatever an earlier attempt met
+  // Nothing is there any more, whatever an earlier attempt met.
+  if (!KV_VARIANT(stale_version_on_refusal)) call.version = 0;
   if (needs_final_miss) {
     const Status confirmed = co_await confirm_headers(channel.remote, lookup.places);
     if (confirmed == Status::kOk) co_return Step::kRefused;
@@ -256,6 +264,7 @@ Task<Status> publish(Channel& channel, const Key& key, kv_call& call, Draft& dra
                                            progress.subtable);
     switch (step) {
       case Step::kDone:
+        if (KV_VARIANT(publish_before_write)) co_await channel.remote.batch(draft.withheld());
         co_return Status::kOk;
       case Step::kRefused:
         co_return Status::kConditionFailed;
@@ -303,6 +312,7 @@ Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
     case Status::kNodeUnreachable:
       // The block may be published, or still be written to: the scrub tells.
       channel.want_scrub();
+      if (KV_VARIANT(free_lost_draft)) attachment.limbo.retire(taken.block);
       break;
     default:
       // A tentative entry may have shown the block to other inserters, so it waits its epoch.
@@ -338,10 +348,14 @@ Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
         // An empty word says not who emptied it, so the block is left to the scrub.
         channel.want_scrub();
         const Status fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
+        if (fate == Status::kOk && KV_VARIANT(lost_delete_acknowledged)) co_return fate;
         co_return fate == Status::kAbsent ? Status::kNodeUnreachable : Status::kOutcomeUnknown;
       }
       if (op[0].result == before.word) {
         attachment.limbo.retire({before.offset(), before.size_class()});
+        if (KV_VARIANT(retire_twice)) {
+          attachment.limbo.retire({before.offset(), before.size_class()});
+        }
         attachment.addresses.forget(key.hash);
         call.version = found.header.version;
         co_return expired(attachment, found.header) ? Status::kAbsent : Status::kOk;

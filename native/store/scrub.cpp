@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/variant.hpp"
 namespace kvstore {
 
 using layout::SegmentEntry;
@@ -55,7 +56,7 @@ void Scrub::wait(uint64_t global_epoch, uint64_t safe_epoch) {
     until_ = global_epoch + 1;
   } else if (safe_epoch > until_) {
     until_ = 0;
-    if (++rounds_ == kRounds) stage_ = Stage::kFinishing;
+    if (++rounds_ == kRounds || KV_VARIANT(scrub_without_rounds)) stage_ = Stage::kFinishing;
   }
 }
 
