@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "sim/values.hpp"
-
 namespace kvstore::sim {
 namespace {
 
@@ -76,26 +74,47 @@ class ComputeNode::CallDriver final : public Driver {
     Workload& workload = host_.workload_;
     Operation operation;
     operation.client = host_.number_;
-    operation.key = random.below(workload.options.keys);
     operation.called_ns = schedule_.now_ns();
-    const uint64_t dice = random.below(100);
-    operation.kind = dice < 45   ? OperationKind::kGet
-                     : dice < 50 ? OperationKind::kContains
-                     : dice < 85 ? OperationKind::kPut
-                                 : OperationKind::kDelete;
-    const bool writes = operation.kind >= OperationKind::kPut;
-    if (operation.kind == OperationKind::kPut && random.below(3) == 0) {
-      operation.condition = OperationCondition::kIfAbsent;
-    } else if (writes && random.below(4) == 0) {
-      operation.condition = OperationCondition::kIfVersion;
-      operation.if_version = workload.last_version[operation.key];
+    if (workload.options.preload && workload.begun < workload.options.keys) {
+      operation.key = workload.begun;
+      operation.kind = OperationKind::kPut;
+    } else {
+      operation.key = random.below(workload.options.keys);
+      draw_kind(random, operation);
     }
     if (operation.kind == OperationKind::kPut) operation.value = workload.next_value++;
     fill_call(operation);
     place_ = workload.history.size();
+    schedule_.tell(operation.key, [&] {
+      purpose = {operation.key, "operation " + std::to_string(place_)};
+      const std::string line = describe(operation);
+      return purpose.text + " begins: " + line.substr(0, line.find(" ["));
+    });
     workload.history.push_back(operation);
     ++workload.begun;
     ++workload.under_way;
+  }
+
+  void draw_kind(Random& random, Operation& operation) {
+    const WorldOptions& options = host_.workload_.options;
+    uint64_t dice = random.below(100);
+    const auto falls_to = [&dice](unsigned percent) {
+      const bool falls = dice < percent;
+      dice -= falls ? 0 : percent;
+      return falls;
+    };
+    operation.kind = falls_to(options.get_percent)        ? OperationKind::kGet
+                     : falls_to(options.contains_percent) ? OperationKind::kContains
+                     : falls_to(options.put_percent)      ? OperationKind::kPut
+                                                          : OperationKind::kDelete;
+    const bool writes = operation.kind >= OperationKind::kPut;
+    if (!writes || !options.conditions) return;
+    if (operation.kind == OperationKind::kPut && random.below(3) == 0) {
+      operation.condition = OperationCondition::kIfAbsent;
+    } else if (random.below(4) == 0) {
+      operation.condition = OperationCondition::kIfVersion;
+      operation.if_version = host_.workload_.last_version[operation.key];
+    }
   }
 
   void fill_call(const Operation& operation) {
@@ -109,7 +128,7 @@ class ComputeNode::CallDriver final : public Driver {
     call_.key = key_.data();
     call_.key_bytes = key_.size();
     if (operation.kind != OperationKind::kPut) return;
-    value_ = value_of(operation.value, host_.workload_.options.value_bytes_max);
+    value_ = host_.workload_.value_of(operation.value);
     call_.value = value_.data();
     call_.value_bytes = value_.size();
   }
@@ -127,15 +146,24 @@ class ComputeNode::CallDriver final : public Driver {
     if (operation.kind == OperationKind::kPut && status == Status::kAbsent) {
       operation.outcome = OperationOutcome::kConditionFailed;
     }
-    if (operation.outcome == OperationOutcome::kUnknown) return;
+    if (operation.outcome == OperationOutcome::kUnknown) {
+      tell_outcome(operation);
+      return;
+    }
     operation.returned_ns = schedule_.now_ns();
     operation.version = call_.version;
     if (operation.version != 0) workload.last_version[operation.key] = operation.version;
     if (operation.kind == OperationKind::kGet && operation.outcome == OperationOutcome::kOk) {
-      operation.value = number_of(call_.data, call_.data_bytes, workload.options.value_bytes_max);
+      operation.value = workload.number_of(call_.data, call_.data_bytes);
       if (operation.value == kGarbage)
         workload.violation = std::string("garbage: ").append(describe(operation));
     }
+    tell_outcome(operation);
+  }
+
+  void tell_outcome(const Operation& operation) {
+    schedule_.tell(operation.key, [&] { return purpose.text + " ends: " + describe(operation); });
+    purpose = {};
   }
 
   ComputeNode& host_;

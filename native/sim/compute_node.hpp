@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sim/driven_client.hpp"
+#include "sim/values.hpp"
 #include "sim/world.hpp"
 
 namespace kvstore::sim {
@@ -23,6 +24,12 @@ struct Workload {
   std::string violation;
   bool cut_off = false;  // some client is
 
+  std::vector<uint8_t> value_of(uint64_t number) const {
+    return sim::value_of(number, options.value_bytes_min, options.value_bytes_max);
+  }
+  uint64_t number_of(const void* data, uint64_t bytes) const {
+    return sim::number_of(data, bytes, options.value_bytes_min, options.value_bytes_max);
+  }
   bool over() const { return begun >= options.operations && under_way == 0; }
 };
 

@@ -179,6 +179,7 @@ MemoryNode::MemoryNode(Schedule& schedule, std::string name, const MemoryNodeOpt
   geometry_ = format_region(region_->data(), region_->bytes(),
                             {1, incarnation, options.eviction, 0, lease_ms});
   fabric_ = std::make_unique<SimNode>(schedule, region_->data(), region_->bytes(), options.timing);
+  fabric_->set_name(name_);
   registry_ = std::make_unique<Registry>(region_->data(), geometry_);
   janitor_client_ =
       std::make_unique<DrivenClient>(schedule, clock_, std::vector<MemoryNode*>{this}, 1);
@@ -204,6 +205,9 @@ void MemoryNode::fence(uint32_t registration) {
   fabric_->fence(registration);
   if (!registry_->mark_fenced(registration, false)) return;
   ++clients_fenced_;
+  schedule_.tell(kEveryKey, [&] {
+    return name_ + " fences the client of line " + std::to_string(registration);
+  });
   to_sweep_.push_back(registration);
   if (janitor_) janitor_->poke();
 }

@@ -26,8 +26,18 @@ constexpr Parameter kParameters[] = {
     {"keys", kWorkload, "", 1, 1, 100 * kMillion, "different keys", KV_FIELD(keys)},
     {"operations", kWorkload, "", 1, 1, 1000 * kMillion, "calls of all clients together",
      KV_FIELD(operations)},
-    {"value_bytes", kWorkload, "bytes", 1, 0, 16 * kMebibyte, "at most, beside the 8 of a number",
-     KV_FIELD(value_bytes_max)},
+    {"value_bytes_min", kWorkload, "bytes", 1, 0, 16 * kMebibyte,
+     "at least, beside the 8 of a number", KV_FIELD(value_bytes_min)},
+    {"value_bytes_max", kWorkload, "bytes", 1, 0, 16 * kMebibyte,
+     "at most, beside the 8 of a number", KV_FIELD(value_bytes_max)},
+    {"get_percent", kWorkload, "of a hundred calls", 1, 0, 100, "are gets", KV_FIELD(get_percent)},
+    {"contains_percent", kWorkload, "of a hundred calls", 1, 0, 100, "ask if a key is there",
+     KV_FIELD(contains_percent)},
+    {"put_percent", kWorkload, "of a hundred calls", 1, 0, 100, "are puts; the rest deletes",
+     KV_FIELD(put_percent)},
+    {"conditions", kWorkload, "", 1, 0, 1, "1: some writes only if absent, or with a version",
+     KV_FIELD(conditions)},
+    {"preload", kWorkload, "", 1, 0, 1, "1: the first calls put every key once", KV_FIELD(preload)},
     {"think_us", kWorkload, "us", kMicrosecond, 0, 60 * kMillion,
      "between calls of a lane, at most", KV_FIELD(think_ns_max)},
     {"timeout_ms", kWorkload, "ms", kMillisecond, 1, 600'000, "of every call",
@@ -92,6 +102,16 @@ std::string set_parameter(WorldOptions& options, std::string_view name, std::str
     return "";
   }
   return "there is no parameter `" + std::string(name) + "`";
+}
+
+std::string check_parameters(const WorldOptions& options) {
+  if (options.value_bytes_min > options.value_bytes_max) {
+    return "value_bytes_min is above value_bytes_max";
+  }
+  if (options.get_percent + options.contains_percent + options.put_percent > 100) {
+    return "get_percent, contains_percent and put_percent are more than 100 together";
+  }
+  return "";
 }
 
 }  // namespace kvstore::sim

@@ -29,4 +29,7 @@ std::span<const Parameter> parameters();
 // Sets the parameter `name`. Returns an empty string, or one line that says what is wrong.
 std::string set_parameter(WorldOptions& options, std::string_view name, std::string_view text);
 
+// What no parameter alone can be wrong with: an empty string, or one line.
+std::string check_parameters(const WorldOptions& options);
+
 }  // namespace kvstore::sim

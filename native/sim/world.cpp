@@ -19,8 +19,9 @@ uint64_t digest_of(const std::vector<Operation>& history) {
 
 class World {
  public:
-  World(const WorldOptions& options, uint64_t seed)
+  World(const WorldOptions& options, uint64_t seed, Trace trace)
       : options_(options), schedule_(seed), workload_{options_, {}, 0, 0, 1, {}, {}, false} {
+    schedule_.set_trace(std::move(trace));
     workload_.last_version.assign(options.keys, 0);
     for (unsigned i = 0; i < options.nodes; ++i) {
       nodes_.push_back(std::make_unique<MemoryNode>(schedule_, "node " + std::to_string(i),
@@ -48,13 +49,27 @@ class World {
   }
 
  private:
+  void tell(const std::string& line) {
+    schedule_.tell(kEveryKey, [&] { return line; });
+  }
+
   int64_t drift() {
     const uint64_t width = uint64_t(2 * options_.drift_per_million_max + 1);
     return int64_t(schedule_.random().below(width)) - options_.drift_per_million_max;
   }
 
   std::unique_ptr<ComputeNode> new_client() {
-    return std::make_unique<ComputeNode>(schedule_, all_nodes_, workload_, next_client_++, drift());
+    auto client =
+        std::make_unique<ComputeNode>(schedule_, all_nodes_, workload_, next_client_++, drift());
+    schedule_.tell(kEveryKey, [&] {
+      std::string line = "client " + std::to_string(client->number()) + " begins, with line";
+      for (uint32_t member = 0; member < nodes_.size(); ++member) {
+        line += " " + std::to_string(client->registration(member)) + " on " +
+                nodes_[member]->name() + (member + 1 < nodes_.size() ? "," : "");
+      }
+      return line;
+    });
+    return client;
   }
 
   size_t any_client() { return size_t(schedule_.random().below(clients_.size())); }
@@ -67,17 +82,24 @@ class World {
     }
     if (random.chance(options_.breaks_per_million)) {
       const uint32_t member = uint32_t(random.below(nodes_.size()));
-      nodes_[member]->fabric().break_connections(clients_[any_client()]->registration(member));
+      ComputeNode& client = *clients_[any_client()];
+      tell("connections of client " + std::to_string(client.number()) + " to node " +
+           std::to_string(member) + " break");
+      nodes_[member]->fabric().break_connections(client.registration(member));
     }
     if (random.chance(options_.pauses_per_million)) {
-      clients_[any_client()]->pause_until(schedule_.now_ns() +
-                                          random.below(options_.pause_ns_max + 1));
+      ComputeNode& client = *clients_[any_client()];
+      const uint64_t until_ns = schedule_.now_ns() + random.below(options_.pause_ns_max + 1);
+      tell("client " + std::to_string(client.number()) + " stands still until " +
+           std::to_string(until_ns) + " ns");
+      client.pause_until(until_ns);
       ++pauses_;
     }
   }
 
   // The dead stay: events that name them may still come.
   void replace(size_t victim) {
+    tell("client " + std::to_string(clients_[victim]->number()) + " dies; another one begins");
     clients_[victim]->crash();
     dead_.push_back(std::move(clients_[victim]));
     clients_[victim] = new_client();
@@ -133,9 +155,9 @@ class World {
 
 }  // namespace
 
-WorldResult run_world(const WorldOptions& options, uint64_t seed) {
+WorldResult run_world(const WorldOptions& options, uint64_t seed, Trace trace) {
   WorldResult result;
-  std::thread thread([&] { result = World(options, seed).run(); });
+  std::thread thread([&] { result = World(options, seed, std::move(trace)).run(); });
   thread.join();
   return result;
 }

@@ -20,9 +20,20 @@ struct WorldOptions {
   unsigned nodes = 1;
   unsigned clients = 4;
   unsigned lanes = 2;  // of each client; each runs one call after another
-  unsigned keys = 8;
+  uint64_t keys = 8;
   uint64_t operations = 2000;  // of all clients together
+  // Beside the 8 bytes of its number, a value has from `min` to `max`.
+  uint64_t value_bytes_min = 0;
   uint64_t value_bytes_max = 600;
+  // Of a hundred calls; the rest deletes.
+  unsigned get_percent = 45;
+  unsigned contains_percent = 5;
+  unsigned put_percent = 35;
+  // A third of the puts only if the key is absent, a quarter of the other writes only if it has the
+  // version last seen.
+  bool conditions = true;
+  // The first calls put every key once.
+  bool preload = false;
   uint64_t think_ns_max = 20'000;
   uint64_t timeout_ns = 2 * kSecond;
   int64_t drift_per_million_max = 1000;  // of every clock, either way
@@ -60,6 +71,7 @@ struct WorldResult {
   }
 };
 
-WorldResult run_world(const WorldOptions& options, uint64_t seed);
+// `trace` is told of every operation, fault and verb.
+WorldResult run_world(const WorldOptions& options, uint64_t seed, Trace trace = {});
 
 }  // namespace kvstore::sim

@@ -3,11 +3,13 @@
 // A job is lines of `name=value`: parameters of the world (`--parameters` prints them), and
 //   scenario=NAME    returned in each row
 //   seeds=FIRST-LAST both included
+//   trace=KEY        before each row, lines of text: what concerns the key; `all` for every key
 // A row is one line of JSON on standard output, written before the next seed begins: if a seed
 // ends the process, by a broken assertion, it is the one after the last row.
 //
 // Exit status: 0 whatever the worlds did, 2 if the job is wrong, with one line on standard error.
 
+#include <algorithm>
 #include <chrono>
 #include <cinttypes>
 #include <cstdio>
@@ -22,6 +24,8 @@ namespace {
 struct Job {
   WorldOptions options;
   std::string scenario;
+  bool traced = false;
+  uint64_t traced_key = kEveryKey;
   uint64_t first = 1;
   uint64_t last = 1;
 };
@@ -44,6 +48,12 @@ bool parse_seeds(const std::string& text, Job& job) {
          job.first <= job.last;
 }
 
+bool parse_trace(const std::string& text, Job& job) {
+  job.traced = true;
+  char rest = 0;
+  return text == "all" || std::sscanf(text.c_str(), "%" SCNu64 "%c", &job.traced_key, &rest) == 1;
+}
+
 // Returns what is wrong with the line, or an empty string.
 std::string take_line(const std::string& line, Job& job) {
   const size_t equals = line.find('=');
@@ -57,6 +67,9 @@ std::string take_line(const std::string& line, Job& job) {
   if (name == "seeds") {
     return parse_seeds(value, job) ? "" : "seeds is `" + value + "`; it may be FIRST-LAST";
   }
+  if (name == "trace") {
+    return parse_trace(value, job) ? "" : "trace is `" + value + "`; it may be a key or `all`";
+  }
   return set_parameter(job.options, name, value);
 }
 
@@ -68,7 +81,7 @@ std::string read_job(Job& job) {
     const std::string wrong = take_line(line, job);
     if (!wrong.empty()) return wrong;
   }
-  return "";
+  return check_parameters(job.options);
 }
 
 std::string violation_of(const WorldResult& result) {
@@ -106,10 +119,20 @@ void print_row(const Job& job, uint64_t seed, const WorldResult& result, double 
   std::fflush(stdout);
 }
 
+Trace trace_of(const Job& job) {
+  if (!job.traced) return {};
+  return [key = job.traced_key](uint64_t now_ns, uint64_t of_key, const std::string& line) {
+    // What no key explains is shown if it is a fault, not if it is a verb of the upkeep.
+    const bool upkeep = line.starts_with("upkeep");
+    if (key != kEveryKey && of_key != key && (of_key != kEveryKey || upkeep)) return;
+    std::printf("%" PRIu64 " ns  %s\n", now_ns, line.c_str());
+  };
+}
+
 void run(const Job& job) {
   for (uint64_t seed = job.first; seed <= job.last; ++seed) {
     const auto begin = std::chrono::steady_clock::now();
-    const WorldResult result = run_world(job.options, seed);
+    const WorldResult result = run_world(job.options, seed, trace_of(job));
     const std::chrono::duration<double> wall_s = std::chrono::steady_clock::now() - begin;
     print_row(job, seed, result, wall_s.count());
     if (seed == UINT64_MAX) return;

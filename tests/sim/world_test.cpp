@@ -163,10 +163,10 @@ TEST_CASE("sim world: a host's clock runs at its own speed and tells when it wil
 
 TEST_CASE("sim world: a value names its number and shows any change") {
   for (uint64_t number = 1; number < 50; ++number) {
-    std::vector<uint8_t> value = value_of(number, 100);
-    CHECK(number_of(value.data(), value.size(), 100) == number);
+    std::vector<uint8_t> value = value_of(number, 0, 100);
+    CHECK(number_of(value.data(), value.size(), 0, 100) == number);
     value[value.size() - 1] ^= 1;
-    CHECK(number_of(value.data(), value.size(), 100) == kGarbage);
+    CHECK(number_of(value.data(), value.size(), 0, 100) == kGarbage);
   }
 }
 

@@ -1,6 +1,8 @@
 #include "fabric/sim/link.hpp"
 
 #include <algorithm>
+#include <cinttypes>
+#include <cstdio>
 #include <cstring>
 
 #include "base/crc32c.hpp"
@@ -81,7 +83,10 @@ uint32_t SimLink::post(kv_batch* batch) {
   }
   KV_ASSERT(requests_.size() < kOutstandingMax);
   batch->status = KV_FABRIC_PENDING;
-  requests_.push_back({batch, batch->ops, batch->op_count, KV_FABRIC_PENDING, {}, {}});
+  requests_.push_back({batch, batch->ops, batch->op_count, KV_FABRIC_PENDING, {}, {}, {}});
+  if (node_.schedule_.traced() && listener_ != nullptr) {
+    requests_.back().purpose = listener_->purpose;
+  }
   ++node_.counts_.batches;
   if (client_.told) return KV_FABRIC_PENDING;  // it goes nowhere any more
   last_arrival_ns_ = std::max(node_.schedule_.now_ns() + node_.delay_ns(), last_arrival_ns_ + 1);
@@ -218,6 +223,28 @@ void SimLink::finish(Request& request, uint32_t status) {
   if (status != KV_FABRIC_OK) end_node_side();
 }
 
+void SimLink::tell(const Request& request, const kv_op& op) const {
+  node_.schedule_.tell(request.purpose.key, [&] {
+    static constexpr const char* kNames[] = {"READ", "WRITE", "CAS", "FAA"};
+    char text[160];
+    int length = std::snprintf(text, sizeof text, "%s on %s, client line %u lane %u, at 0x%" PRIx64,
+                               kNames[op.kind - KV_OP_READ], node_.name_.c_str(), registration_,
+                               lane_, op.offset);
+    char* const end = text + std::min<size_t>(size_t(length), sizeof text - 1);
+    const size_t left = size_t(text + sizeof text - end);
+    if (!is_atomic(op)) {
+      std::snprintf(end, left, ", %" PRIu64 " bytes", uint64_t(op.length));
+    } else if (op.kind == KV_OP_FAA) {
+      std::snprintf(end, left, ": %" PRIx64 " + %" PRIx64, op.result, op.operand);
+    } else {
+      std::snprintf(end, left, ": %" PRIx64 " -> %" PRIx64 "%s", op.operand, op.desire,
+                    op.result == op.operand ? "" : ", lost");
+    }
+    const char* const orphan = request.batch == nullptr ? ", given up by its client" : "";
+    return request.purpose.text + ": " + text + orphan;
+  });
+}
+
 void SimLink::step() {
   if (node_over_ || executed_ == arrived_) return;
   Request& request = requests_[executed_];
@@ -230,6 +257,7 @@ void SimLink::step() {
     op_begun_ = false;
     ++op_at_;
     ++node_.counts_.operations;
+    tell(request, op);
     node_.counts_.orphans += request.batch == nullptr;
     if (op_at_ == request.op_count) finish(request, KV_FABRIC_OK);
   }

@@ -65,6 +65,7 @@ class SimLink final : public Timed {
     kv_op* ops;
     uint32_t op_count;
     uint32_t status;
+    SimListener::Purpose purpose;  // kept for a trace only
     std::vector<kv_op> own_ops;
     std::vector<std::unique_ptr<uint8_t[]>> payloads;
   };
@@ -85,6 +86,7 @@ class SimLink final : public Timed {
   bool move_piece(const Request& request, kv_op& op);
   bool acceptable(const kv_op& op) const;
   void finish(Request& request, uint32_t status);
+  void tell(const Request& request, const kv_op& op) const;
   void break_client_side();
   void keep_what_may_execute(Request& request);
 

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/assert.hpp"
@@ -46,6 +48,11 @@ class Timed {
   ~Timed() = default;
 };
 
+// Told of what happens, for a readable account of one seed. Telling changes nothing in the world.
+// `key` is the one that it concerns, kEveryKey for what is not of one key.
+inline constexpr uint64_t kEveryKey = UINT64_MAX;
+using Trace = std::function<void(uint64_t now_ns, uint64_t key, const std::string& line)>;
+
 class Schedule {
  public:
   explicit Schedule(uint64_t seed) : random_(seed) {}
@@ -55,6 +62,14 @@ class Schedule {
   uint64_t now_ns() const { return now_ns_; }
   uint64_t events() const { return events_; }
   Random& random() { return random_; }
+
+  void set_trace(Trace trace) { trace_ = std::move(trace); }
+  bool traced() const { return bool(trace_); }
+  // `line` returns the text; it is called only where somebody listens.
+  template <class Line>
+  void tell(uint64_t key, Line&& line) {
+    if (trace_) trace_(now_ns_, key, line());
+  }
 
   void at(uint64_t when_ns, Timed& target, uint64_t argument) {
     KV_ASSERT(when_ns >= now_ns_);
@@ -95,6 +110,7 @@ class Schedule {
   uint64_t now_ns_ = 1'000'000'000;
   uint64_t events_ = 0;
   Random random_;
+  Trace trace_;
 };
 
 }  // namespace kvstore::sim

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "fabric/fabric.h"
@@ -47,10 +48,18 @@ struct SimCounts {
   uint64_t orphans = 0;  // operations executed after their client had been told of the break
 };
 
-// Told when something has arrived at a client, so that a `poll` is worthwhile.
+// Whoever uses the connections of one lane: told when something has arrived, so that a `poll` is
+// worthwhile.
 class SimListener {
  public:
   virtual void arrived() = 0;
+
+  // What its verbs are for, in traces.
+  struct Purpose {
+    uint64_t key = kEveryKey;
+    std::string text = "upkeep";
+  };
+  Purpose purpose;
 
  protected:
   ~SimListener() = default;
@@ -83,6 +92,7 @@ class SimNode {
   // The node stops at once; clients learn of it later.
   void kill();
 
+  void set_name(const std::string& name) { name_ = name; }
   bool dead() const { return dead_; }
   uint8_t* region() const { return region_; }
   uint64_t region_bytes() const { return region_bytes_; }
@@ -99,6 +109,7 @@ class SimNode {
   const uint64_t region_bytes_;
   SimTiming timing_;
   SimCounts counts_;
+  std::string name_ = "the node";
   bool dead_ = false;
   std::set<uint32_t> fenced_;
   std::vector<std::unique_ptr<SimLink>> links_;
