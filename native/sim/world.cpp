@@ -64,8 +64,8 @@ class World {
     schedule_.tell(kEveryKey, [&] {
       std::string line = "client " + std::to_string(client->number()) + " begins, with line";
       for (uint32_t member = 0; member < nodes_.size(); ++member) {
-        line += " " + std::to_string(client->registration(member)) + " on " +
-                nodes_[member]->name() + (member + 1 < nodes_.size() ? "," : "");
+        line.append(member > 0 ? ", " : " ").append(std::to_string(client->registration(member)));
+        line.append(" on ").append(nodes_[member]->name());
       }
       return line;
     });
