@@ -16,6 +16,10 @@ _COMMANDS: Final = {
         "kvstore.bench.peers.command:peers",
         "Compare the store with other systems on the same work.",
     ),
+    "sim": (
+        "kvstore.bench.sim.command:sim",
+        "Simulate clusters with faults, one world for each seed.",
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Simulated clusters: the store's real client in virtual time, with faults, from one seed each."""

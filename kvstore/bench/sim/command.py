@@ -1,0 +1,288 @@
+"""`kvstore-bench sim`: many seeds of one scenario, or one seed as a readable account."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import click
+
+from kvstore.bench.document import metadata, print_json
+from kvstore.bench.sim.runner import Row, Runner, find_simulator, read_parameters
+from kvstore.bench.sim.scenario import Catalogue, Scenario
+from kvstore.bench.sim.shrink import Failure, Shrinker, describe
+
+_REACHED_WITH_SEEDS: Final = 100
+_SHOWN_VIOLATIONS_MAX: Final = 10
+
+
+def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> range:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not found:
+        raise click.BadParameter("expected FIRST-LAST, or one number")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first or last >= 1 << 63:
+        raise click.BadParameter(f"{first} to {last} is no range of seeds")
+    return range(first, last + 1)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  kvstore-bench sim --list
+  kvstore-bench sim steady
+  kvstore-bench sim crash-storm --seeds 1-1000 --set clients=8
+  kvstore-bench sim crash-storm --replay 57 --key 3
+"""
+)
+@click.argument("scenario", required=False)
+@click.option("--list", "listing", is_flag=True, help="Show scenarios, profiles and parameters.")
+@click.option("--seeds", callback=_seeds, default="1-200", show_default=True, help="Both included.")
+@click.option("--profile", help="The network; default: the scenario's own, else `ideal`.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A parameter.")
+@click.option("--replay", type=click.IntRange(0), metavar="SEED", help="Tell what one seed did.")
+@click.option("--key", help="For --replay: a key, or `all`. Default: the key of the violation.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes. Default: one a core.")
+@click.option(
+    "--seed-timeout",
+    type=click.FloatRange(0.1),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which a seed hangs.",
+)
+@click.option(
+    "--shrink-seconds",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="How long to seek a small failing world; 0: not at all.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def sim(
+    scenario: str | None,
+    listing: bool,
+    seeds: range,
+    profile: str | None,
+    assignments: tuple[str, ...],
+    replay: int | None,
+    key: str | None,
+    jobs: int | None,
+    seed_timeout: float,
+    shrink_seconds: float,
+    as_json: bool,
+) -> None:
+    """Run the store's real client in simulated clusters, with faults, one world for each seed.
+
+    A world checks its history. The first violation is made smaller, and printed with the command
+    that replays it. Exit status: 0 if every world was good, 1 if not, 2 for a wrong question.
+    """
+    program = find_simulator()
+    catalogue = Catalogue(read_parameters(program))
+    if listing:
+        _list(catalogue)
+        return
+    if scenario is None:
+        raise click.UsageError("name a scenario; `kvstore-bench sim --list` shows them")
+    if key is not None and (replay is None or not re.fullmatch(r"\d+|all", key)):
+        raise click.UsageError("--key is a number or `all`, and goes with --replay")
+    chosen = catalogue.scenario(scenario, profile=profile, assignments=assignments)
+    with Runner(program, jobs=jobs or _cores(), seed_timeout_s=seed_timeout) as runner:
+        if replay is not None:
+            _replay(runner, chosen, replay, key)
+            return
+        report = Report(chosen, seeds)
+        with _progress(chosen.name, len(seeds)) as advance:
+            for row in runner.rows(chosen.name, chosen.settings, seeds):
+                report.add(row)
+                advance(row)
+        command = _command(scenario, profile, assignments)
+        if report.violations and shrink_seconds > 0:
+            _shrink(runner, catalogue, chosen, report, shrink_seconds)
+        report.finish(command)
+    if as_json:
+        meta = metadata(
+            "kvstore-bench sim",
+            scenario=chosen.name,
+            profile=chosen.profile,
+            description=chosen.description,
+            settings=dict(chosen.settings),
+            **report.summary(),
+        )
+        print_json(meta, report.rows)
+    else:
+        report.print()
+    sys.exit(0 if report.good else 1)
+
+
+class Report:
+    """The rows of one run, and what they say together."""
+
+    def __init__(self, scenario: Scenario, seeds: range) -> None:
+        self.scenario: Final = scenario
+        self.seeds: Final = seeds
+        self.rows: Final[list[Row]] = []
+        self.violations: Final[list[Row]] = []
+        self.smallest: Failure | None = None
+        self.smallest_text = ""
+        self.replay_command = ""
+        self._sums: Final[Counter[str]] = Counter()
+
+    def add(self, row: Row) -> None:
+        """Takes the row of a seed."""
+        self.rows.append(row)
+        if not row["ok"]:
+            self.violations.append(row)
+        for name, value in row.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and name != "seed":
+                self._sums[name] += value  # type: ignore[assignment]
+
+    @property
+    def missed(self) -> list[str]:
+        """What the scenario is for and did not happen."""
+        if len(self.seeds) < _REACHED_WITH_SEEDS:
+            return []
+        return [name for name in self.scenario.reaches if self._sums[name] == 0]
+
+    @property
+    def good(self) -> bool:
+        """Every world was good, and the scenario did what it is for."""
+        return not self.violations and not self.missed
+
+    def finish(self, command: str) -> None:
+        """Sorts, and finds the command that replays the first violation."""
+        self.rows.sort(key=lambda row: row["seed"])
+        self.violations.sort(key=lambda row: row["seed"])
+        if self.smallest is not None:
+            changed = [
+                f" --set {name}={value}"
+                for name, value in self.smallest.settings.items()
+                if self.scenario.settings.get(name) != value
+            ]
+            self.replay_command = f"{command}{''.join(changed)} --replay {self.smallest.seed}"
+        elif self.violations:
+            self.replay_command = f"{command} --replay {self.violations[0]['seed']}"
+
+    def summary(self) -> dict[str, Any]:
+        """The sums over all seeds."""
+        violations = [
+            {name: row[name] for name in ("seed", "violation")} for row in self.violations
+        ]
+        return {
+            "seeds": f"{self.seeds.start}-{self.seeds.stop - 1}",
+            "ok": self.good,
+            "violations": violations,
+            "not_reached": self.missed,
+            "replay": self.replay_command or None,
+            "sums": dict(self._sums),
+        }
+
+    def print(self) -> None:
+        """For people."""
+        sums = self._sums
+        for row in self.violations[:_SHOWN_VIOLATIONS_MAX]:
+            print(f"VIOLATION seed {row['seed']}: {row['violation']}")
+        if len(self.violations) > _SHOWN_VIOLATIONS_MAX:
+            print(f"... and {len(self.violations) - _SHOWN_VIOLATIONS_MAX} seeds more")
+        if self.smallest is not None:
+            print(f"smallest found: {self.smallest_text}, seed {self.smallest.seed}:")
+            print(f"  {self.smallest.violation}")
+        if self.replay_command:
+            print(f"replay it with:\n  {self.replay_command}")
+        for name in self.missed:
+            print(f"NOT REACHED: `{name}` is 0 in all of {len(self.rows)} seeds")
+        faults = ("breaks", "crashes", "pauses", "fenced", "swept", "unknown")
+        happened = ", ".join(f"{sums[name]:,} {name}" for name in faults if sums[name])
+        rate = sums["verbs"] / sums["wall_s"] / 1e6 if sums["wall_s"] else 0
+        print(
+            f"{self.scenario.name}: {len(self.rows) - len(self.violations)} of {len(self.rows)} "
+            f"seeds good; {sums['operations']:,} operations, {sums['verbs']:,} verbs in "
+            f"{sums['virtual_s']:,.0f} s of virtual time ({rate:.2f} million verbs a second and "
+            f"core){'; ' + happened if happened else ''}"
+        )
+
+
+def _command(scenario: str, profile: str | None, assignments: tuple[str, ...]) -> str:
+    words = ["kvstore-bench", "sim", scenario]
+    words += ["--profile", profile] if profile else []
+    for assignment in assignments:
+        words += ["--set", assignment]
+    return " ".join(words)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _shrink(
+    runner: Runner, catalogue: Catalogue, scenario: Scenario, report: Report, seconds: float
+) -> None:
+    row = min(report.violations, key=lambda row: row["seed"])
+    failure = Failure(scenario.settings, row["seed"], row["violation"])
+    _say(f"seed {failure.seed} fails; making it smaller, for {seconds:g} s at most")
+    shrinker = Shrinker(
+        runner, scenario.name, catalogue.parameters, seconds=seconds, say=lambda text: _say(text)
+    )
+    report.smallest = shrinker.shrink(failure)
+    report.smallest_text = describe(report.smallest.settings, catalogue.parameters)
+
+
+def _replay(runner: Runner, scenario: Scenario, seed: int, key: str | None) -> None:
+    if key is None:
+        row = next(runner.rows(scenario.name, scenario.settings, range(seed, seed + 1)))
+        named = re.search(r"\bkey (\d+)", row["violation"] or "")
+        key = named[1] if named else "all"
+    for line in runner.trace(scenario.name, scenario.settings, seed, key):
+        print(line)
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[found]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=total, found="")
+        violations = 0
+
+        def advance(row: Row) -> None:
+            nonlocal violations
+            violations += not row["ok"]
+            found = f"[red]{violations} violations" if violations else ""
+            bar.update(task, advance=1, found=found)
+
+        yield advance
+
+
+def _list(catalogue: Catalogue) -> None:
+    for kind in ("scenarios", "profiles", "parts"):
+        print(f"{kind}:")
+        for name in catalogue.names(kind):
+            print(f"  {name:<20} {catalogue.description(kind, name)}")
+        print()
+    print("parameters (--set NAME=VALUE; default, range):")
+    for parameter in catalogue.parameters.values():
+        allowed = f"{parameter.default} ({parameter.least} to {parameter.most} {parameter.unit}"
+        print(f"  {parameter.group:<9} {parameter.name:<26} {parameter.help}; {allowed.rstrip()})")
