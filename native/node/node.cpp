@@ -1,9 +1,6 @@
 #include "node/node.hpp"
 
-#include <poll.h>
-#include <signal.h>
 #include <sys/random.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,17 +10,11 @@
 
 #include "base/assert.hpp"
 #include "node/liveness.hpp"
-#include "node/sweep.hpp"
 
 namespace kvstore {
 namespace {
 
 constexpr uint32_t kLeaseMsDefault = 5000;
-constexpr uint64_t kIdleTickNs = 20 * kMillisecond;
-constexpr uint64_t kBusyTickNs = 5 * kMillisecond;
-constexpr uint64_t kPressedTickNs = kMillisecond;
-constexpr uint64_t kSweepNs = 60 * kSecond;
-constexpr unsigned kSweepTries = 8;
 
 uint64_t random_word() {
   uint64_t word = 0;
@@ -38,18 +29,6 @@ std::string text(const char* given) {
 void copy_text(char* destination, size_t bytes, const std::string& source) {
   std::strncpy(destination, source.c_str(), bytes - 1);
   destination[bytes - 1] = '\0';
-}
-
-bool exited(int process_descriptor) {
-  pollfd descriptor{process_descriptor, POLLIN, 0};
-  return ::poll(&descriptor, 1, 0) > 0;
-}
-
-// Of a process that has begun to: its sockets hang up a moment before it is gone.
-bool exits(int process_descriptor) {
-  constexpr int kExitMs = 200;
-  pollfd descriptor{process_descriptor, POLLIN, 0};
-  return ::poll(&descriptor, 1, kExitMs) > 0;
 }
 
 }  // namespace
@@ -70,7 +49,6 @@ bool Node::start(const kv_node_config& config, std::string& error) {
   const uint32_t lease_ms =
       config.membership_lease_ms == 0 ? kLeaseMsDefault : config.membership_lease_ms;
   lease_ns_ = lease_ms * kMillisecond;
-  fence_after_ns_ = config.fence_after_ms * kMillisecond;
   cluster_id_ = text(config.cluster_id);
   members_ = text(config.members);
   geometry_ = format_region(region_->data(), region_->bytes(),
@@ -86,6 +64,7 @@ bool Node::start(const kv_node_config& config, std::string& error) {
       attach_local(*janitor_, 0, local, janitor_registration_, error) != Status::kOk) {
     return false;
   }
+  start_upkeep(config.fence_after_ms * kMillisecond);
   if (config.tcp_host != nullptr) {
     TcpAgentConfig agent;
     agent.listen_host = config.tcp_host;
@@ -113,15 +92,33 @@ bool Node::start(const kv_node_config& config, std::string& error) {
   if (!shm_name_.empty()) {
     const auto gone = [this](uint32_t r, bool left) {
       const std::lock_guard lock(mutex_);
-      to_fence_.push_back({r, left});
+      hung_up_.push_back({r, left});
       changed_.notify_all();
     };
     door_ =
         ShmDoor::open(shm_name_, text(config.secret), node_id_, *region_, *registry_, gone, error);
     if (!door_) return false;
   }
-  sweeper_ = std::thread([this] { sweep_dead(); });
+  sweeping_ = std::thread([this] { sweep_dead(); });
   return true;
+}
+
+void Node::start_upkeep(uint64_t fence_after_ns) {
+  Status status = Status::kOk;
+  Lane* lane = janitor_->acquire_lane(0, status);
+  KV_ASSERT(lane != nullptr);
+  sweeper_ = std::make_unique<Sweeper>(*registry_, region_->data(), *lane);
+  const auto cut_off = [this](uint32_t registration) {
+    if (agent_) agent_->fence(registration);
+  };
+  const auto fenced = [this](uint32_t registration) {
+    sweeper_->add(registration);
+    const std::lock_guard lock(mutex_);
+    sweep_wanted_ = true;
+    changed_.notify_all();
+  };
+  const Upkeep::Rules rules{lease_ns_, fence_after_ns};
+  upkeep_ = std::make_unique<Upkeep>(*registry_, rules, cut_off, fenced);
 }
 
 Node::~Node() {
@@ -135,11 +132,12 @@ Node::~Node() {
     changed_.notify_all();
   }
   if (maintenance_.joinable()) maintenance_.join();
-  if (sweeper_.joinable()) sweeper_.join();
+  if (sweeping_.joinable()) sweeping_.join();
   // Clients of this process hold the region's address: they must see it dead before it goes.
   if (dead_) dead_->store(1, std::memory_order_seq_cst);
   door_.reset();
   agent_.reset();
+  sweeper_.reset();
   janitor_.reset();
 }
 
@@ -211,143 +209,37 @@ void Node::drain() {
 
 // ---- Upkeep ---------------------------------------------------------------------------------
 
-void Node::fence(uint32_t registration, bool over_tcp, bool left) {
-  if (over_tcp && agent_) agent_->fence(registration);
-  if (!registry_->mark_fenced(registration, left)) return;
-  const std::lock_guard lock(mutex_);
-  to_sweep_.push_back(registration);
-  changed_.notify_all();
-}
-
 Status Node::dismiss(uint32_t registration) {
-  Registered found;
-  if (!registry_->find(registration, found) || found.state != layout::ClientState::kLive) {
-    return Status::kAbsent;
-  }
-  // A client with a mapping can't be cut off from outside: it is gone when its socket hangs up.
-  if (found.fabric == KV_FABRIC_SHM && found.connected) return Status::kOk;
-  fence(registration, true, true);
-  return Status::kOk;
-}
-
-// A socket may be closed by mistake while the process goes on writing through its mapping: without
-// a farewell only the end of the process counts, which its silence makes us look for again.
-void Node::part_with(const Gone& guest) {
-  Registered found;
-  if (!registry_->find(guest.registration, found)) return;
-  const bool over = guest.left || found.process_descriptor < 0 || exits(found.process_descriptor);
-  if (over) {
-    fence(guest.registration, false, guest.left);
-  } else {
-    registry_->set_stalled(guest.registration, true);
-  }
-}
-
-void Node::judge_silent(uint32_t registration) {
-  Registered found;
-  if (!registry_->find(registration, found)) return;
-  const bool maps = found.fabric == KV_FABRIC_SHM && found.process_descriptor >= 0;
-  if (found.fabric == KV_FABRIC_TCP || (!found.connected && !maps)) {
-    fence(registration, true, false);
-    return;
-  }
-  if (found.fabric == KV_FABRIC_LOCAL) return;  // a thread of this process, only slow
-  if (found.process_descriptor >= 0 && exited(found.process_descriptor)) {
-    fence(registration, false, false);
-    return;
-  }
-  // A stopped process still maps the region: nothing of it may be reused until it is dead.
-  registry_->set_stalled(registration, true);
-  const uint64_t silent_ns = boottime_ns() - found.heard_ns;
-  if (fence_after_ns_ > 0 && silent_ns > fence_after_ns_ && found.process_descriptor >= 0) {
-    ::syscall(SYS_pidfd_send_signal, found.process_descriptor, SIGKILL, nullptr, 0);
-  }
+  return upkeep_ ? upkeep_->dismiss(registration) : Status::kAbsent;
 }
 
 void Node::maintain() {
   while (!stopping_.load()) {
-    const Registry::Tick tick = registry_->tick(lease_ns_);
-    for (const uint32_t registration : tick.silent) judge_silent(registration);
-    const uint64_t period_ns = tick.pressure != 0 ? kPressedTickNs
-                               : tick.busy        ? kBusyTickNs
-                                                  : kIdleTickNs;
+    const uint64_t period_ns = upkeep_->tick();
     std::deque<Gone> gone;
     {
       std::unique_lock lock(mutex_);
-      const auto woken = [&] { return stopping_.load() || !to_fence_.empty(); };
+      const auto woken = [&] { return stopping_.load() || !hung_up_.empty(); };
       changed_.wait_for(lock, std::chrono::nanoseconds(period_ns), woken);
-      gone.swap(to_fence_);
+      gone.swap(hung_up_);
     }
-    for (const Gone& guest : gone) part_with(guest);
+    for (const Gone& guest : gone) upkeep_->hung_up(guest.registration, guest.left);
   }
-}
-
-void Node::finish_splits(Lane& lane) {
-  std::deque<uint32_t> waiting;
-  {
-    const std::lock_guard lock(mutex_);
-    waiting = to_sweep_;
-  }
-  for (const uint32_t registration : waiting) {
-    lane.run_task([&] { return finish_split_of(lane.channel(0), registration); },
-                  monotonic_ns() + kSweepNs);
-  }
-}
-
-bool Node::wait_rounds(Lane& lane, unsigned rounds) {
-  const layout::NodeLine& line =
-      *reinterpret_cast<layout::NodeLine*>(region_->data() + layout::kNodeLineOffset);
-  for (unsigned round = 0; round < rounds; ++round) {
-    const uint64_t until = __atomic_load_n(&line.global_epoch, __ATOMIC_ACQUIRE) + 1;
-    while (__atomic_load_n(&line.safe_epoch, __ATOMIC_ACQUIRE) <= until) {
-      if (stopping_.load()) return false;
-      finish_splits(lane);
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-  }
-  return true;
-}
-
-bool Node::try_sweep(Lane& lane, Sweep& sweep) {
-  Channel& channel = lane.channel(0);
-  if (channel.ready(monotonic_ns() + kSecond) != Status::kOk) return false;
-  // In slices: a long activity of the janitor's would hold back the epoch of the whole node.
-  const auto run = [&](Task<Status> (Sweep::*step)(Channel&)) {
-    Status status = Status::kPending;
-    while (status == Status::kPending && !stopping_.load()) {
-      status = lane.run_task([&] { return (sweep.*step)(channel); }, monotonic_ns() + kSweepNs);
-    }
-    return status == Status::kOk;
-  };
-  return run(&Sweep::begin) && run(&Sweep::look) && wait_rounds(lane, 4) && run(&Sweep::give_back);
-}
-
-void Node::sweep(const std::vector<uint32_t>& registrations) {
-  Status status = Status::kOk;
-  Lane* lane = janitor_->acquire_lane(kSecond, status);
-  if (lane == nullptr) return;
-  Sweep sweep(registrations);
-  bool swept = false;
-  for (unsigned attempt = 0; attempt < kSweepTries && !swept && !stopping_.load(); ++attempt) {
-    swept = try_sweep(*lane, sweep);
-  }
-  blocks_swept_.fetch_add(sweep.blocks_freed());
-  janitor_->release_lane(*lane);
-  if (!swept) return;
-  for (const uint32_t registration : registrations) registry_->mark_swept(registration);
 }
 
 void Node::sweep_dead() {
   while (!stopping_.load()) {
-    std::vector<uint32_t> registrations;
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return stopping_.load() || !to_sweep_.empty(); });
-      if (stopping_.load()) return;
-      registrations.assign(to_sweep_.begin(), to_sweep_.end());
-      to_sweep_.clear();
+    const uint64_t again_ns = sweeper_->step();
+    std::unique_lock lock(mutex_);
+    const auto woken = [&] { return stopping_.load() || sweep_wanted_; };
+    if (again_ns == UINT64_MAX) {
+      changed_.wait(lock, woken);
+    } else {
+      const uint64_t now_ns = monotonic_ns();
+      const uint64_t wait_ns = again_ns > now_ns ? again_ns - now_ns : 0;
+      changed_.wait_for(lock, std::chrono::nanoseconds(wait_ns), woken);
     }
-    sweep(registrations);
+    sweep_wanted_ = false;
   }
 }
 
@@ -401,7 +293,7 @@ void Node::read_stats(kv_node_stats& stats) {
   registry_->read_stats(stats);
   stats.clients_live -= stats.clients_live > 0 ? 1 : 0;  // the janitor is no client of anybody's
   stats.clients_total -= 1;
-  stats.blocks_swept = blocks_swept_.load();
+  stats.blocks_swept = sweeper_->blocks_freed();
   if (door_) stats.shm_refused = door_->refused();
   if (!agent_) return;
   const TcpAgentStats tcp = agent_->stats();

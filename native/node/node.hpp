@@ -18,6 +18,8 @@
 #include "node/region.hpp"
 #include "node/registry.hpp"
 #include "node/shm_door.hpp"
+#include "node/sweeper.hpp"
+#include "node/upkeep.hpp"
 #include "store/client.hpp"
 #include "store/transports.hpp"
 
@@ -49,19 +51,9 @@ class Node {
 
   Node() = default;
   bool start(const kv_node_config& config, std::string& error);
+  void start_upkeep(uint64_t fence_after_ns);
   void maintain();
-  void judge_silent(uint32_t registration);
-  void part_with(const Gone& guest);
-  // Makes sure that no operation of the client can execute any more, then has it swept.
-  // `left`: it went of its own will.
-  void fence(uint32_t registration, bool over_tcp, bool left);
   void sweep_dead();
-  void sweep(const std::vector<uint32_t>& registrations);
-  bool try_sweep(Lane& lane, class Sweep& sweep);
-  // Waits for the safe epoch. It may wait for an insert, and that for the split of a client whose
-  // turn has not come: so the splits of all that wait to be swept are finished meanwhile.
-  bool wait_rounds(Lane& lane, unsigned rounds);
-  void finish_splits(Lane& lane);
   void count_memory(kv_node_stats& stats);
 
   // How an attachment of this process finds the node, if it is still there.
@@ -78,7 +70,6 @@ class Node {
   uint32_t eviction_ = 0;
   uint32_t consistency_ = 0;
   uint64_t lease_ns_ = 0;
-  uint64_t fence_after_ns_ = 0;
   std::string shm_name_;
   std::mutex members_mutex_;
   std::string cluster_id_;
@@ -89,15 +80,16 @@ class Node {
   std::unique_ptr<ShmDoor> door_;
   std::unique_ptr<Client> janitor_;  // sweeps; no client of anybody's
   uint32_t janitor_registration_ = 0;
+  std::unique_ptr<Sweeper> sweeper_;
+  std::unique_ptr<Upkeep> upkeep_;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> draining_{false};
-  std::atomic<uint64_t> blocks_swept_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<Gone> to_fence_;
-  std::deque<uint32_t> to_sweep_;
+  std::deque<Gone> hung_up_;
+  bool sweep_wanted_ = false;
   std::thread maintenance_;
-  std::thread sweeper_;
+  std::thread sweeping_;
 };
 
 }  // namespace kvstore

@@ -40,4 +40,25 @@ bool read_superblock(const layout::Superblock& superblock, layout::Geometry& geo
   return same;
 }
 
+Task<Status> read_attachment(Remote& remote, std::unique_ptr<Transport> transport,
+                             uint32_t registration, uint32_t address_entries,
+                             std::shared_ptr<Attachment>& attachment, std::string& error) {
+  layout::Superblock superblock{};
+  layout::NodeLine node{};
+  kv_op ops[2] = {read_op(layout::kSuperblockOffset, &superblock, sizeof superblock),
+                  read_op(layout::kNodeLineOffset, &node, sizeof node)};
+  if (const uint32_t s = co_await remote.batch(ops); s != KV_FABRIC_OK) {
+    error = "the node did not let its superblock be read in time";
+    co_return from_fabric(s);
+  }
+  layout::Geometry geometry;
+  if (!read_superblock(superblock, geometry, error)) co_return Status::kRefused;
+  attachment = std::make_shared<Attachment>(std::move(transport), superblock, geometry,
+                                            registration, address_entries);
+  attachment->saw_clock(node.clock_ms, boottime_ns());
+  const Status refreshed = co_await attachment->directory.refresh(remote);
+  if (refreshed != Status::kOk) error = "the node's directory can't be read";
+  co_return refreshed;
+}
+
 }  // namespace kvstore

@@ -129,4 +129,13 @@ class Attachment {
 bool read_superblock(const layout::Superblock& superblock, layout::Geometry& geometry,
                      std::string& error);
 
+// The lane number of the connection over which an attachment begins.
+inline constexpr uint32_t kSetupLane = UINT32_MAX;
+
+// Reads the superblock and the directory, and makes the attachment of `registration`. If that can't
+// be, `error` says why not.
+Task<Status> read_attachment(Remote& remote, std::unique_ptr<Transport> transport,
+                             uint32_t registration, uint32_t address_entries,
+                             std::shared_ptr<Attachment>& attachment, std::string& error);
+
 }  // namespace kvstore

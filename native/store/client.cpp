@@ -199,19 +199,23 @@ void Client::close() {
   service_.reset();
 }
 
+uint64_t Client::hurry_limbo() {
+  uint64_t waiting = 0;
+  for (uint32_t m = 0; m < members(); ++m) {
+    const std::shared_ptr<Attachment> current = attachment(m);
+    if (!current || current->state.load() != Attachment::State::kUp) continue;
+    waiting += current->limbo.bytes();
+    if (current->limbo.bytes() > 0) current->class_wanted.store(layout::kWantsReclamation);
+  }
+  if (waiting > 0) service_->hurry();
+  return waiting;
+}
+
 // Retired blocks of other clients' extents would be lost with this client's limbo.
 void Client::drain_limbo() {
   constexpr unsigned kRoundsMax = 100;
   for (unsigned round = 0; service_ && round < kRoundsMax; ++round) {
-    uint64_t waiting = 0;
-    for (uint32_t m = 0; m < members(); ++m) {
-      const std::shared_ptr<Attachment> current = attachment(m);
-      if (!current || current->state.load() != Attachment::State::kUp) continue;
-      waiting += current->limbo.bytes();
-      if (current->limbo.bytes() > 0) current->class_wanted.store(layout::kWantsReclamation);
-    }
-    if (waiting == 0) return;
-    service_->hurry();
+    if (hurry_limbo() == 0) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
 }

@@ -67,6 +67,8 @@ class Client {
   bool is_inline();
   bool forked() const;
   void close();
+  // Has what was retired come back soon. Returns the bytes that still wait for it.
+  uint64_t hurry_limbo();
 
  private:
   friend class Service;

@@ -25,8 +25,8 @@ Task<Status> back_off(Channel& channel, unsigned attempt) {
   const uint64_t now = monotonic_ns();
   if (now >= lane.deadline_ns()) co_return Status::kDeadlineExceeded;
   if (attempt < 4) co_return Status::kOk;
-  // Clients that collide must not wait alike: lane and address spread them.
-  const uint64_t spread = reinterpret_cast<uintptr_t>(&lane) / 64 % 7 + lane.index() % 5 + 1;
+  // Clients that collide must not wait alike: registration and lane spread them.
+  const uint64_t spread = channel.attachment->registration % 7 + lane.index() % 5 + 1;
   const uint64_t pause_ns =
       std::min<uint64_t>(uint64_t{1} << std::min(attempt, 16u), 50'000) * spread / 2;
   co_await lane.executor().sleep_until(now + pause_ns);

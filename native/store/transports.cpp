@@ -53,11 +53,9 @@ class TcpTransport : public Transport {
   const TcpTarget target_;
 };
 
-// Reads the superblock and the directory over a connection of its own, and hands the member its
-// attachment.
+// Takes the node up over a connection of its own, and hands the member its attachment.
 Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> transport,
                uint32_t registration, uint64_t deadline_ns, std::string& error) {
-  constexpr uint32_t kSetupLane = UINT32_MAX;
   kv_connection* connection = transport->connect(kSetupLane, deadline_ns, error);
   if (connection == nullptr) return Status::kNodeUnreachable;
 
@@ -65,40 +63,18 @@ Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> trans
   executor.add_connection(connection);
   Remote remote;
   remote.bind(connection, &executor);
-  layout::Superblock superblock{};
-  layout::NodeLine node{};
   Status status = Status::kOk;
   std::shared_ptr<Attachment> attachment;
   {
     const Executor::Scope scope(executor);
-    const auto read = [&]() -> Task<Status> {
-      kv_op ops[2] = {read_op(layout::kSuperblockOffset, &superblock, sizeof superblock),
-                      read_op(layout::kNodeLineOffset, &node, sizeof node)};
-      co_return from_fabric(co_await remote.batch(ops));
-    };
-    const auto finish = [&](Task<Status>& task) {
-      const auto done = [&] { return task.done(); };
-      if (executor.run(done, deadline_ns, true) != Executor::Outcome::kDone) {
-        connection->ops->close(connection);
-        executor.run(done, UINT64_MAX, true);
-      }
-      return task.take();
-    };
-    Task<Status> reading = read();
-    status = finish(reading);
-    layout::Geometry geometry;
-    if (status != Status::kOk) {
-      error = "the node did not let its superblock be read in time";
-    } else if (!read_superblock(superblock, geometry, error)) {
-      status = Status::kRefused;
-    } else {
-      attachment = std::make_shared<Attachment>(std::move(transport), superblock, geometry,
-                                                registration, client.address_entries());
-      attachment->saw_clock(node.clock_ms, boottime_ns());
-      Task<Status> refresh = attachment->directory.refresh(remote);
-      status = finish(refresh);
-      if (status != Status::kOk) error = "the node's directory can't be read";
+    Task<Status> task = read_attachment(remote, std::move(transport), registration,
+                                        client.address_entries(), attachment, error);
+    const auto done = [&] { return task.done(); };
+    if (executor.run(done, deadline_ns, true) != Executor::Outcome::kDone) {
+      connection->ops->close(connection);
+      executor.run(done, UINT64_MAX, true);
     }
+    status = task.take();
   }
   connection->ops->destroy(connection);
   if (status == Status::kOk) client.attach(member, std::move(attachment));
