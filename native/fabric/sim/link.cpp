@@ -64,8 +64,9 @@ const kv_connection_ops SimLink::kOps = {
     [](kv_connection* connection) { of(connection).close(); },
     [](kv_connection* connection) { of(connection).destroyed(); }};
 
-SimLink::SimLink(SimNode& node, uint32_t registration, uint32_t lane, SimListener* listener)
-    : node_(node), registration_(registration), lane_(lane), listener_(listener) {
+SimLink::SimLink(SimNode& node, uint32_t registration, uint32_t lane, SimListener* listener,
+                 const Reach& reach)
+    : node_(node), registration_(registration), lane_(lane), listener_(listener), reach_(reach) {
   kv_connection& connection = client_.connection;
   connection.ops = &kOps;
   connection.region_bytes = node.region_bytes();
@@ -89,7 +90,7 @@ uint32_t SimLink::post(kv_batch* batch) {
   }
   ++node_.counts_.batches;
   if (client_.told) return KV_FABRIC_PENDING;  // it goes nowhere any more
-  last_arrival_ns_ = std::max(node_.schedule_.now_ns() + node_.delay_ns(), last_arrival_ns_ + 1);
+  last_arrival_ns_ = std::max(request_arrival_ns(), last_arrival_ns_ + 1);
   schedule(last_arrival_ns_, kArrive);
   if (node_.schedule_.random().chance(node_.timing_.breaks_per_million)) {
     ++node_.counts_.breaks;
@@ -189,15 +190,22 @@ bool SimLink::move_piece(const Request& request, kv_op& op) {
     std::memcpy(local + begin, at + begin, end - begin);
   }
   if (pieces_.left()) return false;
+  watch_write(op);
   if ((op.flags & KV_OP_CRC32C) != 0 && request.batch != nullptr) {
     op.result = crc32c(uint32_t(op.operand), local, op.length);
   }
   return true;
 }
 
+void SimLink::watch_write(const kv_op& op) const {
+  if (node_.watch_ == nullptr || op.kind != KV_OP_WRITE) return;
+  node_.watch_->written(registration_, lane_, op.offset, op.length);
+}
+
 bool SimLink::execute(Request& request, kv_op& op) {
   if (!is_atomic(op)) {
     if (!op_begun_) {
+      watch_write(op);
       pieces_.plan(op, node_.timing_.pieces_max, node_.schedule_.random());
       node_.counts_.torn += pieces_.count() > 1;
     }
@@ -211,6 +219,7 @@ bool SimLink::execute(Request& request, kv_op& op) {
   const bool swaps = op.kind == KV_OP_CAS && word == op.operand;
   const uint64_t next = op.kind == KV_OP_FAA ? word + op.operand : swaps ? op.desire : word;
   std::memcpy(at, &next, 8);
+  if (node_.watch_ != nullptr && next != word) node_.watch_->swapped(op.offset, word, next);
   return true;
 }
 
@@ -218,7 +227,7 @@ void SimLink::finish(Request& request, uint32_t status) {
   request.status = status;
   ++executed_;
   op_at_ = 0;
-  last_answer_ns_ = std::max(node_.schedule_.now_ns() + node_.delay_ns(), last_answer_ns_ + 1);
+  last_answer_ns_ = std::max(answer_arrival_ns(), last_answer_ns_ + 1);
   schedule(last_answer_ns_, kAnswer);
   if (status != KV_FABRIC_OK) end_node_side();
 }
@@ -272,16 +281,24 @@ void SimLink::schedule_step() {
 
 // ---- Ends and events ------------------------------------------------------------------------
 
+uint64_t SimLink::request_arrival_ns() const {
+  return std::max(node_.schedule_.now_ns(), reach_.requests_from_ns) + node_.delay_ns();
+}
+
+uint64_t SimLink::answer_arrival_ns() const {
+  return std::max(node_.schedule_.now_ns(), reach_.answers_from_ns) + node_.delay_ns();
+}
+
 void SimLink::end_node_side() {
   node_over_ = true;
 }
 
 void SimLink::end_node_side_later() {
-  schedule(node_.schedule_.now_ns() + node_.delay_ns(), kNodeEnd);
+  schedule(request_arrival_ns(), kNodeEnd);
 }
 
 void SimLink::end_client_side_later() {
-  schedule(node_.schedule_.now_ns() + node_.delay_ns(), kClientEnd);
+  schedule(answer_arrival_ns(), kClientEnd);
 }
 
 void SimLink::schedule(uint64_t when_ns, Event event) {

@@ -32,7 +32,8 @@ class Pieces {
 
 class SimLink final : public Timed {
  public:
-  SimLink(SimNode& node, uint32_t registration, uint32_t lane, SimListener* listener);
+  SimLink(SimNode& node, uint32_t registration, uint32_t lane, SimListener* listener,
+          const Reach& reach);
 
   kv_connection* connection() { return &client_.connection; }
   uint32_t registration() const { return registration_; }
@@ -79,10 +80,14 @@ class SimLink final : public Timed {
   static const kv_connection_ops kOps;
 
   void schedule(uint64_t when_ns, Event event);
+  // When a message that is sent now arrives.
+  uint64_t request_arrival_ns() const;
+  uint64_t answer_arrival_ns() const;
   void schedule_step();
   void step();
   // Returns whether the current operation is finished.
   bool execute(Request& request, kv_op& op);
+  void watch_write(const kv_op& op) const;
   bool move_piece(const Request& request, kv_op& op);
   bool acceptable(const kv_op& op) const;
   void finish(Request& request, uint32_t status);
@@ -94,6 +99,7 @@ class SimLink final : public Timed {
   const uint32_t registration_;
   const uint32_t lane_;
   SimListener* listener_;
+  const Reach& reach_;
   Client client_;
   // In the order of their posts; of the first `executed_` the answers are on their way, of the
   // first `answered_` they are there.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/variant.hpp"
 #include "fabric/sim/link.hpp"
 
 namespace kvstore::sim {
@@ -21,14 +22,18 @@ uint64_t SimNode::delay_ns() {
   return delay_ns;
 }
 
-kv_connection* SimNode::connect(uint32_t registration, uint32_t lane, SimListener* listener) {
+kv_connection* SimNode::connect(uint32_t registration, uint32_t lane, SimListener* listener,
+                                const Reach* reach) {
+  static constexpr Reach kOpen;
+  if (reach == nullptr) reach = &kOpen;
   if (dead_ || fenced_.contains(registration)) return nullptr;
+  if (!reach->whole(schedule_.now_ns())) return nullptr;
   for (const auto& link : links_) {
     if (link->registration() != registration || link->lane() != lane) continue;
-    link->end_node_side();
+    if (!KV_VARIANT(old_connection_survives)) link->end_node_side();
     link->end_client_side_later();
   }
-  links_.push_back(std::make_unique<SimLink>(*this, registration, lane, listener));
+  links_.push_back(std::make_unique<SimLink>(*this, registration, lane, listener, *reach));
   return links_.back()->connection();
 }
 

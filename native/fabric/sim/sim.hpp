@@ -65,6 +65,28 @@ class SimListener {
   ~SimListener() = default;
 };
 
+// A partition between a client's host and the node, each way by itself: what would leave before the
+// instant leaves then. Connections can't be made meanwhile.
+struct Reach {
+  uint64_t requests_from_ns = 0;
+  uint64_t answers_from_ns = 0;
+
+  bool whole(uint64_t now_ns) const {
+    return now_ns >= requests_from_ns && now_ns >= answers_from_ns;
+  }
+};
+
+// Sees what the connections do to the region, as it happens.
+class RegionWatch {
+ public:
+  virtual void swapped(uint64_t offset, uint64_t before, uint64_t after) = 0;
+  // Before the first byte of a WRITE and after the last one.
+  virtual void written(uint32_t registration, uint32_t lane, uint64_t offset, uint64_t bytes) = 0;
+
+ protected:
+  ~RegionWatch() = default;
+};
+
 class SimLink;
 
 class SimNode {
@@ -78,8 +100,9 @@ class SimNode {
   SimNode& operator=(const SimNode&) = delete;
 
   // A connection of a lane; an earlier one of the same lane has no effect any more. nullptr if the
-  // node is dead or the registration has been fenced.
-  kv_connection* connect(uint32_t registration, uint32_t lane, SimListener* listener = nullptr);
+  // node is dead or out of reach or the registration has been fenced. `reach` outlives the node.
+  kv_connection* connect(uint32_t registration, uint32_t lane, SimListener* listener = nullptr,
+                         const Reach* reach = nullptr);
 
   // After it returns no operation of the registration executes any more; the client learns of it
   // later.
@@ -92,6 +115,8 @@ class SimNode {
   // The node stops at once; clients learn of it later.
   void kill();
 
+  // Outlives the node.
+  void set_watch(RegionWatch* watch) { watch_ = watch; }
   void set_name(const std::string& name) { name_ = name; }
   bool dead() const { return dead_; }
   uint8_t* region() const { return region_; }
@@ -110,6 +135,7 @@ class SimNode {
   SimTiming timing_;
   SimCounts counts_;
   std::string name_ = "the node";
+  RegionWatch* watch_ = nullptr;
   bool dead_ = false;
   std::set<uint32_t> fenced_;
   std::vector<std::unique_ptr<SimLink>> links_;
