@@ -51,7 +51,7 @@ def connect(
         lanes: How many threads can be inside the store at once before they wait for each other;
             0: 8.
         address_cache_entries: Keys whose place is remembered, so that the next get is one round
-            trip; 0: 65,536, 1: none.
+            trip; 0: 131,072, 1: none.
 
     Raises:
         ConfigurationError: The target or an option makes no sense.

@@ -170,7 +170,7 @@ typedef struct kv_session kv_session;
 
 typedef struct kv_client_config {
   uint32_t lanes;                 /* sessions that can run at once; 0: 8 */
-  uint32_t address_cache_entries; /* keys whose slot is remembered; 0: 65536; 1: none */
+  uint32_t address_cache_entries; /* keys whose slot is remembered; 0: 131072; 1: none */
   const char* cluster_id;
   const char* members; /* sorted, joined by '\n': rendezvous hashing spreads keys over them */
 } kv_client_config;

@@ -170,47 +170,68 @@ Status outcome_of(Reading reading) {
   }
 }
 
-// One round trip where the slot and the object's length are remembered: READ slot, READ object.
-// kUnsound: they are out of date.
-Task<Reading> read_known(Channel& channel, const Target& target, const KnownAddress& known) {
-  const Slot slot = known.slot;
-  const layout::Geometry& geometry = channel.attachment->geometry;
-  const uint64_t at = layout::value_offset(slot.size_class(), target.key.bytes);
-  const uint64_t block_bytes = layout::class_bytes(slot.size_class());
-  if (!slot.readable() || !geometry.holds_block(slot.offset(), slot.size_class()) ||
-      at > block_bytes || known.value_bytes > block_bytes - at) {
-    co_return Reading::kUnsound;
+// One round trip where the slot and the object's length are remembered: READ slot, READ object. An
+// object too large for scratch memory is READ in two parts, the value straight to its place.
+class KnownRead {
+ public:
+  KnownRead(Channel& channel, const Target& target, const KnownAddress& known)
+      : channel_(channel),
+        target_(target),
+        known_(known),
+        value_at_(layout::value_offset(known.slot.size_class(), target.key.bytes)),
+        whole_(value_at_ + known.value_bytes <= channel.remote.eager_read_bytes()),
+        object_(whole_ ? value_at_ + known.value_bytes : layout::kHeaderBytes + target.key.bytes) {}
+
+  // kDone: the operations may be posted. kUnsound: what is remembered makes no sense.
+  Reading prepare() {
+    const Slot slot = known_.slot;
+    const uint64_t block_bytes = layout::class_bytes(slot.size_class());
+    if (!slot.readable() ||
+        !channel_.attachment->geometry.holds_block(slot.offset(), slot.size_class()) ||
+        value_at_ > block_bytes || known_.value_bytes > block_bytes - value_at_) {
+      return Reading::kUnsound;
+    }
+    ops_[0] = read_op(known_.slot_offset, &now_.word, 8);
+    ops_[1] = read_op(slot.offset(), object_.data(), object_.size());
+    if (whole_) return Reading::kDone;
+    kv_call& call = target_.call;
+    if (call.buffer != nullptr && call.buffer_bytes < known_.value_bytes) return Reading::kUnsound;
+    place_ = place_for(channel_, call, known_.value_bytes);
+    if (place_ == nullptr) return Reading::kNoMemory;
+    ops_[2] =
+        with_crc(read_op(slot.offset() + value_at_, place_, known_.value_bytes), target_.key_crc);
+    return Reading::kDone;
   }
-  Slot now;
-  kv_op ops[3];
-  ops[0] = read_op(known.slot_offset, &now.word, 8);
-  const uint64_t bytes = at + known.value_bytes;
-  if (bytes <= channel.remote.eager_read_bytes()) {
-    const Scratch object(bytes);
-    ops[1] = read_op(slot.offset(), object.data(), bytes);
-    if (co_await channel.remote.batch({ops, 2}) != KV_FABRIC_OK) co_return Reading::kLost;
-    if (now != slot && !KV_VARIANT(trust_known_address)) co_return Reading::kUnsound;
-    co_return take_whole(channel, target, object.data(), bytes, slot);
+
+  std::span<kv_op> ops() { return {ops_, whole_ ? 2u : 3u}; }
+
+  // What the operations have brought, given how they completed. kUnsound: out of date.
+  Reading result(uint32_t posted) {
+    if (posted != KV_FABRIC_OK) return Reading::kLost;
+    if (now_ != known_.slot && !KV_VARIANT(trust_known_address)) return Reading::kUnsound;
+    if (whole_) return take_whole(channel_, target_, object_.data(), object_.size(), known_.slot);
+    ObjectHeader header;
+    const Reading verdict = judge(channel_, target_, object_.data(), known_.slot, header);
+    if (verdict != Reading::kDone) return verdict;
+    if (header.value_bytes != known_.value_bytes ||
+        !value_verifies(uint32_t(ops_[2].result), header)) {
+      return Reading::kUnsound;
+    }
+    set_outcome(target_.call, header, place_);
+    return Reading::kDone;
   }
-  kv_call& call = target.call;
-  if (call.buffer != nullptr && call.buffer_bytes < known.value_bytes) co_return Reading::kUnsound;
-  void* place = place_for(channel, call, known.value_bytes);
-  if (place == nullptr) co_return Reading::kNoMemory;
-  const uint64_t head_bytes = layout::kHeaderBytes + target.key.bytes;
-  const Scratch head(head_bytes);
-  ops[1] = read_op(slot.offset(), head.data(), head_bytes);
-  ops[2] = with_crc(read_op(slot.offset() + at, place, known.value_bytes), target.key_crc);
-  if (co_await channel.remote.batch({ops, 3}) != KV_FABRIC_OK) co_return Reading::kLost;
-  ObjectHeader header;
-  const Reading verdict =
-      now == slot ? judge(channel, target, head.data(), slot, header) : Reading::kUnsound;
-  if (verdict != Reading::kDone) co_return verdict;
-  if (header.value_bytes != known.value_bytes || !value_verifies(uint32_t(ops[2].result), header)) {
-    co_return Reading::kUnsound;
-  }
-  set_outcome(call, header, place);
-  co_return Reading::kDone;
-}
+
+ private:
+  Channel& channel_;
+  const Target& target_;
+  const KnownAddress& known_;
+  const uint64_t value_at_;
+  const bool whole_;
+  const Scratch object_;
+  void* place_ = nullptr;
+  Slot now_;
+  kv_op ops_[3];
+};
 
 // Memory from `allocate` is asked for only once the object is known to be the right one.
 bool may_try_known(Channel& channel, const kv_call& call, const KnownAddress& known) {
@@ -219,33 +240,19 @@ bool may_try_known(Channel& channel, const kv_call& call, const KnownAddress& kn
              std::min<uint64_t>(KV_ARENA_VALUE_BYTES, channel.remote.eager_read_bytes());
 }
 
-}  // namespace
-
-Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
+// The get of a key whose address is not known, or not any more.
+Task<Status> find_and_read(Channel& channel, const Target& target) {
   Attachment& attachment = *channel.attachment;
-  const Target target{call, key, crc32c(0, key.data, key.bytes)};
-  LaneCounts& counts = channel.lane().counts();
-  KnownAddress known;
-  if (attachment.addresses.find(key.hash, known) && may_try_known(channel, call, known)) {
-    const Reading reading = co_await read_known(channel, target, known);
-    if (reading != Reading::kUnsound && reading != Reading::kOther) {
-      ++counts.address_hits;
-      channel.touch(known.subtable, known.slot_offset, 0);
-      co_return outcome_of(reading);
-    }
-    ++counts.address_stale;
-    attachment.addresses.forget(key.hash);
-  }
-
+  kv_call& call = target.call;
+  const uint64_t hash = target.key.hash;
   for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
     Places places;
-    if (const Status s =
-            co_await read_places(channel.remote, attachment.directory, key.hash, places);
+    if (const Status s = co_await read_places(channel.remote, attachment.directory, hash, places);
         s != Status::kOk) {
       co_return s;
     }
     SlotRef matches[kMatchesMax];
-    const unsigned count = places.matches(key.fingerprint(), matches);
+    const unsigned count = places.matches(target.key.fingerprint(), matches);
     bool unsound = false;
     for (unsigned i = 0; i < count; ++i) {
       const Reading reading = co_await read_object(channel, target, matches[i].slot);
@@ -254,7 +261,7 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
       if (reading == Reading::kDone) {
         channel.touch(places.subtable(), matches[i].offset, 0);
         attachment.addresses.remember(
-            key.hash, {matches[i].offset, matches[i].slot, places.subtable(), call.data_bytes});
+            hash, {matches[i].offset, matches[i].slot, places.subtable(), call.data_bytes});
       }
       co_return outcome_of(reading);
     }
@@ -265,11 +272,36 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
       if (s == Status::kOk) co_return Status::kAbsent;
       if (s != Status::kAbsent) co_return s;
     } else {
-      ++counts.verify_retries;
+      ++channel.lane().counts().verify_retries;
     }
     if (const Status s = co_await back_off(channel, attempt); s != Status::kOk) co_return s;
   }
   co_return Status::kCorrupt;
+}
+
+}  // namespace
+
+Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
+  AddressCache& addresses = channel.attachment->addresses;
+  const Target target{call, key, crc32c(0, key.data, key.bytes)};
+  LaneCounts& counts = channel.lane().counts();
+  KnownAddress known;
+  if (addresses.find(key.hash, known) && may_try_known(channel, call, known)) {
+    KnownRead read(channel, target, known);
+    Reading reading = read.prepare();
+    if (reading == Reading::kDone) {
+      const uint32_t posted = co_await channel.remote.batch(read.ops());
+      reading = read.result(posted);
+    }
+    if (reading != Reading::kUnsound && reading != Reading::kOther) {
+      ++counts.address_hits;
+      channel.touch(known.subtable, known.slot_offset, 0);
+      co_return outcome_of(reading);
+    }
+    ++counts.address_stale;
+    addresses.forget(key.hash);
+  }
+  co_return co_await find_and_read(channel, target);
 }
 
 }  // namespace kvstore

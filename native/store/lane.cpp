@@ -177,7 +177,7 @@ void Lane::give_up(Status reason) {
   executor_.expire_timers();
 }
 
-Task<Status> Lane::execute_once(Channel& channel, const Key& key, kv_call& call) {
+Task<Status> Lane::execute(Channel& channel, const Key& key, kv_call& call) {
   switch (call.kind) {
     case KV_GET:
       return get(channel, key, call);
@@ -205,46 +205,68 @@ void Lane::look_ahead(uint32_t index) {
     const Channel& channel = channels_[next.member];
     if (channel.attachment) channel.attachment->addresses.prefetch(next.key.hash);
   }
-  if (run_.count == 1 || index + kFetchAhead >= run_.count) return;
-  const Destination& next = ahead[index + kFetchAhead];
-  const Channel& channel = channels_[next.member];
-  KnownAddress known;
-  if (!channel.attachment || !channel.attachment->addresses.find(next.key.hash, known)) return;
-  channel.remote.prefetch(known.slot_offset, 8);
-  channel.remote.prefetch(known.slot.offset(),
-                          layout::kHeaderBytes + next.key.bytes + known.value_bytes);
+  if (run_.count == 1) return;
+  while (run_.fetched < run_.count && run_.fetched <= index + kFetchAhead) {
+    fetch_ahead(ahead[run_.fetched++]);
+  }
 }
 
-Task<Status> Lane::execute(kv_call& call, const Destination destination) {
-  const Key& key = destination.key;
+void Lane::fetch_ahead(const Destination& next) {
+  const Channel& channel = channels_[next.member];
+  if (!channel.attachment || !channel.remote.loads_from_memory()) return;
+  KnownAddress known;
+  if (channel.attachment->addresses.find(next.key.hash, known)) {
+    channel.remote.prefetch(known.slot_offset, 8);
+    channel.remote.prefetch(known.slot.offset(),
+                            layout::kHeaderBytes + next.key.bytes + known.value_bytes);
+    return;
+  }
+  const uint64_t subtable = channel.attachment->directory.entry_of(next.key.hash).offset();
+  for (const Position& position : positions_of(next.key.hash).at) {
+    channel.remote.prefetch(subtable + position.offset_in_subtable(), layout::kCombinedBytes);
+  }
+}
+
+namespace {
+
+// Clears the outcome. kNodeUnreachable: the call may be tried; otherwise it is refused.
+Status begin_call(kv_call& call) {
   call.data = nullptr;
   call.data_bytes = 0;
   call.version = 0;
-  if (call.key_bytes == 0 || call.key_bytes > KV_KEY_BYTES_MAX) co_return Status::kKeyInvalid;
-  if (call.kind < KV_GET || call.kind > KV_CONTAINS) co_return Status::kInvalid;
-  Channel& channel = channels_[destination.member];
-  ++counts_.operations;
-  // A connection that broke is replaced once; a node that can't be reached then is down, and every
-  // further call is told so at once.
-  constexpr unsigned kAttempts = 2;
-  Status status = Status::kNodeUnreachable;
-  for (unsigned attempt = 0; attempt < kAttempts && !cancelled_; ++attempt) {
-    status = channel.ready(run_.deadline_ns);
-    if (status != Status::kOk) co_return status;
-    const Channel::Use use(channel);
-    status = co_await execute_once(channel, key, call);
-    if (status != Status::kNodeUnreachable && status != Status::kRefused) co_return status;
-  }
-  if (cancelled_ && status == Status::kNodeUnreachable) co_return cancel_reason_;
-  co_return status;
+  if (call.key_bytes == 0 || call.key_bytes > KV_KEY_BYTES_MAX) return Status::kKeyInvalid;
+  if (call.kind < KV_GET || call.kind > KV_CONTAINS) return Status::kInvalid;
+  return Status::kNodeUnreachable;
 }
 
+bool is_lost(Status status) {
+  return status == Status::kNodeUnreachable || status == Status::kRefused;
+}
+
+}  // namespace
+
+// Executes calls until none is left. All steps of a call that need no coroutine of their own are in
+// this one: at shm a frame costs as much as what it does.
 Task<Status> Lane::work() {
   while (run_.next < run_.count) {
     const uint32_t index = run_.next++;
     look_ahead(index);
     kv_call& call = call_at(index);
-    call.status = int32_t(co_await execute(call, run_.ahead[index]));
+    const Destination destination = run_.ahead[index];
+    Channel& channel = channels_[destination.member];
+    Status status = begin_call(call);
+    if (is_lost(status)) ++counts_.operations;
+    // A connection that broke is replaced once; a node that can't be reached then is down, and
+    // every further call is told so at once.
+    constexpr unsigned kAttempts = 2;
+    for (unsigned attempt = 0; is_lost(status) && attempt < kAttempts && !cancelled_; ++attempt) {
+      status = channel.ready(run_.deadline_ns);
+      if (status != Status::kOk) break;
+      const Channel::Use use(channel);
+      status = co_await execute(channel, destination.key, call);
+    }
+    if (cancelled_ && status == Status::kNodeUnreachable) status = cancel_reason_;
+    call.status = int32_t(status);
   }
   --run_.workers_left;
   co_return Status::kOk;
@@ -257,6 +279,7 @@ void Lane::start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t 
   run_.count = count;
   run_.next = 0;
   run_.ahead.clear();
+  run_.fetched = 0;
   run_.waiting = 0;
   run_.began_ns = monotonic_ns();
   run_.deadline_ns =

@@ -214,19 +214,20 @@ class Lane {
     bool active = false;
     std::vector<Task<Status>> workers;
     std::vector<Destination> ahead;  // of the calls, as far as they have been looked ahead at
+    uint32_t fetched = 0;            // those whose memory has been told to come
   };
 
   void start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t timeout_ns);
   int continue_run(bool inline_only);
   Task<Status> work();
-  Task<Status> execute(kv_call& call, Destination destination);
   kv_call& call_at(uint32_t index) const {
     return run_.list != nullptr ? *run_.list[index] : run_.calls[index];
   }
   // Prepares the calls up to some way behind `index`: hashes their keys, and where memory is loaded
   // from has it come into the cache.
   void look_ahead(uint32_t index);
-  Task<Status> execute_once(Channel& channel, const Key& key, kv_call& call);
+  void fetch_ahead(const Destination& next);
+  Task<Status> execute(Channel& channel, const Key& key, kv_call& call);
   // Ends what is under way: pending batches are lost, sleepers wake, loops see `cancelled`.
   void give_up(Status reason);
   template <class Condition>
