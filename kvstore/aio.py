@@ -180,6 +180,29 @@ class AsyncStore:
         """Delete many keys at once: whether each was there, or its typed error."""
         return await self._run(_Batch(self._store, lib.KV_DELETE, keys), _found, timeout_s)
 
+    async def _get_many_into_coded(
+        self, keys: Iterable[Key], buffers: Iterable[Buffer], *, timeout_s: float | None = None
+    ) -> list[tuple[int, int] | KvError | None]:
+        """As `get_many_into`, with (length, codec) in place of the length."""
+        batch = _Batch(self._store, lib.KV_GET, keys, buffers=buffers)
+        return await self._run(batch, _count_coded, timeout_s)
+
+    async def _put_many_coded(
+        self,
+        items: Iterable[tuple[Key, Value]],
+        codec: int,
+        *,
+        if_absent: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[int | KvError]:
+        """As `put_many`, with the number of the values' codec."""
+        pairs = list(items)
+        stored = [value for _, value in pairs]
+        keys = [key for key, _ in pairs]
+        batch = _Batch(self._store, lib.KV_PUT, keys, stored=stored, codec=codec)
+        batch.set_conditions(if_absent=if_absent)
+        return await self._run(batch, _version, timeout_s)
+
     async def match_prefix(self, keys: Iterable[Key], *, timeout_s: float | None = None) -> int:
         """Return how many keys from the first on are there without a gap."""
         batch = _Batch(self._store, lib.KV_CONTAINS, keys, flags=lib.KV_PROBE)
@@ -499,6 +522,11 @@ def _coded(batch: _Batch, index: int) -> tuple[bytes, int] | None:
 def _count(batch: _Batch, index: int) -> int | None:
     call = batch.calls[index]
     return int(call.data_bytes) if call.status == lib.KV_OK else None
+
+
+def _count_coded(batch: _Batch, index: int) -> tuple[int, int] | None:
+    call = batch.calls[index]
+    return (int(call.data_bytes), int(call.codec)) if call.status == lib.KV_OK else None
 
 
 def _found(batch: _Batch, index: int) -> bool:

@@ -257,7 +257,8 @@ struct kv_call {
   void* context;
   uint64_t if_version;
   uint64_t ttl_ms; /* put: 0 lives until deleted or evicted */
-  uint32_t codec;  /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack */
+  uint32_t codec;  /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack,
+                   * 16 and up as kvstore/llm/codecs says */
   /* outcome */
   int32_t status;
   const void* data; /* get: the value; valid until the session is released */

@@ -196,7 +196,7 @@ enum ObjectFlags : uint8_t {
 struct ObjectHeader {
   uint16_t key_bytes;
   uint8_t flags;
-  uint8_t codec;        // 0 bytes, 1 msgpack
+  uint8_t codec;        // 0 bytes, 1 msgpack, 16 and up: blocks of a prefix cache
   uint32_t header_crc;  // CRC32C of the header with this field 0
   uint64_t value_bytes;
   uint64_t key_hash;

@@ -135,7 +135,7 @@ class Run {
 };
 
 // What a call's outcome becomes in Python.
-enum class Shape { kValue, kVersioned, kCoded, kCount, kFound, kVersion, kDeleted };
+enum class Shape { kValue, kVersioned, kCoded, kCount, kCountCoded, kFound, kVersion, kDeleted };
 
 // Returns a new reference, or nullptr with an exception set. Steals `object` (see Run::run).
 PyObject* outcome_of(PyObject* self, PyObject* key, Shape shape, const kv_call& call,

@@ -72,6 +72,10 @@ class Batch {
   std::vector<Py_ssize_t> slot_of_;
 };
 
+bool fills_buffer(Shape shape) {
+  return shape == Shape::kCount || shape == Shape::kCountCoded;
+}
+
 bool Batch::keep_error(Slot& slot) {
   if (PyErr_ExceptionMatches(binding.kv_error) == 0) return false;
   PyObject* type = nullptr;
@@ -132,7 +136,7 @@ bool Batch::may_keep_gil(uint32_t kind) const {
 }
 
 bool Batch::run(const kv_call& pattern, Shape shape, PyObject* timeout_s) {
-  const bool unknown = pattern.kind == KV_GET && shape != Shape::kCount;
+  const bool unknown = pattern.kind == KV_GET && !fills_buffer(shape);
   uint64_t timeout_ns = 0;
   if (!parse_timeout(data_path(self_), timeout_s, unknown ? kUnknownValueBytes : buffer_bytes_,
                      &timeout_ns)) {
@@ -179,7 +183,7 @@ bool Batch::run_part(Run& run, Py_ssize_t begin, Py_ssize_t end, const kv_call& 
     if (pattern.kind == KV_PUT) {
       call.value = here.value.data();
       call.value_bytes = here.value.size();
-    } else if (shape == Shape::kCount) {
+    } else if (fills_buffer(shape)) {
       call.buffer = here.value.size() != 0 ? here.value.writable_data() : &nothing;
       call.buffer_bytes = here.value.size();
     }
@@ -292,11 +296,11 @@ PyObject* match_prefix(PyObject* self, PyObject* const* arguments, Py_ssize_t co
   return PyLong_FromSsize_t(matched);
 }
 
-PyObject* get_many_into(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
-                        PyObject* keywords) {
+PyObject* get_many_into_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                           PyObject* keywords, const char* function, Shape shape) {
   static const char* const names[] = {"keys", "buffers", "timeout_s"};
   PyObject* values[3];
-  if (!parse_arguments({"get_many_into", names, 3, 2, 2}, arguments, count, keywords, values)) {
+  if (!parse_arguments({function, names, 3, 2, 2}, arguments, count, keywords, values)) {
     return nullptr;
   }
   PyObject* keys = PySequence_Tuple(values[0]);
@@ -308,7 +312,7 @@ PyObject* get_many_into(PyObject* self, PyObject* const* arguments, Py_ssize_t c
   } else if (buffers != nullptr) {
     Batch batch(self, PyTuple_Size(keys));
     if (batch.read_keys(keys) && batch.read_writable(buffers) &&
-        batch.run(pattern_of(KV_GET, 0), Shape::kCount, values[2])) {
+        batch.run(pattern_of(KV_GET, 0), shape, values[2])) {
       result = batch.outcomes();
     }
   }
@@ -317,15 +321,21 @@ PyObject* get_many_into(PyObject* self, PyObject* const* arguments, Py_ssize_t c
   return result;
 }
 
-PyObject* put_many_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
-                      PyObject* keywords, const char* function) {
-  static const char* const names[] = {"items", "if_absent", "ttl_s", "timeout_s"};
-  PyObject* values[4];
+PyObject* get_many_into(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                        PyObject* keywords) {
+  return get_many_into_as(self, arguments, count, keywords, "get_many_into", Shape::kCount);
+}
+
+PyObject* get_many_into_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                              PyObject* keywords) {
+  return get_many_into_as(self, arguments, count, keywords, "_get_many_into_coded",
+                          Shape::kCountCoded);
+}
+
+// `values`: items, if_absent, ttl_s, timeout_s, each but the first nullptr where it was not given.
+PyObject* put_pairs(PyObject* self, PyObject* const* values, uint32_t codec) {
   Conditions conditions;
-  if (!parse_arguments({function, names, 4, 1, 1}, arguments, count, keywords, values) ||
-      !parse_conditions(nullptr, values[1], values[2], &conditions)) {
-    return nullptr;
-  }
+  if (!parse_conditions(nullptr, values[1], values[2], &conditions)) return nullptr;
   PyObject* items = PyObject_HasAttrString(values[0], "items") != 0 ? PyMapping_Items(values[0])
                                                                     : Py_NewRef(values[0]);
   PyObject* pairs = items != nullptr ? PySequence_Tuple(items) : nullptr;
@@ -333,12 +343,39 @@ PyObject* put_many_as(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   if (pairs == nullptr) return nullptr;
   kv_call pattern = pattern_of(KV_PUT, conditions.flags);
   pattern.ttl_ms = conditions.ttl_ms;
+  pattern.codec = codec;
   Batch batch(self, PyTuple_Size(pairs));
   const bool done = batch.read_pairs(pairs) && batch.run(pattern, Shape::kVersion, values[3]);
   Py_DECREF(pairs);
   return done ? batch.outcomes() : nullptr;
 }
 
+PyObject* put_many_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                      PyObject* keywords, const char* function) {
+  static const char* const names[] = {"items", "if_absent", "ttl_s", "timeout_s"};
+  PyObject* values[4];
+  if (!parse_arguments({function, names, 4, 1, 1}, arguments, count, keywords, values)) {
+    return nullptr;
+  }
+  return put_pairs(self, values, 0);
+}
+
+PyObject* put_many_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                         PyObject* keywords) {
+  static const char* const names[] = {"items", "codec", "if_absent", "ttl_s", "timeout_s"};
+  PyObject* values[5];
+  if (!parse_arguments({"_put_many_coded", names, 5, 2, 2}, arguments, count, keywords, values)) {
+    return nullptr;
+  }
+  const unsigned long codec = PyLong_AsUnsignedLong(values[1]);
+  if (codec == static_cast<unsigned long>(-1) && PyErr_Occurred() != nullptr) return nullptr;
+  if (codec > 255) {
+    PyErr_SetString(PyExc_ValueError, "a codec is a number from 0 to 255");
+    return nullptr;
+  }
+  PyObject* const rest[] = {values[0], values[2], values[3], values[4]};
+  return put_pairs(self, rest, static_cast<uint32_t>(codec));
+}
 PyObject* put_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                    PyObject* keywords) {
   return put_many_as(self, arguments, count, keywords, "put_many");
@@ -373,6 +410,12 @@ PyMethodDef batch_methods[] = {
     {"put_from_many", with_keywords(put_from_many), kWithKeywords,
      "put_from_many($self, items, *, if_absent=False, ttl_s=None, timeout_s=None)\n--\n\n"
      "The counterpart of `get_many_into`: the same as `put_many`."},
+    {"_put_many_coded", with_keywords(put_many_coded), kWithKeywords,
+     "_put_many_coded($self, items, codec, *, if_absent=False, ttl_s=None, timeout_s=None)\n--\n\n"
+     "As `put_many`, with the number of the values' codec, which each object's header declares."},
+    {"_get_many_into_coded", with_keywords(get_many_into_coded), kWithKeywords,
+     "_get_many_into_coded($self, keys, buffers, *, timeout_s=None)\n--\n\n"
+     "As `get_many_into`, with (length, codec) in place of the length."},
     {"delete_many", with_keywords(delete_many), kWithKeywords,
      "delete_many($self, keys, *, timeout_s=None)\n--\n\n"
      "Delete many keys at once: a list that says of each whether it was there, or its typed\n"

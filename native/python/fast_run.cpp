@@ -132,6 +132,9 @@ PyObject* outcome_of(PyObject* self, PyObject* key, Shape shape, const kv_call& 
       return present ? pair_of(value_of(call, object), call.codec) : Py_NewRef(Py_None);
     case Shape::kCount:
       return present ? PyLong_FromUnsignedLongLong(call.data_bytes) : Py_NewRef(Py_None);
+    case Shape::kCountCoded:
+      return present ? pair_of(PyLong_FromUnsignedLongLong(call.data_bytes), call.codec)
+                     : Py_NewRef(Py_None);
     case Shape::kVersion:
       return PyLong_FromUnsignedLongLong(call.version);
     case Shape::kFound:

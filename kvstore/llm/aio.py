@@ -1,0 +1,132 @@
+"""The prefix cache for asyncio: `AsyncPrefixCache` over a `kvstore.aio.AsyncStore`.
+
+The same rules and the same results as `PrefixCache`, which has the contracts. Batches overlap: a
+load that runs does not keep the loop from anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kvstore.errors import KvError
+from kvstore.llm import results
+from kvstore.llm.codecs import Codec
+from kvstore.llm.core import Core, Limits, batches, left_s, size_of
+from kvstore.llm.namespace import Namespace
+from kvstore.llm.results import CacheStats, LoadResult, StoreResult
+from kvstore.types import Buffer, Value
+
+if TYPE_CHECKING:
+    from kvstore.aio import AsyncStore
+
+
+class AsyncPrefixCache:
+    """The blocks of one namespace in an asynchronous store."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        namespace: Namespace,
+        *,
+        codec: Codec | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._store = store
+        self._core = Core(namespace, codec=codec, limits=limits)
+
+    @property
+    def namespace(self) -> Namespace:
+        """The namespace, with the codec where that loses precision."""
+        return self._core.namespace
+
+    async def match(self, hashes: Sequence[bytes], *, timeout_s: float | None = None) -> int:
+        """Return how many blocks from the first on can be loaded."""
+        keys = self._core.keys.blocks(hashes)
+        offered = self._core.offered(keys)
+        found = 0
+        if offered:
+            limit_s = self._core.limits.match_s if timeout_s is None else timeout_s
+            try:
+                found = await self._store.match_prefix(keys[:offered], timeout_s=limit_s)
+            except KvError as error:
+                self._core.warn(error)
+        return self._core.matched(len(keys), found)
+
+    async def get(
+        self, hashes: Sequence[bytes], buffers: Sequence[Buffer], *, timeout_s: float | None = None
+    ) -> LoadResult:
+        """Load each block into its buffer; see `PrefixCache.get`."""
+        if len(hashes) != len(buffers):
+            raise ValueError(f"{len(hashes)} hashes but {len(buffers)} buffers")
+        core = self._core
+        deadline = time.monotonic() + core.load_timeout_s(len(hashes), timeout_s)
+        keys = core.keys.blocks(hashes)
+        sizes = [size_of(buffer) for buffer in buffers]
+        reasons: dict[int, str] = {}
+        for batch in batches(sizes):
+            if reasons:
+                reasons.update((i, results.NOT_TRIED) for i in batch)
+                continue
+            part = slice(batch.start, batch.stop)
+            outcomes: Sequence[tuple[int, int] | KvError | None]
+            try:
+                outcomes = await self._store._get_many_into_coded(
+                    keys[part], buffers[part], timeout_s=left_s(deadline)
+                )
+            except KvError as error:
+                outcomes = [error] * len(batch)
+            for place, outcome in zip(batch, outcomes, strict=True):
+                why = core.read_outcome(outcome, buffers[place], sizes[place])
+                if why:
+                    reasons[place] = why
+        return core.loaded(keys, reasons, sizes, 0)
+
+    async def put(
+        self, hashes: Sequence[bytes], blocks: Sequence[Value], *, timeout_s: float | None = None
+    ) -> StoreResult:
+        """Store each block that is not there yet; see `PrefixCache.put`."""
+        if len(hashes) != len(blocks):
+            raise ValueError(f"{len(hashes)} hashes but {len(blocks)} blocks")
+        core = self._core
+        limit_s = core.limits.store_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        keys = core.keys.blocks(hashes)
+        sizes = [size_of(block) for block in blocks]
+        outcomes: dict[int, int | KvError] = {}
+        raw_bytes = stored_bytes = 0
+        for batch in batches(sizes):
+            absent = await self._absent(keys[batch.start : batch.stop], batch.start, deadline)
+            for number, items in core.encoded(absent, keys, blocks).items():
+                written = await self._write(number, items, deadline)
+                for (place, _, stored), outcome in zip(items, written, strict=True):
+                    outcomes[place] = outcome
+                    if not isinstance(outcome, KvError):
+                        raw_bytes += sizes[place]
+                        stored_bytes += size_of(stored)
+        return core.stored(keys, outcomes, raw_bytes, stored_bytes)
+
+    async def _absent(self, keys: list[bytes], begin: int, deadline: float) -> list[int]:
+        try:
+            found = await self._store.contains_many(keys, timeout_s=left_s(deadline))
+        except KvError:
+            return list(range(begin, begin + len(keys)))
+        return [begin + i for i, present in enumerate(found) if present is not True]
+
+    async def _write(
+        self, codec: int, items: list[tuple[int, bytes, Any]], deadline: float
+    ) -> list[int | KvError]:
+        try:
+            return await self._store._put_many_coded(
+                [(key, stored) for _, key, stored in items],
+                codec,
+                if_absent=True,
+                timeout_s=left_s(deadline),
+            )
+        except KvError as error:
+            return [error] * len(items)
+
+    def stats(self) -> CacheStats:
+        """Return what this cache has done."""
+        return self._core.stats()

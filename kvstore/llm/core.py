@@ -1,0 +1,266 @@
+"""What the synchronous and the asynchronous prefix cache have in common: everything but the calls.
+
+It makes keys, decides what may be offered, cuts batches, reads outcomes, and counts. It never waits
+and never touches a store.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from kvstore.client.buffers import export_buffer
+from kvstore.errors import CodecMismatch, ConditionFailed, ConfigurationError, KvError
+from kvstore.llm import codecs, results
+from kvstore.llm.codecs import Codec
+from kvstore.llm.keys import KeyMaker
+from kvstore.llm.namespace import Namespace
+from kvstore.llm.negative import NegativeCache
+from kvstore.llm.results import CacheStats, Counters, LoadResult, StoreResult
+from kvstore.types import Buffer
+
+BATCH_BYTES_MAX: Final = 32 << 20
+BATCH_BLOCKS_MAX: Final = 512
+#: Blocks that this process remembers to have stored or loaded; `explain` tells by them what was
+#: evicted from what never was there.
+_SEEN_MAX: Final = 65_536
+_log = logging.getLogger("kvstore.llm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a prefix cache may keep an engine waiting.
+
+    Attributes:
+        match_s: For one `match`.
+        load_s: For one `get`, whatever its size.
+        store_s: For one `put`.
+        prefill_tokens_per_s: How fast the engine computes; a load of n tokens is then given at most
+            the n / prefill_tokens_per_s seconds that computing them takes. 0: not known.
+        back_off_s: For how long a block that failed to load is not offered again, the first time.
+        back_off_s_max: And at most.
+    """
+
+    match_s: float = 0.5
+    load_s: float = 5.0
+    store_s: float = 10.0
+    prefill_tokens_per_s: float = 0.0
+    back_off_s: float = 1.0
+    back_off_s_max: float = 60.0
+
+
+class Core:
+    """The state of one prefix cache. Thread-safe."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        *,
+        codec: Codec | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        lossy = codec.lossy_name if codec is not None else ""
+        if lossy and namespace.codec not in ("", lossy):
+            raise ConfigurationError(
+                f"the namespace is for the codec {namespace.codec}, the cache for {lossy}"
+            )
+        self.namespace = replace(namespace, codec=lossy) if lossy else namespace
+        self.limits = limits or Limits()
+        self.keys = KeyMaker(self.namespace)
+        self.codec = codec
+        self.counters = Counters()
+        self.negative = NegativeCache(
+            first_s=self.limits.back_off_s, longest_s=self.limits.back_off_s_max
+        )
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+
+    # ---- matching ----
+
+    def offered(self, keys: Sequence[bytes]) -> int:
+        """Return how many leading keys may be asked for at all."""
+        offered = self.negative.leading(keys)
+        if offered < len(keys):
+            self.counters.add(negative_hits=1)
+        return offered
+
+    def matched(self, asked: int, found: int) -> int:
+        """Count a match."""
+        self.counters.add(matches=1, match_blocks=asked, matched_blocks=found)
+        return found
+
+    # ---- loading ----
+
+    def load_timeout_s(self, blocks: int, timeout_s: float | None) -> float:
+        """Return how long a load may take: never longer than computing would."""
+        if timeout_s is not None:
+            return timeout_s
+        limit = self.limits.load_s
+        if self.limits.prefill_tokens_per_s > 0:
+            tokens = blocks * self.namespace.block_tokens
+            limit = min(limit, tokens / self.limits.prefill_tokens_per_s)
+        return limit
+
+    def read_outcome(
+        self, outcome: tuple[int, int] | KvError | None, buffer: Buffer, size: int
+    ) -> str:
+        """Finish one block whose read has ended; return "" or why it failed."""
+        if outcome is None:
+            return results.ABSENT
+        if isinstance(outcome, KvError):
+            self.warn(outcome)
+            return type(outcome).__name__
+        length, number = outcome
+        if number == codecs.NONE:
+            return "" if length == size else results.WRONG_LENGTH
+        try:
+            block = byte_view(buffer)
+            codecs.decode(number, bytes(block[:length]), block)
+        except (CodecMismatch, ConfigurationError) as error:
+            self.warn(error)
+            return results.REFUSED_CODEC
+        return ""
+
+    def loaded(
+        self, keys: Sequence[bytes], reasons: dict[int, str], sizes: Sequence[int], prefetched: int
+    ) -> LoadResult:
+        """Count a load, and remember what failed and what did not."""
+        ok = tuple(place not in reasons for place in range(len(keys)))
+        good = [key for key, fine in zip(keys, ok, strict=True) if fine]
+        if reasons:
+            failed = [keys[i] for i, why in reasons.items() if why != results.NOT_TRIED]
+            self.negative.add(failed)
+        self.negative.forgive(good)
+        self.see(good)
+        self.counters.add(
+            loads=1,
+            loaded_prefetched=prefetched,
+            loaded_remote=len(good) - prefetched,
+            loaded_bytes=sum(size for size, fine in zip(sizes, ok, strict=True) if fine),
+            failed_loads=len(reasons),
+            reasons=reasons,
+        )
+        return LoadResult(ok, reasons)
+
+    # ---- storing ----
+
+    def encoded(
+        self, places: Iterable[int], keys: Sequence[bytes], blocks: Sequence[Any]
+    ) -> dict[int, list[tuple[int, bytes, Any]]]:
+        """Return codec number -> (place, key, stored form) of the named blocks."""
+        by_codec: dict[int, list[tuple[int, bytes, Any]]] = {}
+        for place in places:
+            stored: Any = None
+            if self.codec is not None:
+                stored = self.codec.encode(byte_view(blocks[place]))
+            if stored is None:
+                by_codec.setdefault(codecs.NONE, []).append((place, keys[place], blocks[place]))
+            else:
+                assert self.codec is not None
+                by_codec.setdefault(self.codec.number, []).append((place, keys[place], stored))
+        return by_codec
+
+    def stored(
+        self,
+        keys: Sequence[bytes],
+        outcomes: dict[int, int | KvError],
+        raw_bytes: int,
+        stored_bytes: int,
+    ) -> StoreResult:
+        """Count a store; keys without an outcome were there already."""
+        failed: dict[int, str] = {}
+        present = len(keys) - len(outcomes)
+        for place, outcome in outcomes.items():
+            if isinstance(outcome, ConditionFailed):
+                present += 1
+            elif isinstance(outcome, KvError):
+                self.warn(outcome)
+                failed[place] = type(outcome).__name__
+        good = [key for place, key in enumerate(keys) if place not in failed]
+        self.negative.forgive(good)
+        self.see(good)
+        stored = len(keys) - present - len(failed)
+        self.counters.add(
+            stores=1,
+            stored=stored,
+            present=present,
+            failed_stores=len(failed),
+            stored_bytes=stored_bytes,
+            stored_raw_bytes=raw_bytes,
+            reasons=failed,
+        )
+        return StoreResult(stored, present, failed)
+
+    # ---- what was there ----
+
+    def see(self, keys: Iterable[bytes]) -> None:
+        """Remember keys that are in the store now."""
+        with self._lock:
+            for key in keys:
+                self._seen[key] = None
+                self._seen.move_to_end(key)
+            while len(self._seen) > _SEEN_MAX:
+                self._seen.popitem(last=False)
+
+    def was_seen(self, key: bytes) -> bool:
+        """Whether this process stored or loaded `key`, as far as it remembers."""
+        return key in self._seen
+
+    # ---- telling ----
+
+    def stats(self) -> CacheStats:
+        """Return the counters."""
+        return self.counters.read()
+
+    def warn(self, error: KvError) -> None:
+        """Log the first error of each kind: an engine's log must not fill with the same line."""
+        kind = type(error).__name__
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _log.warning("a block counts as a miss: %s (logged once for %s)", error, kind)
+
+
+def byte_view(buffer: Any) -> memoryview:
+    """Return the bytes of a contiguous buffer, numpy array or torch tensor on the CPU, in place."""
+    if callable(getattr(buffer, "data_ptr", None)):
+        # Also says what is wrong with tensors that are elsewhere or not contiguous.
+        export_buffer(buffer, False)
+        import torch
+
+        return memoryview(buffer.detach().reshape(-1).view(torch.uint8).numpy())
+    view = memoryview(buffer)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def size_of(buffer: Any) -> int:
+    """Return the bytes of a buffer, a numpy array or a torch tensor."""
+    nbytes = getattr(buffer, "nbytes", None)
+    if isinstance(nbytes, int):
+        return nbytes
+    if isinstance(buffer, bytes | bytearray):
+        return len(buffer)
+    return byte_view(buffer).nbytes
+
+
+def batches(sizes: Sequence[int]) -> Iterator[range]:
+    """Cut blocks of these sizes into ranges that bound what one call moves."""
+    begin = moved = 0
+    for place, size in enumerate(sizes):
+        count = place - begin
+        if count == BATCH_BLOCKS_MAX or (count and moved + size > BATCH_BYTES_MAX):
+            yield range(begin, place)
+            begin, moved = place, 0
+        moved += size
+    if begin < len(sizes):
+        yield range(begin, len(sizes))
+
+
+def left_s(deadline: float) -> float:
+    """Return the time until `deadline` (of time.monotonic), at least a millisecond."""
+    return max(0.001, deadline - time.monotonic())

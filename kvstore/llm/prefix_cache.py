@@ -1,0 +1,305 @@
+"""`PrefixCache`: KV blocks of a serving engine in a `Store`, found by the hashes of their tokens.
+
+    namespace = Namespace(model="m", dtype="bfloat16", layout="...", block_tokens=16)
+    cache = PrefixCache(store, namespace)
+    hashes = block_hashes(tokens, 16)
+    matched = cache.match(hashes)
+    result = cache.get(hashes[:matched], buffers[:matched])
+    cache.put(hashes[result.leading:], computed_blocks)
+
+The rule of failure: nothing here makes a request fail. What cannot be had in time is a miss, is
+counted and logged once, and is not offered again at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from kvstore.errors import KvError, NodeUnreachable
+from kvstore.llm import directory, results
+from kvstore.llm.codecs import Codec
+from kvstore.llm.core import Core, Limits, batches, left_s, size_of
+from kvstore.llm.explain import BlockVerdict, Explanation, Verdict
+from kvstore.llm.keys import KeyMaker
+from kvstore.llm.namespace import Namespace
+from kvstore.llm.prefetch import Prefetcher
+from kvstore.llm.results import CacheStats, LoadResult, StoreResult
+from kvstore.types import Buffer, Value
+
+if TYPE_CHECKING:
+    from kvstore.client.store import Store
+
+
+class PinUnavailable(KvError, NotImplementedError):
+    """The store cannot keep blocks from eviction yet."""
+
+
+class PrefixCache:
+    """The blocks of one namespace in a store. All threads of a process may share one.
+
+    Blocks are immutable: a hash stands for one content for ever, so whoever comes first stores it.
+    The store stays the caller's: `close` ends the prefetching only.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        namespace: Namespace,
+        *,
+        codec: Codec | None = None,
+        limits: Limits | None = None,
+        prefetch_bytes: int = 64 << 20,
+    ) -> None:
+        """Wrap a store.
+
+        Args:
+            store: An open store.
+            namespace: What the blocks have in common; see `Namespace`.
+            codec: How blocks are stored; None: as they are. One that loses precision is added to
+                the namespace.
+            limits: How long calls may take.
+            prefetch_bytes: Memory of this process for blocks that `prefetch` has fetched.
+        """
+        self._store = store
+        self._core = Core(namespace, codec=codec, limits=limits)
+        self._prefetcher = Prefetcher(store, prefetch_bytes)
+        self._registered = False
+        self._register_lock = threading.Lock()
+
+    @property
+    def namespace(self) -> Namespace:
+        """The namespace, with the codec where that loses precision."""
+        return self._core.namespace
+
+    # ---- matching and loading ----
+
+    def match(self, hashes: Sequence[bytes], *, timeout_s: float | None = None) -> int:
+        """Return how many blocks from the first on can be loaded, in one batch.
+
+        It renews no lease and keeps nothing from eviction: a block may be gone when it is loaded.
+        """
+        keys = self._core.keys.blocks(hashes)
+        offered = self._core.offered(keys)
+        found = 0
+        if offered:
+            limit_s = self._core.limits.match_s if timeout_s is None else timeout_s
+            try:
+                found = self._store.match_prefix(keys[:offered], timeout_s=limit_s)
+            except KvError as error:
+                self._core.warn(error)
+        return self._core.matched(len(keys), found)
+
+    def get(
+        self,
+        hashes: Sequence[bytes],
+        buffers: Sequence[Buffer],
+        *,
+        timeout_s: float | None = None,
+    ) -> LoadResult:
+        """Load each block into its buffer, which has exactly the block's size.
+
+        Blocks are loaded in batches from the first on; after a batch with a failure the rest is not
+        tried, for a prefix ends there. What a failed block's buffer holds is unspecified.
+
+        Args:
+            hashes: Blocks to load, those of a prefix first.
+            buffers: One a block: bytearray, memoryview, numpy array, torch tensor on the CPU.
+            timeout_s: For all of them. Default: `Limits.load_s`, and not longer than computing them
+                takes where `Limits.prefill_tokens_per_s` is known.
+        """
+        if len(hashes) != len(buffers):
+            raise ValueError(f"{len(hashes)} hashes but {len(buffers)} buffers")
+        core = self._core
+        deadline = time.monotonic() + core.load_timeout_s(len(hashes), timeout_s)
+        keys = core.keys.blocks(hashes)
+        sizes = [size_of(buffer) for buffer in buffers]
+        reasons: dict[int, str] = {}
+        prefetched = self._prefetcher.take(keys, buffers, sizes, core, deadline)
+        for batch in batches(sizes):
+            if reasons:
+                reasons.update((i, results.NOT_TRIED) for i in batch if i not in prefetched)
+                continue
+            wanted = [i for i in batch if i not in prefetched]
+            if not wanted:
+                continue
+            outcomes = self._read([keys[i] for i in wanted], [buffers[i] for i in wanted], deadline)
+            for place, outcome in zip(wanted, outcomes, strict=True):
+                why = core.read_outcome(outcome, buffers[place], sizes[place])
+                if why:
+                    reasons[place] = why
+        return core.loaded(keys, reasons, sizes, len(prefetched))
+
+    def _read(
+        self, keys: list[bytes], buffers: list[Buffer], deadline: float
+    ) -> list[tuple[int, int] | KvError | None]:
+        try:
+            return self._store._get_many_into_coded(keys, buffers, timeout_s=left_s(deadline))
+        except KvError as error:
+            return [error] * len(keys)
+
+    def prefetch(self, hashes: Sequence[bytes], block_bytes: int) -> int:
+        """Begin to fetch blocks into this process's memory, where the next `get` finds them.
+
+        Returns how many were begun: those that are there already, or for which there is no room,
+        are not.
+        """
+        core = self._core
+        keys = core.keys.blocks(hashes)
+        return self._prefetcher.begin(keys[: core.offered(keys)], block_bytes, core)
+
+    # ---- storing ----
+
+    def put(
+        self, hashes: Sequence[bytes], blocks: Sequence[Value], *, timeout_s: float | None = None
+    ) -> StoreResult:
+        """Store each block that is not there yet; the blocks must not change meanwhile."""
+        if len(hashes) != len(blocks):
+            raise ValueError(f"{len(hashes)} hashes but {len(blocks)} blocks")
+        core = self._core
+        limit_s = core.limits.store_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        keys = core.keys.blocks(hashes)
+        sizes = [size_of(block) for block in blocks]
+        self._register(left_s(deadline))
+        outcomes: dict[int, int | KvError] = {}
+        raw_bytes = stored_bytes = 0
+        for batch in batches(sizes):
+            absent = self._absent([keys[i] for i in batch], batch.start, deadline)
+            for number, items in core.encoded(absent, keys, blocks).items():
+                written = self._write(number, items, deadline)
+                for (place, _, stored), outcome in zip(items, written, strict=True):
+                    outcomes[place] = outcome
+                    if not isinstance(outcome, KvError):
+                        raw_bytes += sizes[place]
+                        stored_bytes += size_of(stored)
+        return core.stored(keys, outcomes, raw_bytes, stored_bytes)
+
+    def _absent(self, keys: list[bytes], begin: int, deadline: float) -> list[int]:
+        """Return the places of keys that are not there, or of which it is not known."""
+        try:
+            found = self._store.contains_many(keys, timeout_s=left_s(deadline))
+        except KvError:
+            return list(range(begin, begin + len(keys)))
+        return [begin + i for i, present in enumerate(found) if present is not True]
+
+    def _write(
+        self, codec: int, items: list[tuple[int, bytes, Any]], deadline: float
+    ) -> list[int | KvError]:
+        try:
+            return self._store._put_many_coded(
+                [(key, stored) for _, key, stored in items],
+                codec,
+                if_absent=True,
+                timeout_s=left_s(deadline),
+            )
+        except KvError as error:
+            return [error] * len(items)
+
+    def _register(self, timeout_s: float) -> None:
+        """Once: list the namespace, so that `explain` of others can name it."""
+        if self._registered:
+            return
+        with self._register_lock:
+            if not self._registered:
+                self._registered = True
+                directory.register(self._store, self.namespace, timeout_s=min(timeout_s, 1.0))
+
+    # ---- keeping ----
+
+    def pin(self, hashes: Sequence[bytes], ttl_s: float) -> None:
+        """Keep blocks from eviction for `ttl_s` seconds: not available yet, always raises.
+
+        Raises:
+            PinUnavailable: Nodes evict by recency and know no pins. Until they do, start them with
+                `--eviction none`, or with enough capacity.
+        """
+        raise PinUnavailable(
+            "the memory nodes know no pins yet: start them with --eviction none, or with enough"
+            " --capacity"
+        )
+
+    # ---- telling ----
+
+    def explain(self, hashes: Sequence[bytes], *, timeout_s: float = 5.0) -> Explanation:
+        """Say of each block why it is a hit or a miss. For people: it costs several batches.
+
+        "Evicted" and "never stored" are told apart by what this process stored or loaded itself,
+        the last 65,536 blocks; another process may see it differently.
+        """
+        deadline = time.monotonic() + timeout_s
+        keys = self._core.keys.blocks(hashes)
+        try:
+            found: Sequence[bool | KvError] = self._store.contains_many(
+                keys, timeout_s=left_s(deadline)
+            )
+        except KvError as error:
+            found = [error] * len(keys)
+        verdicts = [self._verdict(key, is_there) for key, is_there in zip(keys, found, strict=True)]
+        matched = next((i for i, (v, _) in enumerate(verdicts) if v is not Verdict.HIT), len(keys))
+        missing = [i for i, (v, _) in enumerate(verdicts) if v is Verdict.NEVER_STORED]
+        elsewhere = self._elsewhere([hashes[i] for i in missing], deadline)
+        for place, others in zip(missing, elsewhere, strict=True):
+            if others:
+                verdicts[place] = (Verdict.OTHER_NAMESPACE, others)
+        for place in range(matched, len(keys)):
+            if verdicts[place][0] is Verdict.HIT:
+                verdicts[place] = (Verdict.BEHIND_A_GAP, "")
+        blocks = [BlockVerdict(i, verdict, detail) for i, (verdict, detail) in enumerate(verdicts)]
+        return Explanation(matched, tuple(blocks))
+
+    def _verdict(self, key: bytes, is_there: bool | KvError) -> tuple[Verdict, str]:
+        if isinstance(is_there, KvError):
+            kind = type(is_there).__name__
+            return Verdict.NODE_DOWN, "" if isinstance(is_there, NodeUnreachable) else kind
+        wait_s = self._core.negative.refused_for_s(key)
+        if wait_s > 0:
+            return Verdict.LOAD_FAILED, f"{wait_s:.1f} s left"
+        if is_there:
+            return Verdict.HIT, ""
+        return (Verdict.EVICTED if self._core.was_seen(key) else Verdict.NEVER_STORED), ""
+
+    def _elsewhere(self, hashes: list[bytes], deadline: float) -> list[str]:
+        """For each hash the fields by which the namespaces that hold it differ from ours."""
+        differences = [""] * len(hashes)
+        if not hashes:
+            return differences
+        ours = self.namespace.describe()
+        for digest, theirs in directory.listed(self._store, timeout_s=left_s(deadline)).items():
+            if digest == self.namespace.digest():
+                continue
+            keys = KeyMaker.of_digest(digest).blocks(hashes)
+            try:
+                found = self._store.contains_many(keys, timeout_s=left_s(deadline))
+            except KvError:
+                break
+            fields = [name for name in ours if theirs.get(name) != ours[name]]
+            text = ", ".join(f"{name} {theirs.get(name)!r}" for name in fields) or "another salt"
+            for place, is_there in enumerate(found):
+                if is_there is True and not differences[place]:
+                    differences[place] = text
+        return differences
+
+    def stats(self) -> CacheStats:
+        """Return what this cache has done."""
+        return self._core.stats()
+
+    # ---- the end ----
+
+    def close(self) -> None:
+        """End the prefetching. The store stays open."""
+        self._prefetcher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,196 @@
+"""`PrefixCache` on a real store: what is stored is found, and what fails is a miss."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import numpy
+import pytest
+
+import kvstore
+from kvstore.llm import Limits, Namespace, PinUnavailable, PrefixCache, block_hashes
+from kvstore.llm.core import BATCH_BLOCKS_MAX, BATCH_BYTES_MAX, batches
+from tests.llm.conftest import BLOCK_BYTES
+from tests.support.nodes import start_node
+
+HASHES = block_hashes(range(16 * 12), 16)
+
+
+def blocks_of(count: int, seed: int = 1) -> list[bytes]:
+    source = random.Random(seed)
+    return [source.randbytes(BLOCK_BYTES) for _ in range(count)]
+
+
+def buffers_for(count: int) -> list[bytearray]:
+    return [bytearray(BLOCK_BYTES) for _ in range(count)]
+
+
+@pytest.fixture
+def cache(store: kvstore.Store, namespace: Namespace) -> PrefixCache:
+    return PrefixCache(store, namespace)
+
+
+def test_the_longest_prefix_is_found_and_loaded(cache: PrefixCache) -> None:
+    blocks = blocks_of(12)
+    assert cache.match(HASHES) == 0
+    result = cache.put(HASHES[:5] + HASHES[7:], blocks[:5] + blocks[7:])
+    assert (result.stored, result.present, result.failed) == (10, 0, {})
+    assert cache.match(HASHES) == 5
+    buffers = buffers_for(5)
+    assert cache.get(HASHES[:5], buffers).all_ok
+    assert buffers == blocks[:5]
+    stats = cache.stats()
+    assert (stats.matches, stats.match_blocks, stats.matched_blocks) == (2, 24, 5)
+    assert (stats.loaded_remote, stats.loaded_bytes) == (5, 5 * BLOCK_BYTES)
+    assert (stats.stored, stats.stored_bytes) == (10, 10 * BLOCK_BYTES)
+
+
+def test_a_block_is_stored_once(cache: PrefixCache, store: kvstore.Store) -> None:
+    blocks = blocks_of(4)
+    cache.put(HASHES[:4], blocks)
+    written = store.stats().bytes_written
+    again = cache.put(HASHES[:4], blocks)
+    assert (again.stored, again.present) == (0, 4)
+    # A probe tells before any byte moves.
+    assert store.stats().bytes_written - written < BLOCK_BYTES
+
+
+def test_all_kinds_of_buffers(cache: PrefixCache) -> None:
+    array = numpy.random.default_rng(1).standard_normal((4, 2, 512)).astype(numpy.float32)
+    assert cache.put(HASHES[:4], list(array)).stored == 4
+    loaded = numpy.zeros_like(array)
+    assert cache.get(HASHES[:4], list(loaded)).all_ok
+    assert (loaded == array).all()
+    assert cache.get(HASHES[:1], [memoryview(bytearray(BLOCK_BYTES))]).all_ok
+
+
+def test_a_missing_block_is_told_and_ends_the_load(cache: PrefixCache) -> None:
+    blocks = blocks_of(4)
+    cache.put([HASHES[0], HASHES[2], HASHES[3]], [blocks[0], blocks[2], blocks[3]])
+    result = cache.get(HASHES[:4], buffers_for(4))
+    assert result.leading == 1
+    assert result.reasons == {1: "absent"}
+    assert result.ok == (True, False, True, True)
+
+
+def test_a_block_of_another_size_is_a_miss_and_not_offered_again(cache: PrefixCache) -> None:
+    cache.put(HASHES[:2], [b"x" * BLOCK_BYTES, b"y" * 100])
+    assert cache.match(HASHES[:2]) == 2
+    result = cache.get(HASHES[:2], buffers_for(2))
+    assert result.reasons == {1: "wrong length"}
+    assert cache.match(HASHES[:2]) == 1
+    assert cache.stats().negative_hits == 1
+    larger = cache.get(HASHES[:1], [bytearray(8)])
+    assert larger.reasons == {0: "BufferTooSmall"}
+    assert cache.match(HASHES[:2]) == 0
+
+
+def test_what_failed_is_offered_again_after_its_back_off(
+    store: kvstore.Store, namespace: Namespace
+) -> None:
+    cache = PrefixCache(store, namespace, limits=Limits(back_off_s=0.001, back_off_s_max=0.001))
+    cache.put(HASHES[:1], blocks_of(1))
+    assert not cache.get(HASHES[:1], [bytearray(8)]).all_ok
+    for _ in range(1000):
+        if cache.match(HASHES[:1]) == 1:
+            break
+    assert cache.match(HASHES[:1]) == 1
+
+
+def test_a_store_by_this_process_forgives_at_once(cache: PrefixCache) -> None:
+    assert cache.get(HASHES[:1], buffers_for(1)).reasons == {0: "absent"}
+    cache.put(HASHES[:1], blocks_of(1))
+    assert cache.match(HASHES[:1]) == 1
+
+
+def test_many_blocks_go_in_batches(cache: PrefixCache) -> None:
+    hashes = block_hashes(range(1500), 1)
+    blocks = [i.to_bytes(8, "little") for i in range(1500)]
+    assert cache.put(hashes, blocks).stored == 1500
+    buffers = [bytearray(8) for _ in range(1500)]
+    assert cache.get(hashes, buffers).all_ok
+    assert buffers == blocks
+    # A gap in the first batch: the rest is not tried.
+    result = cache.get([b"absent", *hashes], [bytearray(8), *buffers])
+    assert result.reasons[0] == "absent"
+    tried = [place for place, why in result.reasons.items() if why != "not tried"]
+    assert tried == [0]
+    assert len(result.reasons) == 1 + 1501 - BATCH_BLOCKS_MAX
+
+
+def test_batches_are_bounded() -> None:
+    assert list(batches([])) == []
+    assert list(batches([BATCH_BYTES_MAX + 1] * 3)) == [range(i, i + 1) for i in range(3)]
+    assert list(batches([1] * (BATCH_BLOCKS_MAX + 1)))[-1] == range(
+        BATCH_BLOCKS_MAX, BATCH_BLOCKS_MAX + 1
+    )
+    half = BATCH_BYTES_MAX // 2
+    assert list(batches([half, half, 1])) == [range(2), range(2, 3)]
+
+
+def test_a_load_gets_no_more_time_than_computing_takes(
+    store: kvstore.Store, namespace: Namespace
+) -> None:
+    cache = PrefixCache(store, namespace, limits=Limits(load_s=5, prefill_tokens_per_s=1600))
+    core = cache._core
+    assert core.load_timeout_s(10, None) == pytest.approx(0.1)
+    assert core.load_timeout_s(10_000, None) == 5
+    assert core.load_timeout_s(10, 7.0) == 7
+
+
+def test_mistakes_of_the_caller_are_errors(cache: PrefixCache) -> None:
+    with pytest.raises(ValueError, match="1 hashes but 0 buffers"):
+        cache.get(HASHES[:1], [])
+    with pytest.raises(ValueError, match="1 hashes but 0 blocks"):
+        cache.put(HASHES[:1], [])
+
+
+def test_a_pin_is_refused_and_not_pretended(cache: PrefixCache) -> None:
+    with pytest.raises(PinUnavailable, match="--eviction none"):
+        cache.pin(HASHES[:1], 10.0)
+
+
+def test_a_full_node_fails_stores_and_nothing_else(namespace: Namespace) -> None:
+    with kvstore.connect("embedded", capacity_bytes=8 << 20, eviction="none") as small:
+        cache = PrefixCache(small, namespace)
+        hashes = block_hashes(range(3000), 1)
+        result = cache.put(hashes, [b"x" * BLOCK_BYTES] * 3000)
+        assert result.stored > 100
+        assert set(result.failed.values()) <= {"OutOfMemory", "DeadlineExceeded"}
+        assert result.failed
+        assert result.stored + len(result.failed) == 3000
+        assert cache.stats().failed_stores == len(result.failed)
+        matched = cache.match(hashes)
+        assert cache.get(hashes[:matched], buffers_for(matched)).all_ok
+
+
+def test_a_dead_node_is_a_miss_within_the_deadline(
+    namespace: Namespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    with start_node() as node, kvstore.connect(node.target) as store:
+        cache = PrefixCache(store, namespace)
+        blocks = blocks_of(8)
+        cache.put(HASHES[:8], blocks)
+        assert cache.match(HASHES[:8]) == 8
+        node.kill()
+        with caplog.at_level(logging.WARNING, "kvstore.llm"):
+            result = cache.get(HASHES[:8], buffers_for(8), timeout_s=2.0)
+            assert result.leading == 0
+            assert cache.match(HASHES[:8], timeout_s=2.0) == 0
+            assert cache.put(HASHES[8:9], blocks[:1], timeout_s=2.0).failed
+        assert set(result.reasons.values()) <= {"NodeUnreachable", "DeadlineExceeded", "not tried"}
+        explained = cache.explain(HASHES[:8])
+        assert explained.matched == 0
+        assert "cannot be reached" in str(explained)
+        assert len([r for r in caplog.records if "NodeUnreachable" in r.message]) <= 1
+
+
+def test_a_closed_store_is_a_miss_too(namespace: Namespace) -> None:
+    store = kvstore.connect("embedded", capacity_bytes=16 << 20)
+    cache = PrefixCache(store, namespace)
+    cache.put(HASHES[:1], blocks_of(1))
+    store.close()
+    assert cache.match(HASHES[:1]) == 0
+    assert not cache.get(HASHES[:1], buffers_for(1)).all_ok
+    assert cache.put(HASHES[1:2], blocks_of(1)).failed == {0: "StoreClosed"}
