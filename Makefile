@@ -47,9 +47,17 @@ doctest: $(PYTHON_VENV)
 demo: build ## two memory nodes, two clients, a prefix-cache replay, every byte checked
 	@$(BIN)/kvstore demo
 
+.PHONY: demo-llm
+demo-llm: build ## two engines with a real model share one prefix (installs torch and transformers)
+	@engine=$$(python3 scripts/engine.py transformers) && "$$engine" -m kvstore.demo.llm
+
 .PHONY: test
 test: native-tests ## all tests that need no root, no virtual machine and no engine
 	@$(PYTHON_VENV) -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not network" $(TESTS)
+
+.PHONY: test-engines
+test-engines: build ## the engine adapters with their real engines (installs those, gigabytes)
+	@scripts/test_engines.sh
 
 .PHONY: check
 check: $(PYTHON_VENV) ## style, types, generated files, and a build without warnings

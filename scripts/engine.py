@@ -102,9 +102,9 @@ def install(engine: str, folder: Path) -> None:
 
 
 def own_dependencies() -> list[str]:
-    """What kvstore itself needs."""
+    """What kvstore and its codecs need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return list(project["dependencies"])
+    return [*project["dependencies"], *project["optional-dependencies"]["llm"]]
 
 
 def recipe_hash(engine: str) -> str:

@@ -105,7 +105,22 @@ def demo(
         print_json(metadata("kvstore demo"), [row])
     else:
         print_report(setting, account, row)
+        _show_model()
     if account.mismatches or account.keys_missing:
+        sys.exit(1)
+
+
+def _show_model() -> None:
+    """The same store under a real model where torch is there; else how to get it."""
+    from kvstore.demo import llm
+
+    print()
+    if not llm.can_run():
+        print(llm.HOW_TO)
+        return
+    row = llm.run_job(llm.Job(), print)
+    llm.print_result(row)
+    if not llm.is_right(row):
         sys.exit(1)
 
 

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The tests of the engine adapters, each in its engine's own environment: `make test-engines`.
+#
+# ENGINES names those to test; default: all. Environments are made once, under build/venvs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+for engine in ${ENGINES:-transformers vllm}; do
+  python=$(python3 scripts/engine.py "$engine")
+  echo "==== $engine"
+  # One thread: on few cores the threads of torch only wait for each other.
+  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$python" -m pytest -p no:cacheprovider \
+    "tests/engines/test_$engine.py" ${TESTS:-}
+done
