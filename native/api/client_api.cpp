@@ -16,7 +16,8 @@ using namespace kvstore;
 struct kv_client {
   explicit kv_client(const kv_client_config& config, const std::vector<std::string>& members)
       : client(config.lanes == 0 ? 8 : config.lanes,
-               config.address_cache_entries == 0 ? 131072 : config.address_cache_entries, members) {}
+               config.address_cache_entries == 0 ? 131072 : config.address_cache_entries, members) {
+  }
   Client client;
 };
 

@@ -258,7 +258,7 @@ struct kv_call {
   uint64_t if_version;
   uint64_t ttl_ms; /* put: 0 lives until deleted or evicted */
   uint32_t codec;  /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack,
-                   * 16 and up as kvstore/llm/codecs says */
+                    * 16 and up as kvstore/llm/codecs says */
   /* outcome */
   int32_t status;
   const void* data; /* get: the value; valid until the session is released */

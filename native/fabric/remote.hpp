@@ -157,7 +157,8 @@ class Remote {
     const uint64_t end = std::min({bytes, kPrefetchBytesMax, connection_->region_bytes - offset});
     const uint8_t* at = connection_->mapped_region + offset;
     for (uint64_t line = 0; line < end; line += kLineBytes) __builtin_prefetch(at + line);
-    // A function that does nothing but prefetch is one without effect to GCC, which drops its calls.
+    // A function that does nothing but prefetch is one without effect to GCC, which drops its
+    // calls.
     asm volatile("");
   }
 
