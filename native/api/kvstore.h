@@ -247,7 +247,8 @@ struct kv_call {
   const void* value; /* put: the bytes; must stay valid and unchanged until the call is done */
   uint64_t value_bytes;
   void* buffer;          /* get: where the value goes; NULL: see `allocate` */
-  uint64_t buffer_bytes; /* bytes of it past the value's end are left unspecified */
+  uint64_t buffer_bytes; /* what is not the value is unspecified: the bytes past its end, and all of
+                          * them after any outcome but KV_OK */
   /* get without a buffer: called on the calling thread for a value of more than
    * KV_ARENA_VALUE_BYTES; NULL from it is KV_OUT_OF_MEMORY. Called a second time only if the value
    * was replaced meanwhile by one of another length; the last memory counts. Without it the value

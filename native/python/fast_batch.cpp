@@ -22,14 +22,13 @@ struct Slot {
   Slot(const Slot&) = delete;
   Slot& operator=(const Slot&) = delete;
   ~Slot() {
-    Py_XDECREF(key_object);
-    Py_XDECREF(value_object);
+    Py_XDECREF(pair);
     Py_XDECREF(outcome);
   }
 
-  PyObject* key_object = nullptr;  // owned: what `key` and `value` point into
-  PyObject* value_object = nullptr;
-  PyObject* outcome = nullptr;  // owned; set early where the arguments were bad
+  PyObject* pair = nullptr;        // owned: the tuple that holds key and value of a put
+  PyObject* key_object = nullptr;  // borrowed from `pair` or from the tuple of all keys
+  PyObject* outcome = nullptr;     // owned; set early where the arguments were bad
   Bytes key;
   Bytes value;
 };
@@ -46,7 +45,8 @@ class Batch {
 
   // Turns the exception that is set into the slot's outcome if it is a typed error of ours.
   bool keep_error(Slot& slot);
-  // Reads keys and, where given, values; false with an exception set.
+  // Reads keys and, where given, values; false with an exception set. The tuple of keys must
+  // outlive the outcomes.
   bool read_keys(PyObject* keys);
   bool read_writable(PyObject* buffers);
   bool read_pairs(PyObject* pairs);
@@ -91,7 +91,7 @@ bool Batch::keep_error(Slot& slot) {
 
 bool Batch::read_keys(PyObject* keys) {
   for (Py_ssize_t i = 0; i < count_; ++i) {
-    slot(i).key_object = Py_NewRef(PyTuple_GetItem(keys, i));
+    slot(i).key_object = PyTuple_GetItem(keys, i);
     if (!read_key(slot(i))) return false;
   }
   return true;
@@ -101,8 +101,8 @@ bool Batch::read_writable(PyObject* buffers) {
   for (Py_ssize_t i = 0; i < count_; ++i) {
     Slot& here = slot(i);
     if (here.outcome != nullptr) continue;
-    here.value_object = Py_NewRef(PyTuple_GetItem(buffers, i));
-    if (!here.value.read_writable(here.value_object) && !keep_error(here)) return false;
+    // What is writable is exported, and its export holds it.
+    if (!here.value.read_writable(PyTuple_GetItem(buffers, i)) && !keep_error(here)) return false;
     buffer_bytes_ += here.value.size();
   }
   return true;
@@ -111,19 +111,16 @@ bool Batch::read_writable(PyObject* buffers) {
 bool Batch::read_pairs(PyObject* pairs) {
   for (Py_ssize_t i = 0; i < count_; ++i) {
     Slot& here = slot(i);
-    PyObject* pair = PySequence_Tuple(PyTuple_GetItem(pairs, i));
-    if (pair == nullptr) return false;
-    if (PyTuple_Size(pair) != 2) {
+    here.pair = PySequence_Tuple(PyTuple_GetItem(pairs, i));
+    if (here.pair == nullptr) return false;
+    if (PyTuple_Size(here.pair) != 2) {
       PyErr_Format(PyExc_ValueError, "item %zd is not a pair of a key and a value", i);
-      Py_DECREF(pair);
       return false;
     }
-    here.key_object = Py_NewRef(PyTuple_GetItem(pair, 0));
-    here.value_object = Py_NewRef(PyTuple_GetItem(pair, 1));
-    Py_DECREF(pair);
+    here.key_object = PyTuple_GetItem(here.pair, 0);
     if (!read_key(here)) return false;
     if (here.outcome != nullptr) continue;
-    if (!here.value.read_value(here.value_object) && !keep_error(here)) return false;
+    if (!here.value.read_value(PyTuple_GetItem(here.pair, 1)) && !keep_error(here)) return false;
     buffer_bytes_ += here.value.size();
   }
   return true;
@@ -208,7 +205,13 @@ bool Batch::settle(Shape shape) {
       continue;
     }
     Slot& here = slot(slot_of_[i]);
-    here.outcome = outcome_of(self_, here.key_object, shape, calls_[i], objects_[i]);
+    const bool as_before = shape == Shape::kCount && i > 0 && calls_[i].status == KV_OK &&
+                           calls_[i - 1].status == KV_OK &&
+                           calls_[i].data_bytes == calls_[i - 1].data_bytes;
+    // Values of one length share the number that says it.
+    here.outcome =
+        as_before ? Py_NewRef(slot(slot_of_[i - 1]).outcome)
+                  : outcome_of(self_, here.key_object, shape, calls_[i], objects_[i]);
     if (calls_[i].status == KV_OK) bytes += calls_[i].data_bytes;
     settled = here.outcome != nullptr || keep_error(here);
   }
@@ -241,8 +244,9 @@ PyObject* run_keys(PyObject* self, PyObject* keys, PyObject* timeout_s, const kv
   if (held == nullptr) return nullptr;
   Batch batch(self, PyTuple_Size(held));
   const bool done = batch.read_keys(held) && batch.run(pattern, shape, timeout_s);
+  PyObject* outcomes = done ? batch.outcomes() : nullptr;
   Py_DECREF(held);
-  return done ? batch.outcomes() : nullptr;
+  return outcomes;
 }
 
 PyObject* keys_method(PyObject* self, PyObject* const* arguments, Py_ssize_t count,

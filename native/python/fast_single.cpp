@@ -236,8 +236,9 @@ PyMethodDef single_methods[] = {
      "Read the value of `key` into `buffer` and return its length, or None if there is no such\n"
      "key.\n\n"
      "The buffer is any writable contiguous one: bytearray, memoryview, numpy array, torch tensor\n"
-     "on the CPU. Bytes of it past the value's end are left unspecified. BufferTooSmall says how\n"
-     "many bytes the value needs."},
+     "on the CPU. Bytes of it past the value's end are left unspecified, and all of them where\n"
+     "there is no such key or an error is raised. BufferTooSmall says how many bytes the value\n"
+     "needs."},
     {"contains", with_keywords(contains), kWithKeywords,
      "contains($self, key, *, timeout_s=None)\n--\n\n"
      "Return whether `key` is there. Same as `key in store`."},

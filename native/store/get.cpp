@@ -15,6 +15,8 @@ using layout::Slot;
 namespace {
 
 constexpr unsigned kAttemptsMax = 256;
+// A shorter value is copied twice at less than the cost of a READ of its own.
+constexpr uint64_t kOwnReadBytesMin = 512;
 
 enum class Reading {
   kDone,      // the value is where the caller wants it
@@ -170,8 +172,18 @@ Status outcome_of(Reading reading) {
   }
 }
 
-// One round trip where the slot and the object's length are remembered: READ slot, READ object. An
-// object too large for scratch memory is READ in two parts, the value straight to its place.
+// Whether an object whose length is known is READ as a whole into scratch memory, for the value to
+// be copied from there. Otherwise the value is READ by itself, straight to its place: one READ more,
+// but where READs are loads one copy less.
+bool reads_whole(const Channel& channel, const kv_call& call, uint64_t object_bytes,
+                 uint64_t value_bytes) {
+  if (object_bytes > channel.remote.eager_read_bytes()) return false;
+  const bool worthwhile = call.buffer != nullptr && channel.remote.loads_from_memory() &&
+                          value_bytes >= kOwnReadBytesMin && value_bytes <= call.buffer_bytes;
+  return !worthwhile;
+}
+
+// One round trip where the slot and the object's length are remembered: READ slot, READ object.
 class KnownRead {
  public:
   KnownRead(Channel& channel, const Target& target, const KnownAddress& known)
@@ -179,7 +191,7 @@ class KnownRead {
         target_(target),
         known_(known),
         value_at_(layout::value_offset(known.slot.size_class(), target.key.bytes)),
-        whole_(value_at_ + known.value_bytes <= channel.remote.eager_read_bytes()),
+        whole_(reads_whole(channel, target.call, value_at_ + known.value_bytes, known.value_bytes)),
         object_(whole_ ? value_at_ + known.value_bytes : layout::kHeaderBytes + target.key.bytes) {}
 
   // kDone: the operations may be posted. kUnsound: what is remembered makes no sense.

@@ -191,23 +191,19 @@ Task<Status> Lane::execute(Channel& channel, const Key& key, kv_call& call) {
 }
 
 void Lane::look_ahead(uint32_t index) {
-  // A miss takes about as long as eight calls whose memory is at hand.
-  constexpr uint32_t kHashAhead = 16;
-  constexpr uint32_t kFetchAhead = 8;
-  std::vector<Destination>& ahead = run_.ahead;
-  while (ahead.size() < run_.count && ahead.size() <= index + kHashAhead) {
-    const kv_call& call = call_at(uint32_t(ahead.size()));
-    Destination& next = ahead.emplace_back();
+  for (; run_.hashed < run_.count && run_.hashed <= index + kHashAhead; ++run_.hashed) {
+    const kv_call& call = call_at(run_.hashed);
+    Destination& next = run_.ahead[run_.hashed % run_.ahead.size()];
+    next = {};
     if (call.key_bytes == 0 || call.key_bytes > KV_KEY_BYTES_MAX) continue;  // refused in its turn
     next.key = make_key(call.key, call.key_bytes);
     next.member = client_.member_of(next.key.hash);
-    if (run_.count == 1) continue;
+    if (run_.count == 1) return;
     const Channel& channel = channels_[next.member];
     if (channel.attachment) channel.attachment->addresses.prefetch(next.key.hash);
   }
-  if (run_.count == 1) return;
-  while (run_.fetched < run_.count && run_.fetched <= index + kFetchAhead) {
-    fetch_ahead(ahead[run_.fetched++]);
+  for (; run_.fetched < run_.hashed && run_.fetched <= index + kFetchAhead; ++run_.fetched) {
+    fetch_ahead(run_.ahead[run_.fetched % run_.ahead.size()]);
   }
 }
 
@@ -252,7 +248,7 @@ Task<Status> Lane::work() {
     const uint32_t index = run_.next++;
     look_ahead(index);
     kv_call& call = call_at(index);
-    const Destination destination = run_.ahead[index];
+    const Destination destination = run_.ahead[index % run_.ahead.size()];
     Channel& channel = channels_[destination.member];
     Status status = begin_call(call);
     if (is_lost(status)) ++counts_.operations;
@@ -278,7 +274,7 @@ void Lane::start(kv_call* calls, kv_call* const* list, uint32_t count, uint64_t 
   run_.list = list;
   run_.count = count;
   run_.next = 0;
-  run_.ahead.clear();
+  run_.hashed = 0;
   run_.fetched = 0;
   run_.waiting = 0;
   run_.began_ns = monotonic_ns();

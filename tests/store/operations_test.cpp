@@ -106,6 +106,35 @@ TEST_CASE("store: values of every size come back, into memory of either side") {
   }
 }
 
+// The value of a remembered address may reach the caller's buffer before it is verified.
+TEST_CASE("store: a damaged value is not found, whatever it leaves in the buffer") {
+  StoreNode node(kCapacity);
+  StoreClient client(node);
+  const std::string key = "k";
+  for (const size_t bytes : {100u, 2000u, 100'000u}) {
+    CAPTURE(bytes);
+    std::string value(bytes, '\0');
+    std::mt19937 random{uint32_t(bytes)};
+    for (char& byte : value) byte = char(random());
+    REQUIRE(client.put(key, value).status == Status::kOk);
+    std::string buffer(bytes, '!');
+    kv_call into = StoreClient::call_for(KV_GET, key);
+    into.buffer = buffer.data();
+    into.buffer_bytes = bytes;
+    REQUIRE(client.run_one(into).status == Status::kOk);
+    uint8_t* const last = static_cast<uint8_t*>(memmem(client.region(), client.region_bytes(),
+                                                       value.data(), bytes)) +
+                          bytes - 1;
+    *last ^= 1;
+    const Status damaged = client.run_one(into, 100 * kMillisecond).status;
+    CHECK((damaged == Status::kCorrupt || damaged == Status::kDeadlineExceeded));
+    *last ^= 1;
+    REQUIRE(client.run_one(into).status == Status::kOk);
+    CHECK((buffer == value));
+    REQUIRE(client.remove(key).status == Status::kOk);
+  }
+}
+
 TEST_CASE("store: conditions hold or refuse, and refusing changes nothing") {
   StoreNode node(kCapacity);
   StoreClient client(node);
