@@ -1,12 +1,14 @@
 /* A bare round trip over loopback TCP: the floor under every request of the tcp fabric.
  *
  *   loopback pingpong REQUEST_BYTES REPLY_BYTES CLIENT_SPIN_US SERVER_SPIN_US SECONDS
- *   loopback get BYTES SECONDS      the server sends BYTES for each 64-byte request
- *   loopback put BYTES SECONDS      the client sends BYTES, the server answers with 64 bytes
+ *   loopback get BYTES VALUES SECONDS   the server sends BYTES for each 64-byte request
+ *   loopback put BYTES VALUES SECONDS   the client sends BYTES, the server answers with 64 bytes
  *
  * Client and server are two processes with one blocking-free socket each. Waiting is spin for at
- * most so many microseconds, then sleep in poll(), on each side. Both sides use the same warm
- * buffer again and again. Prints one line: operations, elapsed ns, p50, p99 and p99.9 in ns.
+ * most so many microseconds, then sleep in poll(), on each side. The client uses one warm buffer
+ * again and again. So does the server, unless it has VALUES values: then it takes their buffers in
+ * turn, which are as warm, or as cold, as those of a store that holds so many. Prints one line:
+ * operations, elapsed ns, p50, p99 and p99.9 in ns.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -93,17 +95,21 @@ static void without_pacing(int socket) {
   setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
 }
 
-static void serve(int listener, uint64_t request_bytes, uint64_t reply_bytes, uint64_t spin_ns) {
+static void serve(int listener, uint64_t request_bytes, uint64_t reply_bytes, uint64_t values,
+                  uint64_t spin_ns) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   int one = 1;
   int peer = accept(listener, NULL, NULL);
   if (peer < 0) fail("accept");
   setsockopt(peer, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   without_pacing(peer);
-  char* request = warm_buffer(request_bytes);
-  char* reply = warm_buffer(reply_bytes);
-  while (receive(peer, request, request_bytes, spin_ns)) transmit(peer, reply, reply_bytes);
-  _exit(0);
+  uint64_t value_bytes = request_bytes > reply_bytes ? request_bytes : reply_bytes;
+  char* memory = warm_buffer(value_bytes * values);
+  for (uint64_t turn = 0;; ++turn) {
+    char* value = memory + turn % values * value_bytes;
+    if (!receive(peer, value, request_bytes, spin_ns)) _exit(0);
+    transmit(peer, value, reply_bytes);
+  }
 }
 
 static int listen_on_loopback(struct sockaddr_in* address) {
@@ -118,13 +124,13 @@ static int listen_on_loopback(struct sockaddr_in* address) {
   return listener;
 }
 
-static void run(uint64_t request_bytes, uint64_t reply_bytes, uint64_t client_spin_ns,
-                uint64_t server_spin_ns, double seconds) {
+static void run(uint64_t request_bytes, uint64_t reply_bytes, uint64_t values,
+                uint64_t client_spin_ns, uint64_t server_spin_ns, double seconds) {
   struct sockaddr_in address;
   int one = 1, listener = listen_on_loopback(&address);
   pid_t server = fork();
   if (server < 0) fail("fork");
-  if (server == 0) serve(listener, request_bytes, reply_bytes, server_spin_ns);
+  if (server == 0) serve(listener, request_bytes, reply_bytes, values, server_spin_ns);
   int peer = socket(AF_INET, SOCK_STREAM, 0);
   if (connect(peer, (struct sockaddr*)&address, sizeof address) != 0) fail("connect");
   setsockopt(peer, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -156,16 +162,18 @@ static void run(uint64_t request_bytes, uint64_t reply_bytes, uint64_t client_sp
 
 int main(int count, char** words) {
   if (count == 7 && strcmp(words[1], "pingpong") == 0) {
-    run(strtoull(words[2], NULL, 10), strtoull(words[3], NULL, 10),
+    run(strtoull(words[2], NULL, 10), strtoull(words[3], NULL, 10), 1,
         strtoull(words[4], NULL, 10) * 1000, strtoull(words[5], NULL, 10) * 1000, atof(words[6]));
     return 0;
   }
-  if (count == 4 && strcmp(words[1], "get") == 0) {
-    run(64, strtoull(words[2], NULL, 10), 50000, 0, atof(words[3]));
+  uint64_t bytes = count == 5 ? strtoull(words[2], NULL, 10) : 0;
+  uint64_t values = count == 5 ? strtoull(words[3], NULL, 10) : 0;
+  if (values > 0 && strcmp(words[1], "get") == 0) {
+    run(64, bytes, values, 50000, 0, atof(words[4]));
     return 0;
   }
-  if (count == 4 && strcmp(words[1], "put") == 0) {
-    run(strtoull(words[2], NULL, 10), 64, 50000, 0, atof(words[3]));
+  if (values > 0 && strcmp(words[1], "put") == 0) {
+    run(bytes, 64, values, 50000, 0, atof(words[4]));
     return 0;
   }
   fprintf(stderr, "usage: see the first lines of the source\n");

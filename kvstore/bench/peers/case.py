@@ -14,6 +14,8 @@ LARGE_BYTES: Final = 2 << 20
 BATCH: Final = 64
 SMALL_KEYS: Final = 10_000
 LARGE_KEYS: Final = 16
+#: The variant of the bare socket whose server moves one value again and again, out of its cache.
+ONE_VALUE: Final = "one value"
 _ORDER_LENGTH: Final = 1 << 15
 
 

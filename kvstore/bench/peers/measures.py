@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from kvstore.bench.peers.case import BATCH, LARGE_BYTES, Case
+from kvstore.bench.peers.case import BATCH, LARGE_BYTES, ONE_VALUE, Case
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _large_tcp(operation: str) -> Measure:
     return Measure(
         f"tcp-{operation.replace('_', '-')}",
         f"tcp {operation} of 2 MiB",
-        (ours, bare, mooncake),
+        (ours, bare, _large("socket", "tcp", operation, ONE_VALUE), mooncake),
         (Ratio(ours, bare, 0.8), Ratio(ours, mooncake, 1.5)),
     )
 

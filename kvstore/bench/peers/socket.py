@@ -9,7 +9,7 @@ from typing import Final
 
 from kvstore.bench.debs import default_folder
 from kvstore.bench.measure import Sample
-from kvstore.bench.peers.case import Case, Unavailable, Work
+from kvstore.bench.peers.case import LARGE_KEYS, ONE_VALUE, Case, Unavailable, Work
 
 #: Bytes of a request for one object, and of what is around the value in the reply.
 REQUEST_BYTES: Final = 64
@@ -32,7 +32,8 @@ class SocketSystem:
             reply_bytes = case.value_bytes + REPLY_OVERHEAD_BYTES
             words = ["pingpong", str(REQUEST_BYTES), str(reply_bytes), str(spin_us), str(spin_us)]
         else:
-            words = [case.operation.partition("_")[0], str(case.value_bytes)]
+            values = 1 if case.variant == ONE_VALUE else LARGE_KEYS
+            words = [case.operation.partition("_")[0], str(case.value_bytes), str(values)]
         finished = subprocess.run(
             [self._program, *words, str(seconds)],
             capture_output=True,
