@@ -1,0 +1,33 @@
+"""What the scheduler tells the workers in each step: blocks to load and blocks to store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+
+
+@dataclass(slots=True)
+class GroupBlocks:
+    """Blocks of one KV cache group: where they are in the engine and what they are called."""
+
+    #: Place in `Geometry.group_ids`.
+    group: int
+    block_ids: list[int]
+    hashes: list[bytes]
+
+
+@dataclass(slots=True)
+class Job:
+    """Blocks of one request."""
+
+    request_id: str
+    groups: list[GroupBlocks]
+
+
+@dataclass
+class StepMetadata(KVConnectorMetadata):
+    """One step's jobs."""
+
+    loads: list[Job] = field(default_factory=list)
+    saves: list[Job] = field(default_factory=list)

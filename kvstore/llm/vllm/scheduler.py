@@ -1,0 +1,187 @@
+"""The half of the connector that runs in vLLM's scheduler: what to load, and what to store.
+
+It asks the store for the longest prefix of each new request, and in each step names the blocks that
+this step completes. It moves no KV. One thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
+
+import kvstore
+from kvstore.llm.prefix_cache import PrefixCache
+from kvstore.llm.vllm.metadata import GroupBlocks, Job, StepMetadata
+from kvstore.llm.vllm.settings import Geometry, Settings
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """A request that vLLM works on."""
+
+    request: Any
+    #: Tokens that vLLM's own cache held when the store was asked.
+    local_tokens: int = 0
+    #: Tokens from the first on whose blocks are in the store, as far as is known.
+    stored_tokens: int = 0
+    #: Blocks of a load that has not ended well yet: group -> ids.
+    loading: list[list[int]] = field(default_factory=list)
+
+
+class SchedulerSide:
+    """See the module."""
+
+    def __init__(self, settings: Settings, geometry: Geometry) -> None:
+        self._settings = settings
+        self._geometry = geometry
+        self._store = kvstore.connect(settings.target)
+        # Every worker holds a part of each block: a hit needs them all.
+        self._caches = [
+            [
+                PrefixCache(
+                    self._store,
+                    geometry.namespace(group, ranks),
+                    limits=settings.limits(),
+                    prefetch_bytes=0,
+                )
+                for ranks in geometry.all_ranks()
+            ]
+            for group in range(len(geometry.group_ids))
+        ]
+        self._tracked: dict[str, _Tracked] = {}
+        self._loads: list[Job] = []
+
+    # ---- a new request ----
+
+    def on_new_request(self, request: Request) -> None:
+        """See KVConnectorBase_V1."""
+        self._tracked[request.request_id] = _Tracked(request)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int, bool]:
+        """See KVConnectorBase_V1."""
+        tracked = self._tracked.setdefault(request.request_id, _Tracked(request))
+        align = self._geometry.align_tokens
+        tracked.local_tokens = num_computed_tokens // align * align
+        # One token is left to compute: its logits are what the request wants.
+        usable = (request.num_tokens - 1) // align * align
+        matched = self._matched_tokens(request, tracked.local_tokens, usable)
+        external = matched - num_computed_tokens
+        return (external, self._geometry.load_async) if external > 0 else (0, False)
+
+    def _matched_tokens(self, request: Request, local: int, usable: int) -> int:
+        """Tokens up to which every group and every worker has all blocks behind `local`."""
+        geometry = self._geometry
+        end: int = min(usable, len(request.block_hashes) * geometry.hash_tokens)
+        for group, caches in enumerate(self._caches):
+            tokens = geometry.block_tokens[group]
+            first = local // tokens
+            for cache in caches:
+                if end <= local:
+                    return local
+                hashes = geometry.hashes(group, request.block_hashes, first, end // tokens - first)
+                end = min(end, (first + cache.match(hashes)) * tokens)
+        return end // geometry.align_tokens * geometry.align_tokens
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        """See KVConnectorBase_V1. The second call for an asynchronous load has no tokens."""
+        if num_external_tokens <= 0:
+            return
+        geometry = self._geometry
+        tracked = self._tracked[request.request_id]
+        tables = blocks.get_block_ids()
+        begin = tracked.local_tokens
+        end = begin + num_external_tokens
+        groups = []
+        for group, group_id in enumerate(geometry.group_ids):
+            tokens = geometry.block_tokens[group]
+            first, last = begin // tokens, end // tokens
+            hashes = geometry.hashes(group, request.block_hashes, first, last - first)
+            groups.append(_present(group, tables[group_id][first:last], hashes))
+        self._loads.append(Job(request.request_id, groups))
+        tracked.loading = [item.block_ids for item in groups]
+        tracked.stored_tokens = end
+
+    # ---- a step ----
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepMetadata:
+        """See KVConnectorBase_V1."""
+        metadata = StepMetadata(loads=self._loads)
+        self._loads = []
+        computed = {r.req_id: r.num_computed_tokens for r in scheduler_output.scheduled_new_reqs}
+        running = scheduler_output.scheduled_cached_reqs
+        computed.update(zip(running.req_ids, running.num_computed_tokens, strict=True))
+        for request_id, count in scheduler_output.num_scheduled_tokens.items():
+            tracked = self._tracked.get(request_id)
+            table = scheduler_output.kv_connector_block_state.get_block_ids(request_id)
+            if tracked is not None and table is not None:
+                job = self._save_job(tracked, table, computed[request_id] + count)
+                if job is not None:
+                    metadata.saves.append(job)
+        return metadata
+
+    def _save_job(
+        self, tracked: _Tracked, table: tuple[list[int], ...], computed_tokens: int
+    ) -> Job | None:
+        """The blocks that are complete once `computed_tokens` tokens are computed."""
+        geometry, request = self._geometry, tracked.request
+        # Drafts that may be rejected have no hash, so no block of theirs is complete.
+        end = min(computed_tokens, len(request.block_hashes) * geometry.hash_tokens)
+        if not self._settings.save_decode:
+            end = min(end, request.num_prompt_tokens)
+        end = end // geometry.align_tokens * geometry.align_tokens
+        begin = max(tracked.stored_tokens, tracked.local_tokens)
+        if end <= begin:
+            return None
+        groups = []
+        for group, group_id in enumerate(geometry.group_ids):
+            tokens = geometry.block_tokens[group]
+            first, last = begin // tokens, end // tokens
+            hashes = geometry.hashes(group, request.block_hashes, first, last - first)
+            groups.append(_present(group, table[group_id][first:last], hashes))
+        tracked.stored_tokens = end
+        return Job(request.request_id, groups)
+
+    # ---- the end of a load, and of a request ----
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        """See KVConnectorBase_V1. What failed to load is computed, and then stored again."""
+        invalid: set[int] = connector_output.invalid_block_ids or set()
+        failed: set[str] = connector_output.failed_recving or set()
+        done: set[str] = connector_output.finished_recving or set()
+        for request_id, tracked in self._tracked.items():
+            if not tracked.loading:
+                continue
+            if request_id in failed or (invalid and invalid & set(tracked.loading[0])):
+                tracked.stored_tokens = tracked.local_tokens
+                tracked.loading = []
+            elif request_id in done:
+                tracked.loading = []
+
+    def request_finished(self, request: Request) -> None:
+        """See KVConnectorBase_V1."""
+        self._tracked.pop(request.request_id, None)
+
+    def caches(self) -> list[PrefixCache]:
+        """The caches, for their counters."""
+        return [cache for group in self._caches for cache in group]
+
+    def shutdown(self) -> None:
+        """Leave the store."""
+        self._store.close()
+
+
+def _present(group: int, block_ids: list[int], hashes: list[bytes]) -> GroupBlocks:
+    """Leaves out the places of a sliding window that vLLM keeps no block for."""
+    pairs = [(b, h) for b, h in zip(block_ids, hashes, strict=True) if b != NULL_BLOCK_ID]
+    return GroupBlocks(group, [b for b, _ in pairs], [h for _, h in pairs])

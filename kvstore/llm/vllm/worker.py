@@ -1,0 +1,229 @@
+"""The half of the connector that runs in vLLM's workers: it moves blocks.
+
+A block is stored as one object: the bytes of all layers of its group in this worker, as they are.
+What a step completes is copied out before the step ends, so vLLM may reuse its blocks at once; a
+thread stores the copies. Loads run on threads of their own, or before the step where they must.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from vllm.v1.kv_cache_interface import group_kernel_blocks
+
+import kvstore
+from kvstore.llm.codecs import Codec
+from kvstore.llm.prefix_cache import PrefixCache
+from kvstore.llm.vllm.metadata import Job
+from kvstore.llm.vllm.settings import Geometry, Settings
+
+
+class BlockMemory:
+    """The blocks of one KV cache group in a worker's tensors."""
+
+    def __init__(self, tensors: list[torch.Tensor], num_blocks: int) -> None:
+        """`tensors`: of each layer of the group."""
+        self._layers = [group_kernel_blocks(tensor, num_blocks) for tensor in tensors]
+        self._bytes = [layer[0].numel() * layer.element_size() for layer in self._layers]
+        self.block_bytes = sum(self._bytes)
+
+    def gather(self, block_ids: list[int]) -> torch.Tensor:
+        """Return a copy of blocks: bytes, a row a block."""
+        memory = torch.empty((len(block_ids), self.block_bytes), dtype=torch.uint8)
+        for layer, piece in self._pieces(memory):
+            piece.copy_(layer[torch.tensor(block_ids, device=layer.device)])
+        return memory
+
+    def scatter(self, block_ids: list[int], memory: torch.Tensor) -> None:
+        """Write rows of bytes to blocks."""
+        for layer, piece in self._pieces(memory):
+            layer[torch.tensor(block_ids, device=layer.device)] = piece.to(layer.device)
+
+    def _pieces(self, memory: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each layer its tensor and its part of the rows, in the shape of the layer's blocks."""
+        pieces = []
+        begin = 0
+        for layer, size in zip(self._layers, self._bytes, strict=True):
+            piece = memory[:, begin : begin + size].view(layer.dtype)
+            pieces.append((layer, piece.unflatten(1, layer.shape[1:])))
+            begin += size
+        return pieces
+
+
+class WorkerSide:
+    """See the module. Called by the worker's thread; what threads share is behind the lock."""
+
+    def __init__(
+        self, settings: Settings, geometry: Geometry, *, tensor_rank: int, pipeline_rank: int
+    ) -> None:
+        self._settings = settings
+        self._stores = geometry.stores(tensor_rank)
+        self._several_groups = len(geometry.group_ids) > 1
+        self._load_async = geometry.load_async
+        self._store = kvstore.connect(settings.target)
+        ranks = geometry.ranks_of(tensor_rank, pipeline_rank)
+        self._namespaces = [
+            geometry.namespace(group, ranks) for group in range(len(geometry.group_ids))
+        ]
+        self._caches: list[PrefixCache] = []
+        self._memory: list[BlockMemory] = []
+        self._changed = threading.Condition()
+        self._loaded: set[str] = set()
+        self._failed_requests: set[str] = set()
+        self._failed_blocks: set[int] = set()
+        self._saving_bytes = 0
+        self._counts: dict[str, float] = {}
+        self._load_threads = ThreadPoolExecutor(settings.load_threads, "kvstore-load")
+        self._save_thread = ThreadPoolExecutor(1, "kvstore-save")
+
+    def register(self, groups: list[list[torch.Tensor]], num_blocks: int) -> None:
+        """Take the KV tensors of each group."""
+        self._memory = [BlockMemory(tensors, num_blocks) for tensors in groups]
+        self._caches = [
+            PrefixCache(
+                self._store,
+                namespace,
+                codec=self._codec(groups[group][0].element_size()),
+                limits=self._settings.limits(),
+                prefetch_bytes=0,
+            )
+            for group, namespace in enumerate(self._namespaces)
+        ]
+
+    def _codec(self, element_bytes: int) -> Codec | None:
+        if self._settings.codec == "none":
+            return None
+        from kvstore.llm.codecs.planes import ZstdPlanes
+
+        return ZstdPlanes(element_bytes)
+
+    # ---- loading ----
+
+    def start_loads(self, jobs: list[Job]) -> None:
+        """Begin loads, or do them where the scheduler was promised that they are done."""
+        for job in jobs:
+            if self._load_async:
+                self._load_threads.submit(self._load_and_tell, job)
+            else:
+                self._load(job)
+
+    def _load_and_tell(self, job: Job) -> None:
+        failed = set()
+        try:
+            failed = self._load(job)
+        except Exception:
+            # Nothing must keep a request waiting for ever, a defect of ours neither.
+            failed = {block for group in job.groups for block in group.block_ids}
+            with self._changed:
+                self._failed_blocks |= failed
+            raise
+        finally:
+            with self._changed:
+                if failed and self._several_groups:
+                    self._failed_requests.add(job.request_id)
+                self._loaded.add(job.request_id)
+
+    def _load(self, job: Job) -> set[int]:
+        """Loads the blocks of a request; returns the ids of those that could not be."""
+        begin = time.monotonic()
+        failed: set[int] = set()
+        for blocks in job.groups:
+            if not blocks.block_ids:
+                continue
+            memory = self._memory[blocks.group]
+            rows = torch.empty((len(blocks.block_ids), memory.block_bytes), dtype=torch.uint8)
+            result = self._caches[blocks.group].get(blocks.hashes, list(rows.numpy()))
+            if result.all_ok:
+                memory.scatter(blocks.block_ids, rows)
+            else:
+                good = [place for place, ok in enumerate(result.ok) if ok]
+                if good:
+                    memory.scatter([blocks.block_ids[place] for place in good], rows[good])
+                failed |= {blocks.block_ids[place] for place in result.reasons}
+        with self._changed:
+            self._failed_blocks |= failed
+        self._count(load_seconds=time.monotonic() - begin, requests_loaded=1)
+        return failed
+
+    def take_loaded(self) -> tuple[set[str], set[str]]:
+        """Return the requests whose loads have ended, and those of them that failed as a whole."""
+        with self._changed:
+            loaded, self._loaded = self._loaded, set()
+            failed, self._failed_requests = self._failed_requests, set()
+            return loaded, failed
+
+    def take_failed_blocks(self) -> set[int]:
+        """Return the blocks that could not be loaded; with several groups requests fail instead."""
+        with self._changed:
+            failed, self._failed_blocks = self._failed_blocks, set()
+            return set() if self._several_groups else failed
+
+    # ---- storing ----
+
+    def save(self, jobs: list[Job]) -> None:
+        """Copy the blocks of a step and have them stored."""
+        if not self._stores:
+            return
+        for job in jobs:
+            for blocks in job.groups:
+                if not blocks.block_ids:
+                    continue
+                memory = self._memory[blocks.group]
+                size = memory.block_bytes * len(blocks.block_ids)
+                if not self._reserve(size):
+                    self._count(dropped_blocks=len(blocks.block_ids))
+                    continue
+                rows = memory.gather(blocks.block_ids)
+                self._save_thread.submit(self._put, blocks.group, blocks.hashes, rows)
+
+    def _reserve(self, size: int) -> bool:
+        """Waits for room for copies; false where there is none in time."""
+        with self._changed:
+            fits = self._changed.wait_for(
+                lambda: self._saving_bytes + size <= self._settings.save_bytes,
+                self._settings.save_wait_s if size <= self._settings.save_bytes else 0,
+            )
+            if fits:
+                self._saving_bytes += size
+            return fits
+
+    def _put(self, group: int, hashes: list[bytes], rows: torch.Tensor) -> None:
+        begin = time.monotonic()
+        try:
+            self._caches[group].put(hashes, list(rows.numpy()))
+        finally:
+            with self._changed:
+                self._saving_bytes -= rows.numel()
+                self._changed.notify_all()
+        self._count(save_seconds=time.monotonic() - begin)
+
+    # ---- telling and ending ----
+
+    def _count(self, **counts: float) -> None:
+        with self._changed:
+            for name, count in counts.items():
+                self._counts[name] = self._counts.get(name, 0) + count
+
+    def counts(self) -> dict[str, float]:
+        """Return what no prefix cache counts."""
+        with self._changed:
+            return dict(self._counts)
+
+    def caches(self) -> list[PrefixCache]:
+        """The caches, for their counters."""
+        return self._caches
+
+    def shutdown(self) -> None:
+        """End the threads once what they do is done, each by its own deadline; leave the store."""
+        self._load_threads.shutdown(wait=True, cancel_futures=True)
+        self._save_thread.shutdown(wait=True)
+        self._store.close()
+
+
+def group_tensors(kv_caches: dict[str, Any], layer_names: list[str]) -> list[torch.Tensor]:
+    """Return the tensors of a group's layers that this worker has, in the order of the group."""
+    return [kv_caches[name] for name in layer_names if name in kv_caches]

@@ -1,0 +1,279 @@
+"""The vLLM connector in real engines: the same tokens, loaded; and what each failure does.
+
+Runs where vLLM is installed: `make test-engines`. Every engine is a process of its own; a second
+one never computed what it is served.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import kvstore
+from kvstore.bench.processes import Child, ProcessError
+from kvstore.llm import directory
+from tests.engines.conftest import ENVIRONMENT, PROMPTS, SHARED, save_model
+from tests.support.nodes import NodeProcess, start_node
+
+pytestmark = pytest.mark.timeout(600)
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 300.0
+ANSWER_S = 240.0
+Answer = dict[str, Any]
+
+
+class Engine:
+    """A vLLM engine; `extra` are the connector's settings, None for an engine without one."""
+
+    def __init__(self, model: Path, extra: Answer | None, options: Answer) -> None:
+        configuration: Answer = {
+            "model": str(model),
+            "max_model_len": 2048,
+            "max_num_seqs": 8,
+            "kv_cache_memory_bytes": 64 << 20,
+            **options,
+        }
+        environment = dict(ENVIRONMENT)
+        if configuration.get("tensor_parallel_size", 1) == 1:
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        else:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "0|0"
+        if extra is not None:
+            configuration["kv_transfer_config"] = {
+                "kv_connector": "KvStoreConnector",
+                "kv_connector_module_path": "kvstore.llm.vllm",
+                "kv_role": "kv_both",
+                "kv_load_failure_policy": "recompute",
+                "kv_connector_extra_config": extra,
+            }
+        command = [sys.executable, "-m", "tests.engines.vllm_child"]
+        self._child = Child("engine", command, environment=environment, folder=str(ROOT))
+        self._child.send(configuration)
+        try:
+            self._child.receive(START_S)
+        except ProcessError:
+            self._child.stop()
+            raise
+
+    def ask(self, request: Answer) -> Answer:
+        self._child.send(request)
+        return self._child.receive(ANSWER_S)
+
+    def generate(self, prompts: list[list[int]] = PROMPTS, **options: Any) -> Answer:
+        return self.ask({"prompts": prompts, **options})
+
+    def reset(self) -> None:
+        """Drops vLLM's own cache: from here on every hit is the store's."""
+        assert self.ask({"reset": True})["done"]
+
+    def count(self, name: str) -> float:
+        return float(self.ask({"metrics": True}).get(f"vllm:{name}", 0))
+
+    def stop(self) -> None:
+        self._child.stop()
+
+
+@contextmanager
+def engine(model: Path, extra: Answer | None = None, **options: Any) -> Iterator[Engine]:
+    started = Engine(model, extra, options)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture
+def node() -> Iterator[NodeProcess]:
+    with start_node("512MiB") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def expected(llama: Path) -> Answer:
+    """What an engine without a connector says."""
+    with engine(llama) as plain:
+        return plain.generate()
+
+
+def block_keys(store: kvstore.Store) -> list[bytes]:
+    return sorted(key for key in store if key != directory.KEY)
+
+
+def test_a_fresh_engine_loads_what_another_one_stored(
+    llama: Path, node: NodeProcess, expected: Answer
+) -> None:
+    target = {"target": node.target}
+    with engine(llama, target) as writer:
+        answer = writer.generate()
+        assert answer == expected
+        assert answer["cached"] == [0, 640, 640]
+    with kvstore.connect(node.target) as store, engine(llama, target) as reader:
+        # Five blocks of the shared part, and one more of the second and the third prompt.
+        keys = block_keys(store)
+        assert len(keys) == 7
+        answer = reader.generate()
+        assert answer["cached"] == [640, 768, 768]
+        assert answer["tokens"] == expected["tokens"]
+        assert reader.count("kvstore_loaded_remote") == 7
+        assert reader.count("kvstore_stored") == 0
+        assert reader.count("external_prefix_cache_hits") == 640 + 128 + 128
+        check_that_loaded_bytes_are_used(reader, store, keys, expected)
+        check_that_a_failed_load_is_computed(reader, store, keys, expected)
+        check_that_a_dead_node_costs_no_request(reader, node, expected)
+
+
+def check_that_loaded_bytes_are_used(
+    reader: Engine, store: kvstore.Store, keys: list[bytes], expected: Answer
+) -> None:
+    """The negative control: other bytes, other tokens."""
+    kept = {key: store[key] for key in keys}
+    noise = random.Random(1)
+    for key in keys:
+        # Small floats: random bits would be NaN here and there.
+        numbers = (noise.uniform(-1, 1) for _ in range(len(kept[key]) // 4))
+        store[key] = memoryview(__import__("array").array("f", numbers)).cast("B")
+    reader.reset()
+    answer = reader.generate()
+    assert answer["cached"] == [640, 768, 768]
+    assert answer["tokens"][0] != expected["tokens"][0]
+    for key, value in kept.items():
+        store[key] = value
+    reader.reset()
+    assert reader.generate()["tokens"] == expected["tokens"]
+
+
+def check_that_a_failed_load_is_computed(
+    reader: Engine, store: kvstore.Store, keys: list[bytes], expected: Answer
+) -> None:
+    """One block that is there but cannot be used: recomputed, stored again, and no loop."""
+    value = store[keys[0]]
+    store[keys[0]] = value[:-4]
+    reader.reset()
+    failed = reader.count("kvstore_failed_loads")
+    answer = reader.generate()
+    assert answer["tokens"] == expected["tokens"]
+    assert answer["finish"] == ["length"] * 3
+    assert reader.count("kvstore_failed_loads") == failed + 1
+    store[keys[0]] = value
+
+
+def check_that_a_dead_node_costs_no_request(
+    reader: Engine, node: NodeProcess, expected: Answer
+) -> None:
+    node.kill()
+    reader.reset()
+    answer = reader.generate()
+    assert answer["tokens"] == expected["tokens"]
+    assert answer["cached"] == [0, 640, 640]
+
+
+def test_small_blocks_chunked_prefill_and_synchronous_loads(
+    llama: Path, node: NodeProcess, expected: Answer
+) -> None:
+    extra = {"target": node.target, "load_async": False, "codec": "zstd"}
+    options = {"block_size": 32, "max_num_batched_tokens": 256}
+    with engine(llama, extra, **options) as one:
+        first = one.generate()
+        assert first["tokens"] == expected["tokens"]
+        one.reset()
+        again = one.generate()
+        # 700, 770 and 840 tokens in blocks of 32, one token left to compute.
+        assert again["cached"] == [672, 768, 832]
+        assert again["tokens"] == expected["tokens"]
+        stored, loaded = one.count("kvstore_stored"), one.count("kvstore_loaded_remote")
+        # 20 shared blocks, then 1, 4 and 6 of their own.
+        assert (stored, loaded) == (31, 31)
+        with kvstore.connect(node.target) as store:
+            spoiled = block_keys(store)[3]
+            store[spoiled] = b"too short"
+            one.reset()
+            assert one.generate()["tokens"] == expected["tokens"]
+            assert one.count("kvstore_failed_loads") == 1
+
+
+def test_preempted_requests_come_back_from_the_store(llama: Path, node: NodeProcess) -> None:
+    prompts = [[3 + (i * 37 + j * 301) % 2000 for i in range(500)] for j in range(6)]
+    # Room for some 1,500 tokens: six requests of 700 cannot all stay.
+    options = {"block_size": 32, "kv_cache_memory_bytes": 3 << 20, "max_model_len": 1024}
+    extra = {"target": node.target, "save_decode": True}
+    with engine(llama, extra, **options) as small:
+        alone = [small.generate([prompt], new_tokens=200)["tokens"][0] for prompt in prompts]
+        with kvstore.connect(node.target) as store:
+            store.clear()
+        small.reset()
+        together = small.generate(prompts, together=True, new_tokens=200)
+        assert small.count("num_preemptions") > 0
+        assert small.count("kvstore_loaded_remote") > 0
+        # A batch rounds in another way than one prompt alone, so a token here or there may differ.
+        same = sum(a == b for a, b in zip(together["tokens"], alone, strict=True))
+        assert same >= 5
+        assert together["finish"] == ["length"] * 6
+
+
+def test_several_groups_of_layers(tmp_path: Path, node: NodeProcess) -> None:
+    kinds = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    model = save_model(tmp_path / "gemma", "Gemma3Text", sliding_window=256, layer_types=kinds)
+    config = json.loads((model / "config.json").read_text())
+    assert config["layer_types"] == kinds
+    extra = {"target": node.target}
+    with engine(model) as plain:
+        expected = plain.generate()
+    with engine(model, extra) as writer:
+        assert writer.generate()["tokens"] == expected["tokens"]
+    with kvstore.connect(node.target) as store, engine(model, extra) as reader:
+        listed = directory.listed(store, timeout_s=5)
+        assert len({fields["group"] for fields in listed.values()}) > 1
+        answer = reader.generate()
+        assert answer["tokens"] == expected["tokens"]
+        assert answer["cached"][0] == 640
+        # Several groups report no block: the whole request is computed again.
+        spoiled = block_keys(store)[0]
+        store[spoiled] = b"too short"
+        reader.reset()
+        answer = reader.generate()
+        assert answer["tokens"] == expected["tokens"]
+        assert answer["finish"] == ["length"] * 3
+        assert reader.count("kvstore_failed_loads") >= 1
+
+
+def test_two_tensor_parallel_ranks(llama: Path, node: NodeProcess, expected: Answer) -> None:
+    extra = {"target": node.target}
+    with engine(llama, extra, tensor_parallel_size=2) as writer:
+        assert writer.generate()["tokens"] == expected["tokens"]
+    with kvstore.connect(node.target) as store:
+        assert len(block_keys(store)) == 14
+        listed = directory.listed(store, timeout_s=5).values()
+        assert {fields["ranks.tensor_rank"] for fields in listed} == {0, 1}
+        # A block that one of the ranks lacks is no hit.
+        lost = block_keys(store)[-1]
+        with engine(llama, extra, tensor_parallel_size=2) as reader:
+            answer = reader.generate()
+            assert answer["cached"] == [640, 768, 768]
+            assert answer["tokens"] == expected["tokens"]
+            del store[lost]
+            reader.reset()
+            answer = reader.generate()
+            assert answer["tokens"] == expected["tokens"]
+            assert answer["cached"] != [640, 768, 768]
+    # One rank has other blocks than two.
+    with engine(llama, extra) as other:
+        assert other.generate([SHARED])["cached"] == [0]
+
+
+def test_a_mistake_in_the_settings_is_one_clear_line(llama: Path) -> None:
+    for extra, why in (
+        ({}, "needs the target"),
+        ({"target": "kv://127.0.0.1:1", "load_asynk": True}, "no key 'load_asynk'"),
+        ({"target": "kv://127.0.0.1:1"}, "127.0.0.1:1"),
+    ):
+        with pytest.raises(ProcessError, match=why), engine(llama, extra):
+            pass

@@ -1,0 +1,80 @@
+"""One vLLM engine in a process of its own, for the tests: commands on stdin, answers on stdout.
+
+The first line configures the engine. Then each line is {"prompts": [[token, ...], ...]}, together
+or one by one, {"reset": true} to drop vLLM's own prefix cache, or {"metrics": true}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+# vLLM writes to stdout too: the answers have a descriptor of their own.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+
+def say(message: dict[str, Any]) -> None:
+    ANSWERS.write(json.dumps(message) + "\n")
+    ANSWERS.flush()
+
+
+def make_engine(configuration: dict[str, Any]) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        seed=0,
+        disable_log_stats=False,
+        **configuration,
+    )
+
+
+def generate(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        temperature=0, max_tokens=request.get("new_tokens", 16), detokenize=False, ignore_eos=True
+    )
+    prompts = [{"prompt_token_ids": tokens} for tokens in request["prompts"]]
+    if request.get("together"):
+        outputs = engine.generate(prompts, sampling, use_tqdm=False)
+    else:
+        # One by one: batches would change the rounding.
+        outputs = [engine.generate([p], sampling, use_tqdm=False)[0] for p in prompts]
+    return {
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "cached": [output.num_cached_tokens for output in outputs],
+        "finish": [output.outputs[0].finish_reason for output in outputs],
+    }
+
+
+def metrics(engine: Any) -> dict[str, float]:
+    return {
+        metric.name: metric.value
+        for metric in engine.get_metrics()
+        if metric.name.startswith(("vllm:kvstore", "vllm:external", "vllm:num_preemptions"))
+        and hasattr(metric, "value")
+    }
+
+
+def main() -> None:
+    engine = make_engine(json.loads(sys.stdin.readline()))
+    say({"event": "ready"})
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "reset" in request:
+            say({"done": bool(engine.reset_prefix_cache())})
+        elif "metrics" in request:
+            say(metrics(engine))
+        else:
+            say(generate(engine, request))
+    engine.llm_engine.engine_core.shutdown()
+
+
+if __name__ == "__main__":
+    main()
