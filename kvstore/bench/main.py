@@ -12,6 +12,7 @@ from kvstore._version import __version__
 #: Command name -> where it is, and one line for the overview.
 _COMMANDS: Final = {
     "kv": ("kvstore.bench.kv:kv", "Measure the store: throughput, latency, verbs an operation."),
+    "llm": ("kvstore.bench.llm.command:llm", "Replay prompts: what a prefix cache hits and costs."),
     "peers": (
         "kvstore.bench.peers.command:peers",
         "Compare the store with other systems on the same work.",
