@@ -53,6 +53,15 @@ class NegativeCache:
                     return place
         return len(keys)
 
+    def refused(self, keys: Sequence[bytes]) -> set[int]:
+        """Return the places of keys that may not be offered."""
+        if not self._failed:
+            return set()
+        now = self._clock()
+        with self._lock:
+            entries = [self._failed.get(key) for key in keys]
+        return {i for i, entry in enumerate(entries) if entry is not None and now < entry[0]}
+
     def refused_for_s(self, key: bytes) -> float:
         """Return for how long `key` is not offered; 0 if it is."""
         with self._lock:

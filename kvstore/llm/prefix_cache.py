@@ -93,6 +93,23 @@ class PrefixCache:
                 self._core.warn(error)
         return self._core.matched(len(keys), found)
 
+    def contains(self, hashes: Sequence[bytes], *, timeout_s: float | None = None) -> list[bool]:
+        """Say of each block, not only of a prefix, whether it can be loaded. See `match`."""
+        core = self._core
+        keys = core.keys.blocks(hashes)
+        refused = core.negative.refused(keys)
+        limit_s = core.limits.match_s if timeout_s is None else timeout_s
+        try:
+            outcomes: Sequence[bool | KvError] = self._store.contains_many(keys, timeout_s=limit_s)
+        except KvError as error:
+            outcomes = [error] * len(keys)
+        for outcome in outcomes:
+            if isinstance(outcome, KvError):
+                core.warn(outcome)
+        found = [here is True and i not in refused for i, here in enumerate(outcomes)]
+        core.matched(len(keys), sum(found))
+        return found
+
     def get(
         self,
         hashes: Sequence[bytes],

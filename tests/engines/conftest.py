@@ -26,7 +26,8 @@ def save_model(folder: Path, kind: str, **options: Any) -> Path:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
+    name = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    config = getattr(transformers, name)(
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=512,

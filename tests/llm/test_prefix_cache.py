@@ -65,6 +65,13 @@ def test_all_kinds_of_buffers(cache: PrefixCache) -> None:
     assert cache.get(HASHES[:1], [memoryview(bytearray(BLOCK_BYTES))]).all_ok
 
 
+def test_each_block_is_told_behind_a_gap_too(cache: PrefixCache) -> None:
+    cache.put([HASHES[0], HASHES[2], HASHES[3]], blocks_of(3))
+    assert cache.contains(HASHES[:5]) == [True, False, True, True, False]
+    assert not cache.get([HASHES[2]], [bytearray(8)]).all_ok
+    assert cache.contains(HASHES[:5]) == [True, False, False, True, False]
+
+
 def test_a_missing_block_is_told_and_ends_the_load(cache: PrefixCache) -> None:
     blocks = blocks_of(4)
     cache.put([HASHES[0], HASHES[2], HASHES[3]], [blocks[0], blocks[2], blocks[3]])
