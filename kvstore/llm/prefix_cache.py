@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kvstore.errors import KvError, NodeUnreachable
 from kvstore.llm import directory, results
 from kvstore.llm.codecs import Codec
-from kvstore.llm.core import Core, Limits, batches, left_s, size_of
+from kvstore.llm.core import BATCH_BLOCKS_MAX, Core, Limits, batches, left_s, size_of
 from kvstore.llm.explain import BlockVerdict, Explanation, Verdict
 from kvstore.llm.keys import KeyMaker
 from kvstore.llm.namespace import Namespace
@@ -224,6 +224,22 @@ class PrefixCache:
             if not self._registered:
                 self._registered = True
                 directory.register(self._store, self.namespace, timeout_s=min(timeout_s, 1.0))
+
+    def clear(self) -> int:
+        """Delete the blocks of this namespace and return how many there were.
+
+        It walks over the keys of all nodes: seconds for millions. Raises what `Store.keys` does.
+        """
+        prefix = self._core.keys.block_prefix
+        deleted = 0
+        ours: list[bytes] = []
+        for key in self._store:
+            if key.startswith(prefix):
+                ours.append(key)
+            if len(ours) == BATCH_BLOCKS_MAX:
+                deleted += self._store.delete_many(ours).count(True)
+                ours = []
+        return deleted + self._store.delete_many(ours).count(True)
 
     # ---- keeping ----
 

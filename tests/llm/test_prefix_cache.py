@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 
@@ -144,6 +145,21 @@ def test_a_load_gets_no_more_time_than_computing_takes(
     assert core.load_timeout_s(10, None) == pytest.approx(0.1)
     assert core.load_timeout_s(10_000, None) == 5
     assert core.load_timeout_s(10, 7.0) == 7
+
+
+def test_clear_takes_the_blocks_of_its_namespace_alone(
+    store: kvstore.Store, namespace: Namespace
+) -> None:
+    ours = PrefixCache(store, namespace)
+    theirs = PrefixCache(store, dataclasses.replace(namespace, adapter="lora"))
+    hashes = block_hashes(range(600), 1)
+    ours.put(hashes, [b"x"] * 600)
+    theirs.put(HASHES[:2], [b"y"] * 2)
+    store.put("user key", b"z")
+    assert ours.clear() == 600
+    assert ours.clear() == 0
+    assert (ours.match(hashes), theirs.match(HASHES[:2])) == (0, 2)
+    assert store.get("user key") == b"z"
 
 
 def test_mistakes_of_the_caller_are_errors(cache: PrefixCache) -> None:
