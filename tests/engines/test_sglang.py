@@ -243,8 +243,8 @@ def test_several_pools(node: NodeProcess, opened: list[Any]) -> None:
     assert (two.kv_hit_pages, two.extra_pool_hit_pages) == (4, {PoolName.KV: 6, PoolName.SWA: 4})
     every = backend.batch_exists_v2(KEYS, [PoolTransfer(PoolName.SWA, hit_policy=everything)])
     assert (every.kv_hit_pages, every.restorable_prefix_pages) == (0, [])
+    groups = PoolTransfer(PoolName.SWA, hit_policy=PoolHitPolicy.BLOCK_GROUPS)
     with pytest.raises(ValueError, match="hit policy"):
-        groups = PoolTransfer(PoolName.SWA, hit_policy=PoolHitPolicy.BLOCK_GROUPS)
         backend.batch_exists_v2(KEYS, [groups])
     wanted = state.page(2)
     loaded = backend.batch_get_v2([transfer(PoolName.SWA, [KEYS[2]], [9], trailing)])
