@@ -98,8 +98,8 @@ class AsyncPrefixCache:
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):
             absent = await self._absent(keys[batch.start : batch.stop], batch.start, deadline)
-            for number, items in core.encoded(absent, keys, blocks).items():
-                written = await self._write(number, items, deadline)
+            for (number, replace), items in core.encoded(absent, keys, blocks).items():
+                written = await self._write(number, items, replace, deadline)
                 for (place, _, stored), outcome in zip(items, written, strict=True):
                     outcomes[place] = outcome
                     if not isinstance(outcome, KvError):
@@ -112,16 +112,16 @@ class AsyncPrefixCache:
             found = await self._store.contains_many(keys, timeout_s=left_s(deadline))
         except KvError:
             return list(range(begin, begin + len(keys)))
-        return [begin + i for i, present in enumerate(found) if present is not True]
+        return self._core.to_store(keys, found, begin)
 
     async def _write(
-        self, codec: int, items: list[tuple[int, bytes, Any]], deadline: float
+        self, codec: int, items: list[tuple[int, bytes, Any]], replace: bool, deadline: float
     ) -> list[int | KvError]:
         try:
             return await self._store._put_many_coded(
                 [(key, stored) for _, key, stored in items],
                 codec,
-                if_absent=True,
+                if_absent=not replace,
                 timeout_s=left_s(deadline),
             )
         except KvError as error:

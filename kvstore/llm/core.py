@@ -29,6 +29,8 @@ BATCH_BLOCKS_MAX: Final = 512
 #: Blocks that this process remembers to have stored or loaded; `explain` tells by them what was
 #: evicted from what never was there.
 _SEEN_MAX: Final = 65_536
+#: Reasons that speak against the stored object, not against the node or the way to it.
+_UNUSABLE: Final = (results.WRONG_LENGTH, "BufferTooSmall", "CorruptObject")
 _log = logging.getLogger("kvstore.llm")
 
 
@@ -78,6 +80,8 @@ class Core:
             first_s=self.limits.back_off_s, longest_s=self.limits.back_off_s_max
         )
         self._seen: OrderedDict[bytes, None] = OrderedDict()
+        #: Keys whose stored object was read and is of no use.
+        self._unusable: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
@@ -136,6 +140,9 @@ class Core:
         if reasons:
             failed = [keys[i] for i, why in reasons.items() if why != results.NOT_TRIED]
             self.negative.add(failed)
+            self._remember(
+                self._unusable, [keys[i] for i, why in reasons.items() if why in _UNUSABLE]
+            )
         self.negative.forgive(good)
         self.see(good)
         self.counters.add(
@@ -150,20 +157,32 @@ class Core:
 
     # ---- storing ----
 
+    def to_store(
+        self, keys: Sequence[bytes], found: Sequence[bool | KvError], begin: int
+    ) -> list[int]:
+        """Return the places, from `begin` on, of keys that are not there or of no use."""
+        return [
+            begin + place
+            for place, (key, here) in enumerate(zip(keys, found, strict=True))
+            if here is not True or key in self._unusable
+        ]
+
     def encoded(
         self, places: Iterable[int], keys: Sequence[bytes], blocks: Sequence[Any]
-    ) -> dict[int, list[tuple[int, bytes, Any]]]:
-        """Return codec number -> (place, key, stored form) of the named blocks."""
-        by_codec: dict[int, list[tuple[int, bytes, Any]]] = {}
+    ) -> dict[tuple[int, bool], list[tuple[int, bytes, Any]]]:
+        """Return (codec number, replace) -> (place, key, stored form) of the named blocks."""
+        by_codec: dict[tuple[int, bool], list[tuple[int, bytes, Any]]] = {}
         for place in places:
+            replace = keys[place] in self._unusable
             stored: Any = None
             if self.codec is not None:
                 stored = self.codec.encode(byte_view(blocks[place]))
             if stored is None:
-                by_codec.setdefault(codecs.NONE, []).append((place, keys[place], blocks[place]))
+                number, stored = codecs.NONE, blocks[place]
             else:
                 assert self.codec is not None
-                by_codec.setdefault(self.codec.number, []).append((place, keys[place], stored))
+                number = self.codec.number
+            by_codec.setdefault((number, replace), []).append((place, keys[place], stored))
         return by_codec
 
     def stored(
@@ -183,6 +202,9 @@ class Core:
                 self.warn(outcome)
                 failed[place] = type(outcome).__name__
         good = [key for place, key in enumerate(keys) if place not in failed]
+        with self._lock:
+            for key in good if self._unusable else ():
+                self._unusable.pop(key, None)
         self.negative.forgive(good)
         self.see(good)
         stored = len(keys) - present - len(failed)
@@ -201,12 +223,15 @@ class Core:
 
     def see(self, keys: Iterable[bytes]) -> None:
         """Remember keys that are in the store now."""
+        self._remember(self._seen, keys)
+
+    def _remember(self, memory: OrderedDict[bytes, None], keys: Iterable[bytes]) -> None:
         with self._lock:
             for key in keys:
-                self._seen[key] = None
-                self._seen.move_to_end(key)
-            while len(self._seen) > _SEEN_MAX:
-                self._seen.popitem(last=False)
+                memory[key] = None
+                memory.move_to_end(key)
+            while len(memory) > _SEEN_MAX:
+                memory.popitem(last=False)
 
     def was_seen(self, key: bytes) -> bool:
         """Whether this process stored or loaded `key`, as far as it remembers."""

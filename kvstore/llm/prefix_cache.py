@@ -158,6 +158,10 @@ class PrefixCache:
         except KvError as error:
             return [error] * len(keys)
 
+    def refuse(self, hashes: Sequence[bytes]) -> None:
+        """Do not offer blocks for a while: another process of this engine failed to load them."""
+        self._core.negative.add(self._core.keys.blocks(hashes))
+
     def prefetch(self, hashes: Sequence[bytes], block_bytes: int) -> int:
         """Begin to fetch blocks into this process's memory, where the next `get` finds them.
 
@@ -173,7 +177,10 @@ class PrefixCache:
     def put(
         self, hashes: Sequence[bytes], blocks: Sequence[Value], *, timeout_s: float | None = None
     ) -> StoreResult:
-        """Store each block that is not there yet; the blocks must not change meanwhile."""
+        """Store each block that is not there yet; the blocks must not change meanwhile.
+
+        A block that is there but was found unusable by this process is replaced.
+        """
         if len(hashes) != len(blocks):
             raise ValueError(f"{len(hashes)} hashes but {len(blocks)} blocks")
         core = self._core
@@ -186,8 +193,8 @@ class PrefixCache:
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):
             absent = self._absent([keys[i] for i in batch], batch.start, deadline)
-            for number, items in core.encoded(absent, keys, blocks).items():
-                written = self._write(number, items, deadline)
+            for (number, replace), items in core.encoded(absent, keys, blocks).items():
+                written = self._write(number, items, replace, deadline)
                 for (place, _, stored), outcome in zip(items, written, strict=True):
                     outcomes[place] = outcome
                     if not isinstance(outcome, KvError):
@@ -196,21 +203,21 @@ class PrefixCache:
         return core.stored(keys, outcomes, raw_bytes, stored_bytes)
 
     def _absent(self, keys: list[bytes], begin: int, deadline: float) -> list[int]:
-        """Return the places of keys that are not there, or of which it is not known."""
+        """Return the places of keys that are not there for certain, or of no use."""
         try:
             found = self._store.contains_many(keys, timeout_s=left_s(deadline))
         except KvError:
             return list(range(begin, begin + len(keys)))
-        return [begin + i for i, present in enumerate(found) if present is not True]
+        return self._core.to_store(keys, found, begin)
 
     def _write(
-        self, codec: int, items: list[tuple[int, bytes, Any]], deadline: float
+        self, codec: int, items: list[tuple[int, bytes, Any]], replace: bool, deadline: float
     ) -> list[int | KvError]:
         try:
             return self._store._put_many_coded(
                 [(key, stored) for _, key, stored in items],
                 codec,
-                if_absent=True,
+                if_absent=not replace,
                 timeout_s=left_s(deadline),
             )
         except KvError as error:

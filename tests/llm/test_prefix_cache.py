@@ -89,9 +89,21 @@ def test_a_block_of_another_size_is_a_miss_and_not_offered_again(cache: PrefixCa
     assert result.reasons == {1: "wrong length"}
     assert cache.match(HASHES[:2]) == 1
     assert cache.stats().negative_hits == 1
+    # Whoever computes it stores it anew.
+    assert cache.put(HASHES[:2], [b"x" * BLOCK_BYTES, b"z" * BLOCK_BYTES]).stored == 1
+    assert cache.match(HASHES[:2]) == 2
+    buffers = buffers_for(2)
+    assert cache.get(HASHES[:2], buffers).all_ok
+    assert buffers == [b"x" * BLOCK_BYTES, b"z" * BLOCK_BYTES]
     larger = cache.get(HASHES[:1], [bytearray(8)])
     assert larger.reasons == {0: "BufferTooSmall"}
     assert cache.match(HASHES[:2]) == 0
+
+
+def test_what_another_process_could_not_load_is_refused(cache: PrefixCache) -> None:
+    cache.put(HASHES[:4], blocks_of(4))
+    cache.refuse(HASHES[2:3])
+    assert cache.match(HASHES[:4]) == 2
 
 
 def test_what_failed_is_offered_again_after_its_back_off(

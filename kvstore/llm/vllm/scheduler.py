@@ -31,8 +31,8 @@ class _Tracked:
     local_tokens: int = 0
     #: Tokens from the first on whose blocks are in the store, as far as is known.
     stored_tokens: int = 0
-    #: Blocks of a load that has not ended well yet: group -> ids.
-    loading: list[list[int]] = field(default_factory=list)
+    #: A load that has not ended yet.
+    loading: list[GroupBlocks] = field(default_factory=list)
 
 
 class SchedulerSide:
@@ -109,7 +109,7 @@ class SchedulerSide:
             hashes = geometry.hashes(group, request.block_hashes, first, last - first)
             groups.append(_present(group, tables[group_id][first:last], hashes))
         self._loads.append(Job(request.request_id, groups))
-        tracked.loading = [item.block_ids for item in groups]
+        tracked.loading = groups
         tracked.stored_tokens = end
 
     # ---- a step ----
@@ -155,17 +155,26 @@ class SchedulerSide:
     # ---- the end of a load, and of a request ----
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """See KVConnectorBase_V1. What failed to load is computed, and then stored again."""
+        """See KVConnectorBase_V1. What failed to load is computed, and then stored again.
+
+        It is a miss from here on: vLLM may ask again at once, and a block that is offered and
+        fails, time after time, would keep its request from ever beginning.
+        """
         invalid: set[int] = connector_output.invalid_block_ids or set()
         failed: set[str] = connector_output.failed_recving or set()
         done: set[str] = connector_output.finished_recving or set()
         for request_id, tracked in self._tracked.items():
-            if not tracked.loading:
-                continue
-            if request_id in failed or (invalid and invalid & set(tracked.loading[0])):
-                tracked.stored_tokens = tracked.local_tokens
-                tracked.loading = []
-            elif request_id in done:
+            for blocks in tracked.loading:
+                bad = [
+                    digest
+                    for block, digest in zip(blocks.block_ids, blocks.hashes, strict=True)
+                    if request_id in failed or block in invalid
+                ]
+                if bad:
+                    tracked.stored_tokens = tracked.local_tokens
+                    for cache in self._caches[blocks.group]:
+                        cache.refuse(bad)
+            if request_id in done:
                 tracked.loading = []
 
     def request_finished(self, request: Request) -> None:
