@@ -59,6 +59,7 @@ RECIPES = {
                 *("huggingface_hub", "interegular", "msgspec", "orjson", "partial_json_parser"),
                 *("pillow", "psutil", "pybase64", "pydantic", "python-multipart", "pyzmq"),
                 *("requests", "setproctitle", "tqdm", "transformers==5.19.0", "uvicorn", "uvloop"),
+                *("IPython", "triton"),
             ),
             # Its own list of requirements names packages for CUDA.
             ("--no-deps", "sglang==0.5.23"),

@@ -8,6 +8,6 @@ for engine in ${ENGINES:-transformers vllm lmcache sglang}; do
   python=$(python3 scripts/engine.py "$engine")
   echo "==== $engine"
   # One thread: on few cores the threads of torch only wait for each other.
-  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$python" -m pytest -p no:cacheprovider \
-    "tests/engines/test_$engine.py" ${TESTS:-}
+  KVSTORE_ENGINE=$engine OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$python" -m pytest \
+    -p no:cacheprovider tests/engines/test_"$engine"*.py
 done

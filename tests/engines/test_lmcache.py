@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("lmcache")
+from tests.engines.conftest import engine_module
+
+torch = engine_module("torch")
+engine_module("lmcache")
 
 from lmcache.v1.check.check_mode_test_l2_adapter import _create_memory_obj  # noqa: E402
 from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey  # noqa: E402

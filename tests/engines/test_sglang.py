@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("sglang")
+from tests.engines.conftest import engine_module
+
+torch = engine_module("torch")
+engine_module("sglang")
 
 from sglang.srt.mem_cache.hicache_storage import (  # noqa: E402
     HiCacheStorage,

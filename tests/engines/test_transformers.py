@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+from tests.engines.conftest import engine_module
+
+torch = engine_module("torch")
+transformers = engine_module("transformers")
 
 import kvstore  # noqa: E402
 from kvstore.demo.llm import Job, is_right, run_job  # noqa: E402

@@ -20,14 +20,19 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm")
-
 import kvstore
 from kvstore.bench.processes import Child, ProcessError
 from kvstore.llm import directory
-from tests.engines.conftest import ENVIRONMENT, PROMPTS, SHARED, save_model
+from tests.engines.conftest import (
+    ENVIRONMENT,
+    PROMPTS,
+    SHARED,
+    engine_module,
+    save_model,
+)
 from tests.support.nodes import NodeProcess, start_node
 
+engine_module("vllm")
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0

@@ -10,8 +10,10 @@ import inspect
 
 import pytest
 
-base = pytest.importorskip("vllm.distributed.kv_transfer.kv_connector.v1.base")
-vllm = pytest.importorskip("vllm")
+from tests.engines.conftest import engine_module
+
+base = engine_module("vllm.distributed.kv_transfer.kv_connector.v1.base")
+vllm = engine_module("vllm")
 
 from kvstore.llm.vllm.connector import MADE_FOR, KvStoreConnector  # noqa: E402
 
