@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from kvstore.demo import llm
+
 COMMAND = [sys.executable, "-m", "kvstore.cli", "demo"]
 SMALL = ["--block-bytes", "2KiB", "--limit", "200", "--no-redis"]
 
@@ -100,6 +102,12 @@ def test_a_trace(tmp_path: Path, traces: Path | None, fabric: str) -> None:
     assert row["distinct_blocks"] == facts.distinct_blocks == row["blocks_written"]
     assert row["token_hit_ratio"] == facts.ideal_token_hit_ratio
     assert row["mismatches"] == row["blocks_failed"] == 0
+
+
+def test_it_ends_with_the_way_to_a_real_model() -> None:
+    if llm.can_run():
+        pytest.skip("torch is installed here: tests/engines runs the model itself")
+    assert run(*SMALL).stdout.splitlines()[-1] == llm.HOW_TO
 
 
 def test_bandwidth_appears_from_1_mib_on() -> None:
