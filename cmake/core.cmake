@@ -1,11 +1,12 @@
 # kvstore_core: every layer of the native core in one static library. Includes start at native/.
 #
-# A build of a part: -DKVSTORE_CORE_LAYERS="base;fabric;fabric/cpu" -DKVSTORE_TEST_LAYERS=fabric.
-set(KVSTORE_CORE_LAYERS
-  "base;layout;coro;fabric;fabric/cpu;fabric/sim;alloc;index;messages;store;node;api"
-  CACHE STRING "Folders of native/ that make up the core")
+# A build of a part: -DKVSTORE_ONLY_LAYERS="base;fabric;fabric/cpu" -DKVSTORE_ONLY_TESTS=fabric.
+if(NOT DEFINED KVSTORE_ONLY_LAYERS)
+  set(KVSTORE_ONLY_LAYERS
+    "base;layout;coro;fabric;fabric/cpu;fabric/sim;alloc;index;messages;store;node;api")
+endif()
 set(core_sources)
-foreach(layer IN LISTS KVSTORE_CORE_LAYERS)
+foreach(layer IN LISTS KVSTORE_ONLY_LAYERS)
   file(GLOB layer_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/native/${layer}/*.cpp)
   list(APPEND core_sources ${layer_sources})
 endforeach()

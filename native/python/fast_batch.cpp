@@ -209,9 +209,8 @@ bool Batch::settle(Shape shape) {
                            calls_[i - 1].status == KV_OK &&
                            calls_[i].data_bytes == calls_[i - 1].data_bytes;
     // Values of one length share the number that says it.
-    here.outcome =
-        as_before ? Py_NewRef(slot(slot_of_[i - 1]).outcome)
-                  : outcome_of(self_, here.key_object, shape, calls_[i], objects_[i]);
+    here.outcome = as_before ? Py_NewRef(slot(slot_of_[i - 1]).outcome)
+                             : outcome_of(self_, here.key_object, shape, calls_[i], objects_[i]);
     if (calls_[i].status == KV_OK) bytes += calls_[i].data_bytes;
     settled = here.outcome != nullptr || keep_error(here);
   }

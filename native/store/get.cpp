@@ -173,8 +173,8 @@ Status outcome_of(Reading reading) {
 }
 
 // Whether an object whose length is known is READ as a whole into scratch memory, for the value to
-// be copied from there. Otherwise the value is READ by itself, straight to its place: one READ more,
-// but where READs are loads one copy less.
+// be copied from there. Otherwise the value is READ by itself, straight to its place: one READ
+// more, but where READs are loads one copy less.
 bool reads_whole(const Channel& channel, const kv_call& call, uint64_t object_bytes,
                  uint64_t value_bytes) {
   if (object_bytes > channel.remote.eager_read_bytes()) return false;

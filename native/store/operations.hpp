@@ -10,8 +10,8 @@
 //   put, new                WRITE 2 READ, CAS 2 READ, CAS                     3
 //   contains, address known 2 READ                                            1
 //   delete                  2 READ, READ header, CAS                          3
-// An object that is longer than the fabric's eager read takes one READ more, and over shm a value of
-// 512 bytes or more that goes to a buffer of the caller's; a value too long to be assembled in
+// An object that is longer than the fabric's eager read takes one READ more, and over shm a value
+// of 512 bytes or more that goes to a buffer of the caller's; a value too long to be assembled in
 // scratch memory takes one WRITE more (value and header apart).
 
 #pragma once

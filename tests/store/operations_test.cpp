@@ -122,9 +122,9 @@ TEST_CASE("store: a damaged value is not found, whatever it leaves in the buffer
     into.buffer = buffer.data();
     into.buffer_bytes = bytes;
     REQUIRE(client.run_one(into).status == Status::kOk);
-    uint8_t* const last = static_cast<uint8_t*>(memmem(client.region(), client.region_bytes(),
-                                                       value.data(), bytes)) +
-                          bytes - 1;
+    uint8_t* const last =
+        static_cast<uint8_t*>(memmem(client.region(), client.region_bytes(), value.data(), bytes)) +
+        bytes - 1;
     *last ^= 1;
     const Status damaged = client.run_one(into, 100 * kMillisecond).status;
     CHECK((damaged == Status::kCorrupt || damaged == Status::kDeadlineExceeded));
