@@ -6,12 +6,13 @@ load that runs does not keep the loop from anything.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvstore.errors import KvError
-from kvstore.llm import results
+from kvstore.llm import directory, results
 from kvstore.llm.codecs import Codec
 from kvstore.llm.core import Core, Limits, batches, left_s, size_of
 from kvstore.llm.namespace import Namespace
@@ -35,6 +36,7 @@ class AsyncPrefixCache:
     ) -> None:
         self._store = store
         self._core = Core(namespace, codec=codec, limits=limits)
+        self._registered = False
 
     @property
     def namespace(self) -> Namespace:
@@ -94,6 +96,11 @@ class AsyncPrefixCache:
         deadline = time.monotonic() + limit_s
         keys = core.keys.blocks(hashes)
         sizes = [size_of(block) for block in blocks]
+        if not self._registered:
+            self._registered = True
+            await asyncio.to_thread(
+                directory.register, self._store._store, self.namespace, timeout_s=1.0
+            )
         outcomes: dict[int, int | KvError] = {}
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):

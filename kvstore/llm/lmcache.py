@@ -16,6 +16,7 @@ is computed.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ _PARAMETERS: Final = {
     "load_timeout_s": (int, float),
     "store_timeout_s": (int, float),
 }
+_log = logging.getLogger("kvstore.llm.lmcache")
 #: Models, ranks, groups, tenants and shapes that are kept apart at once; more fail as misses.
 _CACHES_MAX: Final = 4096
 #: What makes a namespace: the fields of the key beside its hash, and the shape.
@@ -209,6 +211,9 @@ class KvStoreL2Adapter(L2AdapterInterface):
             result = failed
             try:
                 result = work()
+            except Exception:
+                # The caller's threads must hear of an end whatever happens.
+                _log.exception("a task of the kind %s failed", kind)
             finally:
                 with self._lock:
                     self._done[kind][task_id] = result

@@ -65,7 +65,7 @@ class Engine:
                 "kv_load_failure_policy": "recompute",
                 "kv_connector_extra_config": extra,
             }
-        command = [sys.executable, "-m", "tests.engines.vllm_child"]
+        command = [sys.executable, "-m", "kvstore.bench.llm.vllm_engine"]
         self._child = Child("engine", command, environment=environment, folder=str(ROOT))
         self._child.send(configuration)
         try:

@@ -21,6 +21,7 @@ _COLUMNS: Final = (
     *("trace", "figure", "policy", "fabric", "capacity_blocks", "token_hit_ratio", "tier"),
     *("block_bytes", "blocks", "bytes_per_s", "store_bytes_per_s", "copy_bytes_per_s"),
     *("p50_ms", "p99_ms", "loaded_blocks", "stored_blocks", "failed_blocks"),
+    *("engine", "ttft_ms", "cached_tokens", "same_tokens", "ratio_own_cache"),
     *("adapter_us_per_block", "target_us", "ratio", "target", "pass"),
 )
 
@@ -58,7 +59,9 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, text: str) -> i
 )
 @click.option("--block-bytes", callback=_bytes, default="4KiB", show_default=True)
 @click.option("--fabric", type=click.Choice(["local", "shm", "tcp"]), default="shm")
-@click.option("--figure", type=click.Choice(["adapter"]), help="A fixed experiment, no trace.")
+@click.option(
+    "--figure", type=click.Choice(["adapter", "ttft"]), help="A fixed experiment, no trace."
+)
 @click.option("--seconds", type=click.FloatRange(0.01), default=3.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def llm(
@@ -86,6 +89,7 @@ def llm(
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy lru --policy sampled-lru
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy store --fabric tcp
       kvstore-bench llm --figure adapter --fabric shm
+      build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft
     """
     if (trace is None) == (figure is None):
         raise click.UsageError("give --trace FILE, or --figure adapter")
@@ -94,7 +98,11 @@ def llm(
         print(text, file=sys.stderr, flush=True)
 
     try:
-        if figure is not None:
+        if figure == "ttft":
+            from kvstore.bench.llm.ttft import measure as measure_ttft
+
+            rows = measure_ttft(say)
+        elif figure is not None:
             from kvstore.bench.llm.adapter import measure
 
             rows = measure(fabric, seconds, say)

@@ -7,6 +7,7 @@ thread stores the copies. Loads run on threads of their own, or before the step 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from kvstore.llm.codecs import Codec
 from kvstore.llm.prefix_cache import PrefixCache
 from kvstore.llm.vllm.metadata import Job
 from kvstore.llm.vllm.settings import Geometry, Settings
+
+_log = logging.getLogger("kvstore.llm.vllm")
 
 
 class BlockMemory:
@@ -117,10 +120,10 @@ class WorkerSide:
             failed = self._load(job)
         except Exception:
             # Nothing must keep a request waiting for ever, a defect of ours neither.
+            _log.exception("a load failed")
             failed = {block for group in job.groups for block in group.block_ids}
             with self._changed:
                 self._failed_blocks |= failed
-            raise
         finally:
             with self._changed:
                 if failed and self._several_groups:
@@ -195,6 +198,8 @@ class WorkerSide:
         begin = time.monotonic()
         try:
             self._caches[group].put(hashes, list(rows.numpy()))
+        except Exception:
+            _log.exception("a store failed")
         finally:
             with self._changed:
                 self._saving_bytes -= rows.numel()

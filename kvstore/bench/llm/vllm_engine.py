@@ -1,4 +1,4 @@
-"""One vLLM engine in a process of its own, for the tests: commands on stdin, answers on stdout.
+"""One vLLM engine in a process of its own, for benches and tests: commands on stdin, answers back.
 
 The first line configures the engine. Then each line is {"prompts": [[token, ...], ...]}, together
 or one by one, {"reset": true} to drop vLLM's own prefix cache, or {"metrics": true}.
@@ -12,16 +12,18 @@ import sys
 from typing import Any
 
 # vLLM writes to stdout too: the answers have a descriptor of their own.
-ANSWERS = os.fdopen(os.dup(1), "w")
+_ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
 
 def say(message: dict[str, Any]) -> None:
-    ANSWERS.write(json.dumps(message) + "\n")
-    ANSWERS.flush()
+    """Writes one answer."""
+    _ANSWERS.write(json.dumps(message) + "\n")
+    _ANSWERS.flush()
 
 
 def make_engine(configuration: dict[str, Any]) -> Any:
+    """An engine in float32, so that tokens can be compared, without a tokenizer."""
     from vllm import LLM
 
     return LLM(
@@ -35,6 +37,7 @@ def make_engine(configuration: dict[str, Any]) -> Any:
 
 
 def generate(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Greedy tokens of each prompt, and how many tokens of it were cached."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(
@@ -54,6 +57,7 @@ def generate(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def metrics(engine: Any) -> dict[str, float]:
+    """VLLM's counters of the connector and of preemptions."""
     return {
         metric.name: metric.value
         for metric in engine.get_metrics()
@@ -63,6 +67,7 @@ def metrics(engine: Any) -> dict[str, float]:
 
 
 def main() -> None:
+    """Answers lines until the input ends."""
     engine = make_engine(json.loads(sys.stdin.readline()))
     say({"event": "ready"})
     for line in sys.stdin:
