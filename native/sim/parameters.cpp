@@ -11,6 +11,8 @@ namespace {
       [](const WorldOptions& options) { return uint64_t(options.member); }
 
 constexpr uint64_t kMillion = 1'000'000;
+constexpr uint64_t kBillion = 1'000'000'000;
+constexpr uint64_t kMegabitBytes = 125'000;
 constexpr uint64_t kMicrosecond = 1'000;
 constexpr uint64_t kMebibyte = 1 << 20;
 constexpr const char* kWorkload = "workload";
@@ -65,6 +67,25 @@ constexpr Parameter kParameters[] = {
      KV_FIELD(node.timing.step_ns_max)},
     {"pieces", kNetwork, "", 1, 1, SimNode::kPiecesLimit, "of one transfer, in any order, at most",
      KV_FIELD(node.timing.pieces_max)},
+
+    {"post_ns", kNetwork, "ns", 1, 0, kMillion, "of a processor, for each verb that it posts",
+     KV_FIELD(node.timing.post_ns)},
+    {"complete_ns", kNetwork, "ns", 1, 0, kMillion, "of a processor, for each completion",
+     KV_FIELD(node.timing.complete_ns)},
+    {"reads_per_s", kNetwork, "a second", 1, 0, kBillion, "READs that a node's NIC does; 0: any",
+     KV_FIELD(node.timing.nic.reads_per_s)},
+    {"writes_per_s", kNetwork, "a second", 1, 0, kBillion, "WRITEs, likewise",
+     KV_FIELD(node.timing.nic.writes_per_s)},
+    {"atomics_per_s", kNetwork, "a second", 1, 0, kBillion, "CAS and FAA of different addresses",
+     KV_FIELD(node.timing.nic.atomics_per_s)},
+    {"bandwidth_mbit_per_s", kNetwork, "Mbit/s", kMegabitBytes, 0, 10 * kMillion,
+     "of a node's NIC; 0: any", KV_FIELD(node.timing.nic.bytes_per_s)},
+    {"atomic_ns", kNetwork, "ns", 1, 0, kMillion, "for which an atomic occupies its address",
+     KV_FIELD(node.timing.nic.atomic_ns)},
+    {"head_of_line", kNetwork, "", 1, 0, 1, "1: behind an atomic that waits everything waits",
+     KV_FIELD(node.timing.nic.head_of_line)},
+    {"memory_ns", kNetwork, "ns", 1, 0, kMillion, "from the NIC to memory, in which it goes on",
+     KV_FIELD(node.timing.nic.memory_ns)},
 
     {"batch_breaks_per_million", kFaults, "of a million batches", 1, 0, kMillion,
      "with this one the connection breaks", KV_FIELD(node.timing.breaks_per_million)},

@@ -119,7 +119,7 @@ class World {
     result.linearizability = check_history(workload_.history, checked);
     result.violation = workload_.violation;
     result.digest = digest_of(workload_.history);
-    result.virtual_ns = schedule_.now_ns();
+    result.virtual_ns = schedule_.now_ns() - Schedule::kBeginNs;
     result.events = schedule_.events();
     for (const auto& node : nodes_) {
       const SimCounts& counts = node->fabric().counts();

@@ -76,6 +76,7 @@ TEST_CASE("sim world: connections break, with what is under way executed or not"
   WorldOptions options;
   options.node.timing.breaks_per_million = 3000;
   options.node.timing.late_per_million = 50'000;
+  options.node.timing.step_ns_max = 5000;
   const Sum sum = check_seeds(options, 1, 40);
   CHECK(sum.breaks > 100);
   CHECK(sum.orphans > 0);

@@ -90,7 +90,10 @@ uint32_t SimLink::post(kv_batch* batch) {
   }
   ++node_.counts_.batches;
   if (client_.told) return KV_FABRIC_PENDING;  // it goes nowhere any more
-  last_arrival_ns_ = std::max(request_arrival_ns(), last_arrival_ns_ + 1);
+  const uint64_t now_ns = node_.schedule_.now_ns();
+  const uint64_t post_ns = node_.timing_.post_ns * batch->op_count;
+  const uint64_t sent_ns = listener_ == nullptr ? now_ns : listener_->occupy(now_ns, post_ns);
+  last_arrival_ns_ = std::max(request_arrival_ns(sent_ns), last_arrival_ns_ + 1);
   schedule(last_arrival_ns_, kArrive);
   if (node_.schedule_.random().chance(node_.timing_.breaks_per_million)) {
     ++node_.counts_.breaks;
@@ -114,6 +117,9 @@ uint32_t SimLink::poll() {
     request.batch->status = request.status;
     request.batch->complete(request.batch);
     ++completed;
+  }
+  if (listener_ != nullptr) {
+    listener_->occupy(node_.schedule_.now_ns(), node_.timing_.complete_ns * completed);
   }
   if (!over) return completed;
   completed += uint32_t(requests_.size());
@@ -254,35 +260,59 @@ void SimLink::tell(const Request& request, const kv_op& op) const {
   });
 }
 
+void SimLink::arrive() {
+  const Request& request = requests_[arrived_++];
+  if (node_over_) return;
+  for (uint32_t n = 0; n < request.op_count; ++n) {
+    const kv_op& op = request.ops[n];
+    const uint64_t bytes = std::min(op.length, node_.region_bytes());
+    due_ns_.push_back(node_.nic_.admit(op.kind, op.offset, bytes, node_.schedule_.now_ns()));
+  }
+  if (!stepping_) execute_arrived();
+}
+
+// Between two operations, and between two pieces of one, passes a while that chance decides.
+uint64_t SimLink::next_step_ns() {
+  uint64_t when_ns = node_.schedule_.now_ns();
+  const uint64_t gap_ns_max = node_.timing_.step_ns_max;
+  if (op_begun_ || op_at_ > 0) when_ns += node_.schedule_.random().below(gap_ns_max + 1);
+  return op_begun_ ? when_ns : std::max(when_ns, due_ns_.front());
+}
+
+void SimLink::execute_arrived() {
+  Schedule& schedule = node_.schedule_;
+  while (!node_over_ && executed_ < arrived_) {
+    const uint64_t when_ns = next_step_ns();
+    if (when_ns > schedule.now_ns() && !schedule.advance(when_ns)) {
+      stepping_ = true;
+      this->schedule(when_ns, kStep);
+      return;
+    }
+    step();
+  }
+}
+
 void SimLink::step() {
-  if (node_over_ || executed_ == arrived_) return;
   Request& request = requests_[executed_];
   kv_op& op = request.ops[op_at_];
+  if (!op_begun_) due_ns_.pop_front();
   if (!acceptable(op)) {
     finish(request, KV_FABRIC_REFUSED);
     return;
   }
-  if (execute(request, op)) {
-    op_begun_ = false;
-    ++op_at_;
-    ++node_.counts_.operations;
-    tell(request, op);
-    node_.counts_.orphans += request.batch == nullptr;
-    if (op_at_ == request.op_count) finish(request, KV_FABRIC_OK);
-  }
-  if (executed_ < arrived_) schedule_step();
-}
-
-void SimLink::schedule_step() {
-  stepping_ = true;
-  const uint64_t gap_ns = node_.schedule_.random().below(node_.timing_.step_ns_max + 1);
-  schedule(node_.schedule_.now_ns() + gap_ns, kStep);
+  if (!execute(request, op)) return;
+  op_begun_ = false;
+  ++op_at_;
+  ++node_.counts_.operations;
+  node_.counts_.orphans += request.batch == nullptr;
+  tell(request, op);
+  if (op_at_ == request.op_count) finish(request, KV_FABRIC_OK);
 }
 
 // ---- Ends and events ------------------------------------------------------------------------
 
-uint64_t SimLink::request_arrival_ns() const {
-  return std::max(node_.schedule_.now_ns(), reach_.requests_from_ns) + node_.delay_ns();
+uint64_t SimLink::request_arrival_ns(uint64_t sent_ns) const {
+  return std::max(sent_ns, reach_.requests_from_ns) + node_.delay_ns();
 }
 
 uint64_t SimLink::answer_arrival_ns() const {
@@ -294,7 +324,7 @@ void SimLink::end_node_side() {
 }
 
 void SimLink::end_node_side_later() {
-  schedule(request_arrival_ns(), kNodeEnd);
+  schedule(request_arrival_ns(node_.schedule_.now_ns()), kNodeEnd);
 }
 
 void SimLink::end_client_side_later() {
@@ -310,12 +340,12 @@ void SimLink::fire(uint64_t event) {
   --events_;
   switch (event) {
     case kArrive:
-      ++arrived_;
-      if (!stepping_ && !node_over_) step();
+      arrive();
       break;
     case kStep:
       stepping_ = false;
-      step();
+      if (!node_over_ && executed_ < arrived_) step();
+      execute_arrived();
       break;
     case kNodeEnd:
       end_node_side();

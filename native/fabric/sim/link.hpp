@@ -80,10 +80,13 @@ class SimLink final : public Timed {
   static const kv_connection_ops kOps;
 
   void schedule(uint64_t when_ns, Event event);
-  // When a message that is sent now arrives.
-  uint64_t request_arrival_ns() const;
+  // When a message arrives that is sent at an instant, from now on.
+  uint64_t request_arrival_ns(uint64_t sent_ns) const;
   uint64_t answer_arrival_ns() const;
-  void schedule_step();
+  void arrive();
+  // Executes what has arrived for as long as nothing else happens before.
+  void execute_arrived();
+  uint64_t next_step_ns();
   void step();
   // Returns whether the current operation is finished.
   bool execute(Request& request, kv_op& op);
@@ -108,6 +111,7 @@ class SimLink final : public Timed {
   size_t executed_ = 0;
   size_t answered_ = 0;
   uint32_t op_at_ = 0;
+  std::deque<uint64_t> due_ns_;  // of the operations that have arrived and not begun
   Pieces pieces_;
   bool op_begun_ = false;
   bool stepping_ = false;

@@ -55,6 +55,9 @@ using Trace = std::function<void(uint64_t now_ns, uint64_t key, const std::strin
 
 class Schedule {
  public:
+  // Leases and deadlines are differences: the beginning may be anything but 0, which means "never".
+  static constexpr uint64_t kBeginNs = 1'000'000'000;
+
   explicit Schedule(uint64_t seed) : random_(seed) {}
   Schedule(const Schedule&) = delete;
   Schedule& operator=(const Schedule&) = delete;
@@ -78,6 +81,15 @@ class Schedule {
   }
   void after(uint64_t delay_ns, Timed& target, uint64_t argument) {
     at(now_ns_ + delay_ns, target, argument);
+  }
+
+  // Goes on to `when_ns` without an event, if nothing else happens until then.
+  bool advance(uint64_t when_ns) {
+    if (when_ns >= next_ns()) return false;
+    KV_ASSERT(when_ns >= now_ns_);
+    now_ns_ = when_ns;
+    ++events_;
+    return true;
   }
 
   // Moves on to the next event and lets it happen. False if there is none.
@@ -106,8 +118,7 @@ class Schedule {
   };
 
   std::vector<Event> queue_;  // a heap, soonest first
-  // Leases and deadlines are differences: the beginning may be anything but 0, which means "never".
-  uint64_t now_ns_ = 1'000'000'000;
+  uint64_t now_ns_ = kBeginNs;
   uint64_t events_ = 0;
   Random random_;
   Trace trace_;

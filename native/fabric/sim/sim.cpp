@@ -9,7 +9,11 @@ namespace kvstore::sim {
 
 SimNode::SimNode(Schedule& schedule, uint8_t* region, uint64_t region_bytes,
                  const SimTiming& timing)
-    : schedule_(schedule), region_(region), region_bytes_(region_bytes), timing_(timing) {
+    : schedule_(schedule),
+      region_(region),
+      region_bytes_(region_bytes),
+      timing_(timing),
+      nic_(timing.nic) {
   KV_ASSERT(timing.pieces_max >= 1 && timing.pieces_max <= kPiecesLimit);
 }
 

@@ -15,6 +15,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -22,6 +23,7 @@
 #include <vector>
 
 #include "fabric/fabric.h"
+#include "fabric/sim/nic.hpp"
 #include "fabric/sim/schedule.hpp"
 
 namespace kvstore::sim {
@@ -38,6 +40,11 @@ struct SimTiming {
   unsigned pieces_max = 4;  // at most kPiecesLimit
   // Of the batches posted: with this one the connection breaks.
   uint64_t breaks_per_million = 0;
+  // What the processor of a lane does for each operation that it posts, and for each batch whose
+  // completion it takes.
+  uint64_t post_ns = 0;
+  uint64_t complete_ns = 0;
+  NicModel nic;
 };
 
 struct SimCounts {
@@ -61,8 +68,19 @@ class SimListener {
   };
   Purpose purpose;
 
+  // The lane's processor is busy for `ns` more. Returns when it is free again.
+  uint64_t occupy(uint64_t now_ns, uint64_t ns) {
+    busy_ns_ += ns;
+    return free_at_ns_ = std::max(free_at_ns_, now_ns) + ns;
+  }
+  uint64_t busy_ns() const { return busy_ns_; }
+
  protected:
   ~SimListener() = default;
+
+ private:
+  uint64_t free_at_ns_ = 0;
+  uint64_t busy_ns_ = 0;
 };
 
 // A partition between a client's host and the node, each way by itself: what would leave before the
@@ -122,6 +140,7 @@ class SimNode {
   uint8_t* region() const { return region_; }
   uint64_t region_bytes() const { return region_bytes_; }
   const SimCounts& counts() const { return counts_; }
+  const Nic& nic() const { return nic_; }
   SimTiming& timing() { return timing_; }
 
  private:
@@ -133,6 +152,7 @@ class SimNode {
   uint8_t* const region_;
   const uint64_t region_bytes_;
   SimTiming timing_;
+  Nic nic_;
   SimCounts counts_;
   std::string name_ = "the node";
   RegionWatch* watch_ = nullptr;
