@@ -8,30 +8,10 @@
 #include <vector>
 
 #include "sim/driven_client.hpp"
-#include "sim/values.hpp"
-#include "sim/world.hpp"
+#include "sim/memory_node.hpp"
+#include "sim/workload.hpp"
 
 namespace kvstore::sim {
-
-// What the compute nodes of a world share.
-struct Workload {
-  const WorldOptions& options;
-  std::vector<Operation> history;
-  uint64_t begun = 0;
-  uint64_t under_way = 0;
-  uint64_t next_value = 1;
-  std::vector<uint64_t> last_version;  // that anybody saw, by key
-  std::string violation;
-  bool cut_off = false;  // some client is
-
-  std::vector<uint8_t> value_of(uint64_t number) const {
-    return sim::value_of(number, options.value_bytes_min, options.value_bytes_max);
-  }
-  uint64_t number_of(const void* data, uint64_t bytes) const {
-    return sim::number_of(data, bytes, options.value_bytes_min, options.value_bytes_max);
-  }
-  bool over() const { return begun >= options.operations && under_way == 0; }
-};
 
 class ComputeNode {
  public:
@@ -43,23 +23,39 @@ class ComputeNode {
 
   // Dies where it stands. What it had under way is without outcome.
   void crash();
+  // Ends what it has under way, gives back what it can, says farewell, and is gone.
+  void leave();
   void pause_until(uint64_t instant_ns);
-  uint32_t registration(uint32_t member) const { return client_->registration(member); }
+  // There may be something to do again.
+  void go_on();
+
   uint32_t number() const { return number_; }
-  // It has lost a node, which may have given it up: another one has to take its place.
-  bool cut_off() const { return cut_off_; }
+  bool gone() const { return gone_; }
+  bool paused() const { return schedule_.now_ns() < paused_until_ns_; }
+  DrivenClient& client() { return *client_; }
+  bool idle() const;
+
+  // Of the operation that is under way on a lane; 0: none is.
+  uint64_t operation_of(uint32_t lane) const;
+  // What is under way and holds addresses that were read before `instant_ns`, of this
+  // registration's time at the node; empty if nothing is.
+  std::string holder_since(uint32_t member, uint64_t instant_ns) const;
 
  private:
   class CallDriver;
+  class Departure;
 
   Schedule& schedule_;
   Workload& workload_;
+  const std::vector<MemoryNode*>& nodes_;
   const uint32_t number_;
   HostClock clock_;
   std::unique_ptr<DrivenClient> client_;
   std::vector<std::unique_ptr<CallDriver>> drivers_;
-  bool crashed_ = false;
-  bool cut_off_ = false;
+  std::unique_ptr<Departure> departure_;
+  uint64_t paused_until_ns_ = 0;
+  bool leaving_ = false;
+  bool gone_ = false;
 };
 
 }  // namespace kvstore::sim

@@ -1,65 +1,57 @@
 #include "sim/driven_client.hpp"
 
 #include <algorithm>
-#include <cstring>
-
-#include "fabric/cpu/shm.hpp"
-#include "sim/memory_node.hpp"
 
 namespace kvstore::sim {
 namespace {
 
 constexpr uint32_t kAddressEntries = 256;
+constexpr uint64_t kAttachNs = kSecond;  // of one attempt
+constexpr uint64_t kRetryNsMin = 5 * kMillisecond;
+constexpr uint64_t kRetryNsSpread = 40 * kMillisecond;
+// Of a request for admission, one way.
+constexpr uint64_t kMessageNsMin = 20'000;
+constexpr uint64_t kMessageNsSpread = 200'000;
 
 class SimTransport final : public Transport {
  public:
-  SimTransport(const Admission& admission, std::shared_ptr<std::vector<Driver*>> listeners)
-      : admission_(admission), listeners_(std::move(listeners)) {}
+  SimTransport(const Grant& grant, std::shared_ptr<std::vector<Driver*>> listeners,
+               Driver& attacher, const Reach& reach, std::shared_ptr<bool> cut)
+      : grant_(grant),
+        listeners_(std::move(listeners)),
+        attacher_(attacher),
+        reach_(reach),
+        cut_(std::move(cut)) {}
 
   kv_connection* connect(uint32_t lane, uint64_t, std::string& error) override {
+    Driver* const listener = lane == kSetupLane ? &attacher_ : listeners_->at(lane);
     kv_connection* connection = nullptr;
-    if (!*admission_.cut) {
-      connection =
-          admission_.node->fabric().connect(admission_.registration, lane, listeners_->at(lane));
-    }
+    if (!*cut_) connection = grant_.fabric->connect(grant_.registration, lane, listener, &reach_);
     if (connection == nullptr) error = "the node does not answer";
     return connection;
   }
   uint32_t fabric() const override { return KV_FABRIC_TCP; }
 
  private:
-  const Admission admission_;
+  const Grant grant_;
   const std::shared_ptr<std::vector<Driver*>> listeners_;
+  Driver& attacher_;
+  const Reach& reach_;
+  const std::shared_ptr<bool> cut_;
 };
-
-// Set-up reads the directory directly: the first moment of a client is not simulated.
-void read_directory(const MemoryNode& node, Attachment& attachment) {
-  static const std::atomic<uint32_t> alive{0};
-  Executor executor;
-  const Executor::Scope scope(executor);
-  kv_connection* connection = shm_connection(node.region(), node.region_bytes(), &alive);
-  Remote remote;
-  remote.bind(connection, &executor);
-  Task<Status> task = attachment.directory.refresh(remote);
-  KV_ASSERT(task.done() && task.take() == Status::kOk);
-  layout::NodeLine line;
-  std::memcpy(&line, node.region() + layout::kNodeLineOffset, sizeof line);
-  attachment.saw_clock(line.clock_ms, boottime_ns());
-  remote.bind(nullptr, nullptr);
-  connection->ops->destroy(connection);
-}
 
 }  // namespace
 
 class DrivenClient::ServiceDriver final : public Driver {
  public:
-  ServiceDriver(Schedule& schedule, HostClock& clock, Client& client)
-      : Driver(schedule, clock), client_(client) {}
+  ServiceDriver(Schedule& schedule, HostClock& clock, DrivenClient& host)
+      : Driver(schedule, clock, "a client's service"), host_(host) {}
 
   // Returns whether nothing is under way.
   bool step_once(uint64_t& next_ns) {
-    const uint64_t period_ns = client_.service()->step();
-    Lane& lane = client_.service_lane();
+    Client& client = host_.client();
+    const uint64_t period_ns = client.service()->step();
+    Lane& lane = client.service_lane();
     next_ns = period_ns != 0 ? monotonic_ns() + period_ns
                              : std::min(lane.executor().next_timer_ns(), lane.deadline_ns());
     return period_ns != 0;
@@ -68,32 +60,161 @@ class DrivenClient::ServiceDriver final : public Driver {
  private:
   uint64_t step() override {
     uint64_t next_ns = UINT64_MAX;
+    if (host_.client().service() == nullptr) return next_ns;
     step_once(next_ns);
+    host_.notice();
     return next_ns;
   }
 
-  Client& client_;
+  DrivenClient& host_;
 };
 
-DrivenClient::DrivenClient(Schedule& schedule, HostClock& clock,
-                           const std::vector<MemoryNode*>& nodes, uint32_t lanes)
-    : listeners_(std::make_shared<std::vector<Driver*>>(lanes + 1, nullptr)),
-      schedule_(schedule),
+// Keeps one member attached. It is poked when the attachment is not what it should be.
+class DrivenClient::Attacher final : public Driver {
+ public:
+  Attacher(DrivenClient& host, uint32_t member, const Home& home)
+      : Driver(host.schedule_, host.clock_, "an attachment"),
+        host_(host),
+        member_(member),
+        home_(home) {}
+
+  uint32_t registration() const { return grant_.registration; }
+  uint64_t attached_ns() const { return attached_ns_; }
+  SimNode* fabric() const { return grant_.fabric; }
+  bool is_up() const {
+    const std::shared_ptr<Attachment> current = host_.client_->attachment(member_);
+    return current && current->state.load() == Attachment::State::kUp;
+  }
+
+  // Once the client has crashed.
+  void abandon() {
+    stop();
+    if (grant_.fabric != nullptr) grant_.fabric->cut(grant_.registration);
+    if (asked_.fabric != nullptr) asked_.fabric->cut(asked_.registration);
+    if (stage_ == Stage::kRead) end_reading();
+  }
+
+ private:
+  enum class Stage { kRest, kAsk, kAnswer, kRead };
+
+  uint64_t message_ns() {
+    return monotonic_ns() + kMessageNsMin + schedule_.random().below(kMessageNsSpread + 1);
+  }
+
+  uint64_t retry() {
+    stage_ = Stage::kRest;
+    asked_ = {};
+    due_ns_ = monotonic_ns() + kRetryNsMin + schedule_.random().below(kRetryNsSpread + 1);
+    return due_ns_;
+  }
+
+  uint64_t step() override {
+    if (stage_ == Stage::kRead) return read_on();
+    if (monotonic_ns() < due_ns_) return due_ns_;
+    const uint64_t now_ns = schedule_.now_ns();
+    const Reach& reach = *host_.reaches_[member_];
+    switch (stage_) {
+      case Stage::kRest:
+        if (is_up()) return UINT64_MAX;
+        stage_ = Stage::kAsk;
+        return due_ns_ = message_ns();
+      case Stage::kAsk:
+        if (now_ns < reach.requests_from_ns) return retry();
+        asked_ = home_.admit();
+        if (asked_.registration == 0) return retry();
+        stage_ = Stage::kAnswer;
+        return due_ns_ = message_ns();
+      default:
+        // A grant that does not arrive is given up by the node after a lease.
+        return now_ns < reach.answers_from_ns ? retry() : begin_reading();
+    }
+  }
+
+  uint64_t begin_reading() {
+    auto transport = std::make_unique<SimTransport>(asked_, host_.listeners_, *this,
+                                                    *host_.reaches_[member_], host_.cut_);
+    std::string error;
+    connection_ = transport->connect(kSetupLane, 0, error);
+    if (connection_ == nullptr) return retry();
+    executor_.add_connection(connection_);
+    remote_.bind(connection_, &executor_);
+    stage_ = Stage::kRead;
+    deadline_ns_ = monotonic_ns() + kAttachNs;
+    const Executor::Scope scope(executor_);
+    task_ = read_attachment(remote_, std::move(transport), asked_.registration, kAddressEntries,
+                            attachment_, error_);
+    return read_on();
+  }
+
+  uint64_t read_on() {
+    const auto done = [this] { return task_.done(); };
+    if (monotonic_ns() >= deadline_ns_) connection_->ops->close(connection_);
+    if (executor_.run(done, UINT64_MAX, false) != Executor::Outcome::kDone) return deadline_ns_;
+    std::shared_ptr<Attachment> attachment = attachment_;
+    const bool read = end_reading() == Status::kOk;
+    if (!read) return retry();
+    stage_ = Stage::kRest;
+    grant_ = asked_;
+    asked_ = {};
+    attached_ns_ = schedule_.now_ns();
+    ++host_.attachments_;
+    host_.client_->attach(member_, std::move(attachment));
+    host_.service_driver_->poke();
+    for (Driver* listener : *host_.listeners_) {
+      if (listener != nullptr) listener->poke();
+    }
+    return UINT64_MAX;
+  }
+
+  Status end_reading() {
+    const OnHost scope(clock_);
+    connection_->ops->close(connection_);
+    const auto done = [this] { return task_.done(); };
+    KV_ASSERT(executor_.run(done, UINT64_MAX, false) == Executor::Outcome::kDone);
+    const Status status = task_.take();
+    task_ = Task<Status>();
+    remote_.bind(nullptr, nullptr);
+    executor_.remove_connection(connection_);
+    connection_->ops->destroy(connection_);
+    attachment_.reset();
+    return status;
+  }
+
+  DrivenClient& host_;
+  const uint32_t member_;
+  const Home home_;
+  Stage stage_ = Stage::kRest;
+  uint64_t due_ns_ = 0;
+  uint64_t deadline_ns_ = 0;
+  Grant asked_;
+  Grant grant_;
+  uint64_t attached_ns_ = 0;
+  Executor executor_;
+  Remote remote_;
+  kv_connection* connection_ = nullptr;
+  Task<Status> task_;
+  std::shared_ptr<Attachment> attachment_;
+  std::string error_;
+};
+
+DrivenClient::DrivenClient(Schedule& schedule, HostClock& clock, const std::vector<Home>& homes,
+                           uint32_t lanes)
+    : schedule_(schedule),
       clock_(clock),
-      order_(schedule.random()) {
+      order_(schedule.random()),
+      listeners_(std::make_shared<std::vector<Driver*>>(lanes + 1, nullptr)) {
   const OnHost scope(clock_);
   std::vector<std::string> names;
-  for (MemoryNode* node : nodes) {
-    names.push_back(node->name());
-    admissions_.push_back({node, node->admit(), std::make_shared<bool>(false)});
-    KV_ASSERT(admissions_.back().registration != 0);
-  }
+  for (const Home& home : homes) names.push_back(home.name);
   client_ = std::make_unique<Client>(lanes, kAddressEntries, names, false);
-  service_driver_ = std::make_unique<ServiceDriver>(schedule_, clock_, *client_);
+  service_driver_ = std::make_unique<ServiceDriver>(schedule_, clock_, *this);
   listeners_->at(lanes) = service_driver_.get();
   order_ready(client_->service_lane());
-  for (uint32_t member = 0; member < nodes.size(); ++member) attach(member);
-  service_driver_->poke();
+  for (uint32_t member = 0; member < homes.size(); ++member) {
+    reaches_.push_back(std::make_unique<Reach>());
+    attachers_.push_back(std::make_unique<Attacher>(*this, member, homes[member]));
+    attachers_.back()->poke();
+  }
 }
 
 DrivenClient::~DrivenClient() {
@@ -101,45 +222,48 @@ DrivenClient::~DrivenClient() {
   client_.reset();
 }
 
-void DrivenClient::attach(uint32_t member) {
-  const MemoryNode& node = *admissions_[member].node;
-  layout::Superblock superblock;
-  std::memcpy(&superblock, node.region() + layout::kSuperblockOffset, sizeof superblock);
-  layout::Geometry geometry;
-  std::string error;
-  KV_ASSERT(read_superblock(superblock, geometry, error));
-  auto attachment = std::make_shared<Attachment>(
-      std::make_unique<SimTransport>(admissions_[member], listeners_), superblock, geometry,
-      admissions_[member].registration, client_->address_entries());
-  read_directory(node, *attachment);
-  client_->attach(member, std::move(attachment));
-}
-
 void DrivenClient::set_listener(uint32_t lane, Driver* driver) {
   listeners_->at(lane) = driver;
 }
 
-void DrivenClient::notice_hurry() {
-  if (client_->service()->hurried()) service_driver_->poke();
+void DrivenClient::notice() {
+  if (client_->service() != nullptr && client_->service()->hurried()) service_driver_->poke();
+  for (const auto& attacher : attachers_) {
+    if (!attacher->is_up()) attacher->poke();
+  }
 }
 
-bool DrivenClient::cut_off() {
-  for (uint32_t member = 0; member < client_->members(); ++member) {
-    if (client_->attachment(member)->state.load() != Attachment::State::kUp) return true;
-  }
-  return false;
+bool DrivenClient::begun() const {
+  return std::all_of(attachers_.begin(), attachers_.end(),
+                     [](const auto& attacher) { return attacher->registration() != 0; });
+}
+
+bool DrivenClient::attached() const {
+  return std::all_of(attachers_.begin(), attachers_.end(),
+                     [](const auto& attacher) { return attacher->is_up(); });
+}
+
+uint32_t DrivenClient::registration(uint32_t member) const {
+  return attachers_[member]->registration();
+}
+
+uint64_t DrivenClient::attached_ns(uint32_t member) const {
+  return attachers_[member]->attached_ns();
+}
+
+SimNode* DrivenClient::fabric(uint32_t member) const {
+  return attachers_[member]->fabric();
 }
 
 void DrivenClient::pause_until(uint64_t instant_ns) {
   service_driver_->pause_until(instant_ns);
+  for (const auto& attacher : attachers_) attacher->pause_until(instant_ns);
 }
 
 void DrivenClient::crash() {
   service_driver_->stop();
-  for (const Admission& admission : admissions_) {
-    *admission.cut = true;
-    admission.node->fabric().cut(admission.registration);
-  }
+  *cut_ = true;
+  for (const auto& attacher : attachers_) attacher->abandon();
   constexpr uint64_t kBeyondEveryDeadlineNs = 24 * 3600 * kSecond;
   clock_.leap(kBeyondEveryDeadlineNs);
   if (!client_->service_lane().running()) return;

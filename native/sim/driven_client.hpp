@@ -1,5 +1,7 @@
 // The store's own client on a simulated host: its lanes and its service run in virtual time,
-// stepped by drivers instead of threads.
+// stepped by drivers instead of threads, and another driver keeps it attached: it asks a node for
+// admission, reads what an attachment begins with, and does so again when the node gave it up or
+// began another incarnation.
 
 #pragma once
 
@@ -14,19 +16,22 @@
 
 namespace kvstore::sim {
 
-class MemoryNode;
-
-// Of one client at one node. Once it is cut it connects no more.
-struct Admission {
-  MemoryNode* node = nullptr;
+// What a node answers who asks for admission: where to connect, and as whom. Registration 0: not
+// now.
+struct Grant {
   uint32_t registration = 0;
-  std::shared_ptr<bool> cut = std::make_shared<bool>(false);
+  SimNode* fabric = nullptr;
+};
+
+// A member of the cluster as a client sees it.
+struct Home {
+  std::string name;
+  std::function<Grant()> admit;  // at the instant when the request is there
 };
 
 class DrivenClient {
  public:
-  // Attaches to every node at once: how a client is admitted is not simulated.
-  DrivenClient(Schedule& schedule, HostClock& clock, const std::vector<MemoryNode*>& nodes,
+  DrivenClient(Schedule& schedule, HostClock& clock, const std::vector<Home>& homes,
                uint32_t lanes);
   ~DrivenClient();
   DrivenClient(const DrivenClient&) = delete;
@@ -36,14 +41,23 @@ class DrivenClient {
   // To be called by whoever drives lane `index`, before it steps it.
   void set_listener(uint32_t lane, Driver* driver);
   void order_ready(Lane& lane) { lane.executor().set_ready_order(&order_); }
-  // Whether an attachment has ended: by a fence, or because the node did not answer.
-  bool cut_off();
-  // The service may have been asked to hurry by what a lane did.
-  void notice_hurry();
-  uint32_t registration(uint32_t member) const { return admissions_[member].registration; }
-  // The service does not step before then.
-  void pause_until(uint64_t instant_ns);
+  // To be called after steps of a lane: the service may have been asked to hurry, or an attachment
+  // may have ended.
+  void notice();
 
+  // It has been attached to every member at least once.
+  bool begun() const;
+  // It is attached to every member now.
+  bool attached() const;
+  // The latest, 0 before the first; and since when.
+  uint32_t registration(uint32_t member) const;
+  uint64_t attached_ns(uint32_t member) const;
+  uint64_t attachments() const { return attachments_; }
+  Reach& reach(uint32_t member) { return *reaches_[member]; }
+  SimNode* fabric(uint32_t member) const;
+
+  // Nothing of it steps before then.
+  void pause_until(uint64_t instant_ns);
   // As if the process was killed: nothing more is sent, and nobody says good-bye. What was sent may
   // still execute. The tasks of lanes other than the service's are wound down by `wind_down`.
   void crash();
@@ -52,17 +66,19 @@ class DrivenClient {
 
  private:
   class ServiceDriver;
-
-  void attach(uint32_t member);
-  // Lane numbers of the transport to whoever waits for their completions.
-  std::shared_ptr<std::vector<Driver*>> listeners_;
+  class Attacher;
 
   Schedule& schedule_;
   HostClock& clock_;
   SeededOrder order_;
-  std::vector<Admission> admissions_;
+  // Lane numbers of the transport to whoever waits for their completions.
+  std::shared_ptr<std::vector<Driver*>> listeners_;
+  std::shared_ptr<bool> cut_ = std::make_shared<bool>(false);
+  std::vector<std::unique_ptr<Reach>> reaches_;
+  uint64_t attachments_ = 0;
   std::unique_ptr<Client> client_;
   std::unique_ptr<ServiceDriver> service_driver_;
+  std::vector<std::unique_ptr<Attacher>> attachers_;
 };
 
 }  // namespace kvstore::sim

@@ -22,6 +22,7 @@ void Driver::fire(uint64_t event) {
   if (event == kPoke) poked_ = false;
   if (event == kWatch) watch_ns_ = UINT64_MAX;
   if (stopped_) return;
+  note_step(name_, now_ns);
   const OnHost scope(clock_);
   const uint64_t next_ns = step();
   if (stopped_ || next_ns == UINT64_MAX) return;

@@ -10,6 +10,7 @@
 #include "coro/clock.hpp"
 #include "coro/executor.hpp"
 #include "fabric/sim/sim.hpp"
+#include "sim/progress.hpp"
 
 namespace kvstore::sim {
 
@@ -21,8 +22,11 @@ class HostClock final : public TimeSource {
     KV_ASSERT(drift_per_million > -1'000'000);
   }
 
-  uint64_t monotonic_ns() noexcept override { return read(schedule_.now_ns()); }
-  uint64_t boottime_ns() noexcept override { return read(schedule_.now_ns()); }
+  uint64_t monotonic_ns() noexcept override {
+    stop_if_given_up();
+    return read(schedule_.now_ns());
+  }
+  uint64_t boottime_ns() noexcept override { return monotonic_ns(); }
 
   // The first instant, from now on, at which the clock shows at least `host_ns`.
   uint64_t instant_of(uint64_t host_ns) const {
@@ -62,7 +66,9 @@ class OnHost {
 // poked, and at the time that its last step asked for.
 class Driver : public Timed, public SimListener {
  public:
-  Driver(Schedule& schedule, HostClock& clock) : schedule_(schedule), clock_(clock) {}
+  // `name` says what it drives; not copied.
+  Driver(Schedule& schedule, HostClock& clock, const char* name)
+      : schedule_(schedule), clock_(clock), name_(name) {}
   virtual ~Driver() = default;
 
   void arrived() override { poke(); }
@@ -73,6 +79,7 @@ class Driver : public Timed, public SimListener {
   bool stopped() const { return stopped_; }
   // It does not step before then: the host is paused.
   void pause_until(uint64_t instant_ns) { paused_until_ns_ = instant_ns; }
+  uint64_t paused_until_ns() const { return paused_until_ns_; }
 
   void fire(uint64_t event) final;
 
@@ -89,6 +96,7 @@ class Driver : public Timed, public SimListener {
   static constexpr uint64_t kNoticeNsMin = 50;
   static constexpr uint64_t kNoticeNsSpread = 300;
 
+  const char* const name_;
   bool poked_ = false;
   bool stopped_ = false;
   uint64_t watch_ns_ = UINT64_MAX;  // the instant of the soonest watch event

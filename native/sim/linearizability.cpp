@@ -298,7 +298,7 @@ LinearizabilityResult check_history(std::span<const Operation> history,
 }
 
 std::string describe(const Operation& operation) {
-  static constexpr const char* kKinds[] = {"get", "contains", "put", "delete"};
+  static constexpr const char* kKinds[] = {"get", "contains", "put", "delete", "wipe"};
   static constexpr const char* kConditions[] = {"", " if absent", " if version "};
   static constexpr const char* kOutcomes[] = {"ok", "absent", "condition failed", "no effect",
                                               "unknown"};

@@ -18,7 +18,13 @@
 
 namespace kvstore::sim {
 
-enum class OperationKind : uint8_t { kGet, kContains, kPut, kDelete };
+enum class OperationKind : uint8_t {
+  kGet,
+  kContains,
+  kPut,
+  kDelete,
+  kWipe  // of nobody: the key's node lost its power
+};
 
 enum class OperationCondition : uint8_t {
   kNone,
@@ -47,6 +53,8 @@ struct Operation {
   uint64_t value = 0;                     // the number written or read, from 1
   uint64_t version = 0;                   // as returned by a put or a get; 0: not known
   uint64_t if_version = 0;
+  bool mortal = false;    // of a put: with a time to live, so it may vanish
+  uint64_t lives_ns = 0;  // how long
 };
 
 struct LinearizabilityOptions {

@@ -2,214 +2,228 @@
 
 #include <algorithm>
 
-#include "node/sweep.hpp"
-
 namespace kvstore::sim {
 namespace {
 
-constexpr uint64_t kIdleTickNs = 40 * kMillisecond;
-constexpr uint64_t kBusyTickNs = 5 * kMillisecond;
-constexpr uint64_t kPressedTickNs = kMillisecond;
-constexpr uint64_t kSweepNs = 60 * kSecond;
-constexpr uint64_t kRoundPollNs = 5 * kMillisecond;
-constexpr unsigned kRounds = 4;
+// Segments beyond the first `left` belong to somebody who never gives them back.
+void occupy(uint8_t* region, const layout::Geometry& geometry, uint64_t left) {
+  using layout::SegmentEntry;
+  for (uint64_t i = left; left > 0 && i < geometry.segment_count; ++i) {
+    const SegmentEntry taken = SegmentEntry{}.successor(SegmentEntry::kLocks, 0, 1, 0);
+    std::memcpy(region + geometry.entry_offset(i), &taken.word, 8);
+  }
+}
 
 }  // namespace
 
-// Epochs and leases. It never waits for anything but time.
-class MemoryNode::Upkeep final : public Driver {
+class MemoryNode::Life {
  public:
-  explicit Upkeep(MemoryNode& node) : Driver(node.schedule_, node.clock_), node_(node) {}
+  Life(Schedule& schedule, MemoryNode& node)
+      : clock_(schedule, node.drift_per_million_, schedule.random().below(3600 * kSecond)) {
+    std::string error;
+    region_ = Region::create(node.options_.region_bytes, false, error);
+    KV_ASSERT(region_ != nullptr);
+    const OnHost scope(clock_);
+    const uint64_t incarnation = schedule.random().next() | 1;
+    const uint32_t lease_ms = uint32_t(node.options_.lease_ns / kMillisecond);
+    geometry_ = format_region(region_->data(), region_->bytes(),
+                              {node.index_ + 1u, incarnation, node.options_.eviction, 0, lease_ms});
+    occupy(region_->data(), geometry_, node.options_.segments_max);
+    fabric_ = std::make_unique<SimNode>(schedule, region_->data(), region_->bytes(),
+                                        node.options_.timing);
+    fabric_->set_name(node.name_);
+    if (node.watched_ != nullptr) {
+      watch_ = std::make_unique<BlockWatch>(schedule, region_->data(), geometry_, node.index_,
+                                            *node.watched_);
+      fabric_->set_watch(watch_.get());
+    }
+    registry_ = std::make_unique<Registry>(region_->data(), geometry_);
+    start_upkeep(schedule, node);
+  }
+
+  ~Life() {
+    if (!over_) end();
+  }
+
+  // From here on nothing of it happens; the region is gone.
+  void end() {
+    over_ = true;
+    fabric_->kill();
+    upkeep_driver_->stop();
+    sweep_driver_->stop();
+    janitor_->crash();
+    {
+      const OnHost scope(clock_);
+      sweeper_->abandon();
+      janitor_->client().close();
+    }
+    region_.reset();
+  }
+
+  Grant admit(uint32_t fabric_kind) {
+    const OnHost scope(clock_);
+    Token token;
+    const uint32_t registration = registry_->admit("simulated", fabric_kind, token);
+    if (registration == 0) return {};
+    registry_->connected(registration, fabric_kind, 0, -1);
+    return {registration, fabric_.get()};
+  }
+
+  void dismiss(uint32_t registration) {
+    const OnHost scope(clock_);
+    upkeep_->dismiss(registration);
+  }
+
+  bool deserted() {
+    const OnHost scope(clock_);
+    kv_node_stats stats{};
+    registry_->read_stats(stats);
+    return stats.clients_live <= 1 && sweeper_->idle();
+  }
+
+  SimNode& fabric() { return *fabric_; }
+  const SimCounts& fabric_counts() const { return fabric_->counts(); }
+  Registry& registry() { return *registry_; }
+  uint8_t* region() const { return region_->data(); }
+  const layout::Geometry& geometry() const { return geometry_; }
+  uint64_t fenced() const { return fenced_; }
+  const Sweeper& sweeper() const { return *sweeper_; }
 
  private:
-  uint64_t step() override {
-    const Registry::Tick tick = node_.registry_->tick(node_.options_.lease_ns);
-    for (const uint32_t registration : tick.silent) node_.fence(registration);
-    const uint64_t period_ns = tick.pressure != 0 ? kPressedTickNs
-                               : tick.busy        ? kBusyTickNs
-                                                  : kIdleTickNs;
-    return monotonic_ns() + period_ns;
-  }
+  class UpkeepDriver final : public Driver {
+   public:
+    UpkeepDriver(Schedule& schedule, HostClock& clock, Upkeep& upkeep)
+        : Driver(schedule, clock, "a node's upkeep"), upkeep_(upkeep) {}
 
-  MemoryNode& node_;
-};
+   private:
+    uint64_t step() override { return upkeep_.tick() + monotonic_ns(); }
+    Upkeep& upkeep_;
+  };
 
-// Sweeps one set of dead clients after another: begin, look, wait for four rounds of the safe
-// epoch, give back. Between slices, and while it waits, it finishes the splits of all that wait.
-class MemoryNode::Janitor final : public Driver {
- public:
-  explicit Janitor(MemoryNode& node)
-      : Driver(node.schedule_, node.clock_),
-        node_(node),
-        lane_(*acquire(node.janitor_client_->client())) {
-    node.janitor_client_->set_listener(lane_.index(), this);
-    node.janitor_client_->order_ready(lane_);
-  }
+  class SweepDriver final : public Driver {
+   public:
+    SweepDriver(Schedule& schedule, HostClock& clock, Life& life)
+        : Driver(schedule, clock, "a node's sweep"), life_(life) {}
 
-  // Once the client has crashed.
-  void abandon() {
-    stop();
-    if (!lane_.running()) return;
-    node_.janitor_client_->wind_down([this] { return lane_.step_task(); });
-    lane_.end_task();
-  }
+   private:
+    uint64_t step() override {
+      life_.janitor_->notice();
+      return life_.sweeper_->step();
+    }
+    Life& life_;
+  };
 
- private:
-  enum class Stage { kIdle, kBegin, kLook, kWait, kGiveBack };
-
-  static Lane* acquire(Client& client) {
+  void start_upkeep(Schedule& schedule, MemoryNode& node) {
+    const std::vector<Home> homes{{node.name_, [this] { return admit(KV_FABRIC_LOCAL); }}};
+    janitor_ = std::make_unique<DrivenClient>(schedule, clock_, homes, 1);
     Status status = Status::kOk;
-    Lane* lane = client.acquire_lane(0, status);
+    Lane* lane = janitor_->client().acquire_lane(0, status);
     KV_ASSERT(lane != nullptr);
-    return lane;
+    sweeper_ = std::make_unique<Sweeper>(*registry_, region_->data(), *lane);
+    const auto cut_off = [this](uint32_t registration) { fabric_->fence(registration); };
+    const auto fenced = [this, &schedule, &node](uint32_t registration) {
+      ++fenced_;
+      schedule.tell(kEveryKey, [&] {
+        return node.name_ + " fences the client of line " + std::to_string(registration);
+      });
+      sweeper_->add(registration);
+      sweep_driver_->poke();
+    };
+    upkeep_ = std::make_unique<Upkeep>(*registry_, Upkeep::Rules{node.options_.lease_ns, 0},
+                                       cut_off, fenced);
+    upkeep_driver_ = std::make_unique<UpkeepDriver>(schedule, clock_, *upkeep_);
+    sweep_driver_ = std::make_unique<SweepDriver>(schedule, clock_, *this);
+    janitor_->set_listener(lane->index(), sweep_driver_.get());
+    janitor_->order_ready(*lane);
+    upkeep_driver_->poke();
   }
 
-  uint64_t step() override {
-    node_.janitor_client_->notice_hurry();
-    while (true) {
-      if (lane_.running() && !lane_.step_task()) {
-        return std::min(lane_.executor().next_timer_ns(), lane_.deadline_ns());
-      }
-      if (lane_.running()) finished(lane_.end_task());
-      if (stage_ == Stage::kIdle && !take_work()) return UINT64_MAX;
-      const uint64_t wait_ns = proceed();
-      if (wait_ns != 0) return monotonic_ns() + wait_ns;
-    }
-  }
-
-  bool take_work() {
-    if (node_.to_sweep_.empty()) return false;
-    registrations_.assign(node_.to_sweep_.begin(), node_.to_sweep_.end());
-    node_.to_sweep_.clear();
-    sweep_ = std::make_unique<Sweep>(registrations_);
-    stage_ = Stage::kBegin;
-    return true;
-  }
-
-  // Begins the next task; returns how long to wait before that otherwise.
-  uint64_t proceed() {
-    Channel& channel = lane_.channel(0);
-    if (channel.ready(monotonic_ns() + kSecond) != Status::kOk) return kRoundPollNs;
-    const uint64_t deadline_ns = monotonic_ns() + kSweepNs;
-    switch (stage_) {
-      case Stage::kBegin:
-        lane_.begin_task([&] { return sweep_->begin(channel); }, deadline_ns);
-        return 0;
-      case Stage::kLook:
-        lane_.begin_task([&] { return sweep_->look(channel); }, deadline_ns);
-        return 0;
-      case Stage::kGiveBack:
-        lane_.begin_task([&] { return sweep_->give_back(channel); }, deadline_ns);
-        return 0;
-      default:
-        return wait_for_round(channel, deadline_ns);
-    }
-  }
-
-  uint64_t wait_for_round(Channel& channel, uint64_t deadline_ns) {
-    if (line().safe_epoch > round_until_) {
-      if (++rounds_ == kRounds) {
-        stage_ = Stage::kGiveBack;
-        return proceed();
-      }
-      round_until_ = line().global_epoch + 1;
-    }
-    if (splits_finished_ < node_.to_sweep_.size()) {
-      const uint32_t registration = node_.to_sweep_[splits_finished_++];
-      lane_.begin_task([&channel, registration] { return finish_split_of(channel, registration); },
-                       deadline_ns);
-      return 0;
-    }
-    splits_finished_ = 0;
-    return kRoundPollNs;
-  }
-
-  void finished(Status status) {
-    if (stage_ == Stage::kWait || status == Status::kPending) return;
-    if (status != Status::kOk) {
-      stage_ = Stage::kBegin;  // the connection broke: once more from the start
-      return;
-    }
-    switch (stage_) {
-      case Stage::kBegin:
-        stage_ = Stage::kLook;
-        return;
-      case Stage::kLook:
-        stage_ = Stage::kWait;
-        rounds_ = 0;
-        splits_finished_ = 0;
-        round_until_ = line().global_epoch + 1;
-        return;
-      default:
-        for (const uint32_t registration : registrations_) {
-          node_.registry_->mark_swept(registration);
-        }
-        node_.clients_swept_ += registrations_.size();
-        node_.blocks_swept_ += sweep_->blocks_freed();
-        stage_ = Stage::kIdle;
-    }
-  }
-
-  const layout::NodeLine& line() const {
-    return *reinterpret_cast<const layout::NodeLine*>(node_.region() + layout::kNodeLineOffset);
-  }
-
-  MemoryNode& node_;
-  Lane& lane_;
-  Stage stage_ = Stage::kIdle;
-  std::vector<uint32_t> registrations_;
-  std::unique_ptr<Sweep> sweep_;
-  unsigned rounds_ = 0;
-  uint64_t round_until_ = 0;
-  size_t splits_finished_ = 0;
+  HostClock clock_;
+  std::unique_ptr<Region> region_;
+  layout::Geometry geometry_;
+  std::unique_ptr<BlockWatch> watch_;
+  std::unique_ptr<SimNode> fabric_;
+  std::unique_ptr<Registry> registry_;
+  std::unique_ptr<DrivenClient> janitor_;
+  std::unique_ptr<Sweeper> sweeper_;
+  std::unique_ptr<Upkeep> upkeep_;
+  std::unique_ptr<UpkeepDriver> upkeep_driver_;
+  std::unique_ptr<SweepDriver> sweep_driver_;
+  uint64_t fenced_ = 0;
+  bool over_ = false;
 };
 
-MemoryNode::MemoryNode(Schedule& schedule, std::string name, const MemoryNodeOptions& options,
-                       int64_t drift_per_million)
+MemoryNode::MemoryNode(Schedule& schedule, uint32_t index, const MemoryNodeOptions& options,
+                       int64_t drift_per_million, BlockUsers* watched)
     : schedule_(schedule),
-      name_(std::move(name)),
+      index_(index),
+      name_("node " + std::to_string(index)),
       options_(options),
-      clock_(schedule, drift_per_million, schedule.random().below(3600 * kSecond)) {
-  std::string error;
-  region_ = Region::create(options.region_bytes, false, error);
-  KV_ASSERT(region_ != nullptr);
-  const OnHost scope(clock_);
-  const uint64_t incarnation = schedule.random().next() | 1;
-  const uint32_t lease_ms = uint32_t(options.lease_ns / kMillisecond);
-  geometry_ = format_region(region_->data(), region_->bytes(),
-                            {1, incarnation, options.eviction, 0, lease_ms});
-  fabric_ = std::make_unique<SimNode>(schedule, region_->data(), region_->bytes(), options.timing);
-  fabric_->set_name(name_);
-  registry_ = std::make_unique<Registry>(region_->data(), geometry_);
-  janitor_client_ =
-      std::make_unique<DrivenClient>(schedule, clock_, std::vector<MemoryNode*>{this}, 1);
-  upkeep_ = std::make_unique<Upkeep>(*this);
-  janitor_ = std::make_unique<Janitor>(*this);
-  upkeep_->poke();
+      drift_per_million_(drift_per_million),
+      watched_(watched) {
+  restart();
 }
 
-MemoryNode::~MemoryNode() {
-  janitor_client_->crash();
-  janitor_->abandon();
+MemoryNode::~MemoryNode() = default;
+
+Grant MemoryNode::admit() {
+  return up() ? life_->admit(KV_FABRIC_TCP) : Grant{};
 }
 
-uint32_t MemoryNode::admit() {
-  const OnHost scope(clock_);
-  Token token;
-  const uint32_t registration = registry_->admit("simulated", KV_FABRIC_TCP, token);
-  if (registration != 0) registry_->connected(registration, KV_FABRIC_TCP, 0, -1);
-  return registration;
+void MemoryNode::dismiss(uint32_t registration) {
+  if (up()) life_->dismiss(registration);
 }
 
-void MemoryNode::fence(uint32_t registration) {
-  fabric_->fence(registration);
-  if (!registry_->mark_fenced(registration, false)) return;
-  ++clients_fenced_;
-  schedule_.tell(kEveryKey, [&] {
-    return name_ + " fences the client of line " + std::to_string(registration);
-  });
-  to_sweep_.push_back(registration);
-  if (janitor_) janitor_->poke();
+void MemoryNode::lose_power() {
+  if (!up()) return;
+  life_->end();
+  past_.push_back(std::move(life_));
+}
+
+void MemoryNode::restart() {
+  KV_ASSERT(!up());
+  life_ = std::make_unique<Life>(schedule_, *this);
+}
+
+SimNode& MemoryNode::fabric() {
+  return life_->fabric();
+}
+Registry& MemoryNode::registry() {
+  return life_->registry();
+}
+uint8_t* MemoryNode::region() const {
+  return life_->region();
+}
+const layout::Geometry& MemoryNode::geometry() const {
+  return life_->geometry();
+}
+bool MemoryNode::deserted() {
+  return life_->deserted();
+}
+
+bool MemoryNode::is_live(uint32_t registration) {
+  Registered found;
+  return up() && life_->registry().find(registration, found) &&
+         found.state == layout::ClientState::kLive;
+}
+
+MemoryNode::Counts MemoryNode::counts() const {
+  Counts sum;
+  const auto add = [&](const Life& life) {
+    const SimCounts& fabric = life.fabric_counts();
+    sum.fabric.batches += fabric.batches;
+    sum.fabric.operations += fabric.operations;
+    sum.fabric.torn += fabric.torn;
+    sum.fabric.breaks += fabric.breaks;
+    sum.fabric.orphans += fabric.orphans;
+    sum.fenced += life.fenced();
+    sum.swept += life.sweeper().clients_swept();
+    sum.blocks_swept += life.sweeper().blocks_freed();
+  };
+  for (const auto& life : past_) add(*life);
+  if (life_) add(*life_);
+  sum.restarts = past_.size();
+  return sum;
 }
 
 }  // namespace kvstore::sim

@@ -1,15 +1,18 @@
-// A memory node in virtual time: the region, the registry and its epochs, leases and fencing as the
-// real node keeps them, and a janitor that sweeps after the dead with the store's own code.
+// A memory node in virtual time: a region, and the node's own registry, upkeep and sweeper around
+// it. It can lose its power and come back, empty, in another incarnation.
 
 #pragma once
 
-#include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "node/region.hpp"
 #include "node/registry.hpp"
+#include "node/sweeper.hpp"
+#include "node/upkeep.hpp"
+#include "sim/block_watch.hpp"
 #include "sim/driven_client.hpp"
 
 namespace kvstore::sim {
@@ -18,50 +21,62 @@ struct MemoryNodeOptions {
   uint64_t region_bytes = layout::kRegionBytesMin;
   uint32_t eviction = KV_EVICTION_NONE;
   uint64_t lease_ns = 500 * kMillisecond;
+  // Segments that are left for index and objects, 0: all. The rest counts as taken by something
+  // else, so that small values fill the node.
+  uint64_t segments_max = 0;
   SimTiming timing;
 };
 
 class MemoryNode {
  public:
-  MemoryNode(Schedule& schedule, std::string name, const MemoryNodeOptions& options,
-             int64_t drift_per_million);
+  // `watched` is told of blocks that are used against the rules; nullptr if nobody watches.
+  MemoryNode(Schedule& schedule, uint32_t index, const MemoryNodeOptions& options,
+             int64_t drift_per_million, BlockUsers* watched);
   ~MemoryNode();
   MemoryNode(const MemoryNode&) = delete;
   MemoryNode& operator=(const MemoryNode&) = delete;
 
-  // A registration, 0 if there is no room for one more.
-  uint32_t admit();
+  // What the node is from the start to the loss of its power.
+  class Life;
 
+  // The node's answers to messages that arrive now.
+  Grant admit();
+  void dismiss(uint32_t registration);
+
+  // All that it holds is gone at once.
+  void lose_power();
+  void restart();
+
+  bool up() const { return life_ != nullptr; }
   const std::string& name() const { return name_; }
-  SimNode& fabric() { return *fabric_; }
-  uint8_t* region() const { return region_->data(); }
-  uint64_t region_bytes() const { return region_->bytes(); }
-  const layout::Geometry& geometry() const { return geometry_; }
-  uint64_t clients_fenced() const { return clients_fenced_; }
-  uint64_t clients_swept() const { return clients_swept_; }
-  uint64_t blocks_swept() const { return blocks_swept_; }
+  // The rest only while it is up.
+  SimNode& fabric();
+  Registry& registry();
+  uint8_t* region() const;
+  const layout::Geometry& geometry() const;
+  // Nobody but its own client is registered, and nobody is to be swept.
+  bool deserted();
+  bool is_live(uint32_t registration);
+
+  // Of all lives together.
+  struct Counts {
+    SimCounts fabric;
+    uint64_t fenced = 0;
+    uint64_t swept = 0;
+    uint64_t blocks_swept = 0;
+    uint64_t restarts = 0;
+  };
+  Counts counts() const;
 
  private:
-  class Upkeep;
-  class Janitor;
-
-  void fence(uint32_t registration);
-
   Schedule& schedule_;
+  const uint32_t index_;
   const std::string name_;
   const MemoryNodeOptions options_;
-  HostClock clock_;
-  std::unique_ptr<Region> region_;
-  layout::Geometry geometry_;
-  std::unique_ptr<SimNode> fabric_;
-  std::unique_ptr<Registry> registry_;
-  std::unique_ptr<DrivenClient> janitor_client_;
-  std::unique_ptr<Upkeep> upkeep_;
-  std::unique_ptr<Janitor> janitor_;
-  std::deque<uint32_t> to_sweep_;
-  uint64_t clients_fenced_ = 0;
-  uint64_t clients_swept_ = 0;
-  uint64_t blocks_swept_ = 0;
+  const int64_t drift_per_million_;
+  BlockUsers* const watched_;
+  std::unique_ptr<Life> life_;
+  std::vector<std::unique_ptr<Life>> past_;  // events that name them may still come
 };
 
 }  // namespace kvstore::sim

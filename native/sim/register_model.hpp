@@ -12,6 +12,7 @@ namespace kvstore::sim {
 struct RegisterState {
   uint64_t value = 0;    // 0: the key is absent
   uint64_t version = 0;  // 0: nobody has seen it yet
+  bool mortal = false;   // it may vanish, for it had a time to live
   bool operator==(const RegisterState&) const = default;
 };
 
@@ -24,6 +25,10 @@ class RegisterModel {
   bool step(const Operation& operation, RegisterState& state) const {
     const bool reads =
         operation.kind == OperationKind::kGet || operation.kind == OperationKind::kContains;
+    if (operation.kind == OperationKind::kWipe) {
+      state = {};
+      return true;
+    }
     switch (operation.outcome) {
       case OperationOutcome::kAbsent:
         return operation.kind != OperationKind::kPut && become_absent(state);
@@ -58,7 +63,7 @@ class RegisterModel {
   }
 
   bool become_absent(RegisterState& state) const {
-    if (state.value != 0 && !may_vanish_) return false;
+    if (state.value != 0 && !may_vanish_ && !state.mortal) return false;
     state = {};
     return true;
   }
@@ -66,7 +71,7 @@ class RegisterModel {
   bool changes(const Operation& operation, RegisterState& state) const {
     if (!condition_holds(operation, state)) return false;
     if (operation.kind == OperationKind::kPut) {
-      state = {operation.value, operation.version};
+      state = {operation.value, operation.version, operation.mortal};
       return true;
     }
     if (state.value == 0 || !is_version(state, operation.version)) return false;

@@ -1,12 +1,29 @@
 #include "sim/world.hpp"
 
+#include <algorithm>
+#include <chrono>
+#include <future>
 #include <thread>
 
 #include "base/crc32c.hpp"
-#include "sim/compute_node.hpp"
+#include "base/variant.hpp"
+#include "sim/faults.hpp"
+#include "sim/history_checks.hpp"
+#include "sim/memory_check.hpp"
 
 namespace kvstore::sim {
 namespace {
+
+using WallClock = std::chrono::steady_clock;
+
+// Virtual time that things take at the end, at most.
+constexpr uint64_t kComeBackNs = 30 * kSecond;
+constexpr uint64_t kSettleNs = 2 * kSecond;
+constexpr uint64_t kLastReadsNs = 30 * kSecond;
+constexpr uint64_t kSweepsNs = 120 * kSecond;
+// A client sees the node's clock at a heartbeat, and expiry counts in ticks.
+constexpr uint64_t kExpirySlackNs = 3 * layout::kExpiryTickMs * kMillisecond;
+constexpr uint64_t kLoneKeysMax = 4096;
 
 uint64_t digest_of(const std::vector<Operation>& history) {
   uint32_t digest = 0;
@@ -17,40 +34,60 @@ uint64_t digest_of(const std::vector<Operation>& history) {
   return digest;
 }
 
-class World {
+std::vector<bool> lone_keys(uint64_t keys) {
+  if (keys > kLoneKeysMax) return {};
+  std::vector<unsigned> fingerprints;
+  std::vector<unsigned> count(256, 0);
+  for (uint64_t key = 0; key < keys; ++key) {
+    const std::string name = "key " + std::to_string(key);
+    fingerprints.push_back(make_key(name.data(), name.size()).fingerprint());
+    ++count[fingerprints.back()];
+  }
+  std::vector<bool> lone;
+  for (const unsigned fingerprint : fingerprints) lone.push_back(count[fingerprint] == 1);
+  return lone;
+}
+
+class World final : private Clients, private BlockUsers {
  public:
   World(const WorldOptions& options, uint64_t seed, Trace trace)
-      : options_(options), schedule_(seed), workload_{options_, {}, 0, 0, 1, {}, {}, false} {
+      : options_(options),
+        schedule_(seed),
+        workload_(options_),
+        faults_(schedule_, all_nodes_, *this, workload_),
+        wall_end_(WallClock::now() + std::chrono::nanoseconds(options.wall_limit_ns)) {
     schedule_.set_trace(std::move(trace));
-    workload_.last_version.assign(options.keys, 0);
+    set_switches(seed);
+    if (options.check_cost) workload_.lone_keys = lone_keys(options.keys);
+    BlockUsers* const watched = options.check_blocks ? this : nullptr;
     for (unsigned i = 0; i < options.nodes; ++i) {
-      nodes_.push_back(std::make_unique<MemoryNode>(schedule_, "node " + std::to_string(i),
-                                                    options.node, drift()));
+      nodes_.push_back(std::make_unique<MemoryNode>(schedule_, i, options_.node, drift(), watched));
       all_nodes_.push_back(nodes_.back().get());
     }
     for (unsigned i = 0; i < options.clients; ++i) clients_.push_back(new_client());
   }
+  ~World() { switches = {}; }
 
   WorldResult run() {
-    const uint64_t end_ns = schedule_.now_ns() + options_.limit_ns;
-    while (!workload_.over() && schedule_.now_ns() < end_ns && schedule_.run_next()) {
-      while (begun_seen_ < workload_.begun) {
-        ++begun_seen_;
-        draw_faults();
-      }
-      if (schedule_.now_ns() >= crash_at_ns_) {
-        crash_at_ns_ = UINT64_MAX;
-        ++crashes_;
-        replace(any_client());
-      }
-      if (workload_.cut_off) replace_cut_off();
-    }
+    const bool done = run_until([this] { return workload_.over(); }, options_.limit_ns);
+    if (!done) report_stuck("the operations did not end");
+    if (options_.rest && workload_.violation.empty()) come_to_rest();
     return result();
   }
 
  private:
-  void tell(const std::string& line) {
-    schedule_.tell(kEveryKey, [&] { return line; });
+  // ---- What there is ----
+
+  // The rare paths come from a stream of their own: whether one is open changes nothing else.
+  void set_switches(uint64_t seed) {
+    switches = {};
+    switches.variants = options_.variants;
+    Random random(~seed);
+    switches.state = random.next();
+    for (unsigned n = 0; n < unsigned(RarePath::kCount); ++n) {
+      const bool open = random.below(1'000'000) < options_.rare_per_million;
+      switches.rare |= uint64_t{open} << n;
+    }
   }
 
   int64_t drift() {
@@ -59,56 +96,162 @@ class World {
   }
 
   std::unique_ptr<ComputeNode> new_client() {
-    auto client =
-        std::make_unique<ComputeNode>(schedule_, all_nodes_, workload_, next_client_++, drift());
-    schedule_.tell(kEveryKey, [&] {
-      std::string line = "client " + std::to_string(client->number()) + " begins, with line";
-      for (uint32_t member = 0; member < nodes_.size(); ++member) {
-        line.append(member > 0 ? ", " : " ").append(std::to_string(client->registration(member)));
-        line.append(" on ").append(nodes_[member]->name());
-      }
-      return line;
+    return std::make_unique<ComputeNode>(schedule_, all_nodes_, workload_, next_client_++, drift());
+  }
+
+  std::vector<std::unique_ptr<ComputeNode>>& present() override { return clients_; }
+  void replace(size_t index) override {
+    former_.push_back(std::move(clients_[index]));
+    clients_[index] = new_client();
+  }
+
+  template <class Visit>
+  void each_client(Visit&& visit) {
+    for (const auto& client : clients_) visit(*client);
+    for (const auto& client : former_) visit(*client);
+  }
+
+  // ---- Blocks ----
+
+  bool uses(ComputeNode& client, uint32_t node) {
+    return !client.gone() && client.client().fabric(node) == &nodes_[node]->fabric();
+  }
+
+  uint64_t operation_of(uint32_t node, uint32_t registration, uint32_t lane) override {
+    uint64_t operation = 0;
+    each_client([&](ComputeNode& client) {
+      if (!uses(client, node) || client.client().registration(node) != registration) return;
+      operation = client.operation_of(lane);
     });
-    return client;
+    return operation;
   }
 
-  size_t any_client() { return size_t(schedule_.random().below(clients_.size())); }
+  std::string holder_since(uint32_t node, uint64_t instant_ns) override {
+    std::string holder;
+    each_client([&](ComputeNode& client) {
+      if (!holder.empty() || !uses(client, node)) return;
+      const std::string found = client.holder_since(node, instant_ns);
+      if (found.empty() || !nodes_[node]->is_live(client.client().registration(node))) return;
+      holder = found;
+    });
+    return holder;
+  }
 
-  void draw_faults() {
-    Random& random = schedule_.random();
-    constexpr uint64_t kSoonNs = 20'000;
-    if (random.chance(options_.crashes_per_million) && crash_at_ns_ == UINT64_MAX) {
-      crash_at_ns_ = schedule_.now_ns() + random.below(kSoonNs);
+  void block_misused(const std::string& violation) override { workload_.report(violation); }
+
+  // ---- Going on ----
+
+  // Until `over` or a violation; false if that is not so after `limit_ns`, or too much real time.
+  template <class Over>
+  bool run_until(Over&& over, uint64_t limit_ns) {
+    const uint64_t end_ns = schedule_.now_ns() + limit_ns;
+    constexpr uint64_t kWallEvery = 256;
+    while (workload_.violation.empty() && !over()) {
+      if (schedule_.now_ns() >= end_ns || !schedule_.run_next()) return false;
+      if (schedule_.events() % kWallEvery == 0 && WallClock::now() > wall_end_) return false;
+      for (; drawn_ < workload_.begun; ++drawn_) faults_.draw(drawn_);
     }
-    if (random.chance(options_.breaks_per_million)) {
-      const uint32_t member = uint32_t(random.below(nodes_.size()));
-      ComputeNode& client = *clients_[any_client()];
-      tell("connections of client " + std::to_string(client.number()) + " to node " +
-           std::to_string(member) + " break");
-      nodes_[member]->fabric().break_connections(client.registration(member));
+    return true;
+  }
+
+  void report_stuck(const std::string& what) {
+    const bool slow = WallClock::now() > wall_end_;
+    std::string line = "stuck: " + what + (slow ? " in the real time allowed" : "");
+    line += ", at " + std::to_string(schedule_.now_ns()) + " ns";
+    for (const Operation& operation : workload_.history) {
+      const bool open = operation.returned_ns == kNeverReturned;
+      if (!open || operation.outcome != OperationOutcome::kUnknown) continue;
+      each_client([&](ComputeNode& client) {
+        if (client.gone() || client.idle() || client.number() != operation.client) return;
+        if (line.size() < 600) line += "; " + describe(operation);
+      });
     }
-    if (random.chance(options_.pauses_per_million)) {
-      ComputeNode& client = *clients_[any_client()];
-      const uint64_t until_ns = schedule_.now_ns() + random.below(options_.pause_ns_max + 1);
-      tell("client " + std::to_string(client.number()) + " stands still until " +
-           std::to_string(until_ns) + " ns");
-      client.pause_until(until_ns);
-      ++pauses_;
+    workload_.report(line);
+  }
+
+  void expect(bool reached, const char* what) {
+    if (!reached) report_stuck(what);
+  }
+  void note(const std::string& wrong, const MemoryNode& node) {
+    if (!wrong.empty()) workload_.report(node.name() + ": " + wrong);
+  }
+
+  // ---- The end ----
+
+  bool all_back() {
+    bool back = true;
+    for (const auto& client : clients_) back &= !client->paused() && client->client().attached();
+    for (const auto& client : former_) back &= client->gone();
+    return back;
+  }
+
+  bool limbos_empty() {
+    uint64_t waiting = 0;
+    for (const auto& client : clients_) {
+      for (uint32_t member = 0; member < nodes_.size(); ++member) {
+        const auto attachment = client->client().client().attachment(member);
+        if (attachment) waiting += attachment->limbo.bytes();
+      }
+    }
+    return waiting == 0;
+  }
+
+  void check_alive() {
+    // Damaged blocks are given up until their owner goes.
+    if (options_.damages_per_million > 0 || options_.forced_fault != 0) return;
+    for (uint32_t member = 0; member < nodes_.size(); ++member) {
+      const IndexView index(nodes_[member]->region(), nodes_[member]->geometry());
+      note(index.check(), *nodes_[member]);
+      for (const auto& client : clients_) {
+        const auto attachment = client->client().client().attachment(member);
+        const auto extents = attachment->allocator.begin_scrub();
+        note(check_extents(index, attachment->registration, extents), *nodes_[member]);
+      }
     }
   }
 
-  // The dead stay: events that name them may still come.
-  void replace(size_t victim) {
-    tell("client " + std::to_string(clients_[victim]->number()) + " dies; another one begins");
-    clients_[victim]->crash();
-    dead_.push_back(std::move(clients_[victim]));
-    clients_[victim] = new_client();
+  void read_every_key() {
+    const size_t before = workload_.history.size();
+    workload_.last_reads = options_.keys;
+    for (const auto& client : clients_) client->go_on();
+    expect(run_until([this] { return workload_.over(); }, kLastReadsNs), "the last reads");
+    const std::span<const Operation> all(workload_.history);
+    const std::string lost = check_acknowledged(all.first(before), all.subspan(before),
+                                                options_.node.eviction != KV_EVICTION_NONE);
+    if (!lost.empty()) workload_.report(lost);
   }
-  void replace_cut_off() {
-    workload_.cut_off = false;
-    for (size_t i = 0; i < clients_.size(); ++i) {
-      if (clients_[i]->cut_off()) replace(i);
+
+  void all_go() {
+    for (const auto& client : clients_) {
+      if (schedule_.random().below(2) == 0) {
+        client->leave();
+      } else {
+        client->crash();
+      }
     }
+    const auto deserted = [this] {
+      return std::all_of(nodes_.begin(), nodes_.end(),
+                         [](const auto& node) { return node->deserted(); });
+    };
+    expect(run_until(deserted, kSweepsNs), "the sweep after the last client");
+    if (!workload_.violation.empty()) return;
+    for (const auto& node : nodes_) {
+      const IndexView index(node->region(), node->geometry());
+      if (options_.damages_per_million == 0) note(index.check(), *node);
+      note(check_deserted(index), *node);
+    }
+  }
+
+  void come_to_rest() {
+    workload_.resting = true;
+    faults_.heal();
+    expect(run_until([this] { return all_back(); }, kComeBackNs), "a client did not come back");
+    expect(run_until([this] { return limbos_empty(); }, kComeBackNs), "blocks stay in limbo");
+    const uint64_t settled_ns = schedule_.now_ns() + kSettleNs;
+    run_until([&] { return schedule_.now_ns() >= settled_ns; }, kSettleNs);
+    if (workload_.violation.empty()) check_alive();
+    if (workload_.violation.empty()) read_every_key();
+    if (workload_.violation.empty()) all_go();
   }
 
   WorldResult result() {
@@ -117,26 +260,41 @@ class World {
     LinearizabilityOptions checked;
     checked.may_vanish = options_.node.eviction != KV_EVICTION_NONE;
     result.linearizability = check_history(workload_.history, checked);
+    const std::string expired = check_expiry(workload_.history, kExpirySlackNs);
+    if (!expired.empty()) workload_.report(expired);
     result.violation = workload_.violation;
     result.digest = digest_of(workload_.history);
-    result.virtual_ns = schedule_.now_ns() - Schedule::kBeginNs;
+    result.virtual_ns = schedule_.now_ns();
     result.events = schedule_.events();
+    result.costed = workload_.costed;
+    count(result);
+    result.history = workload_.history;
+    return result;
+  }
+
+  void count(WorldResult& result) {
     for (const auto& node : nodes_) {
-      const SimCounts& counts = node->fabric().counts();
-      result.verbs += counts.operations;
-      result.torn += counts.torn;
-      result.breaks += counts.breaks;
-      result.orphans += counts.orphans;
-      result.fenced += node->clients_fenced();
-      result.swept += node->clients_swept();
+      const MemoryNode::Counts counts = node->counts();
+      result.verbs += counts.fabric.operations;
+      result.torn += counts.fabric.torn;
+      result.breaks += counts.fabric.breaks;
+      result.orphans += counts.fabric.orphans;
+      result.fenced += counts.fenced;
+      result.swept += counts.swept;
     }
-    result.crashes = crashes_;
-    result.pauses = pauses_;
+    result.crashes = faults_.count(Fault::kCrash);
+    result.leaves = faults_.count(Fault::kLeave);
+    result.pauses = faults_.count(Fault::kPause);
+    result.partitions = faults_.count(Fault::kPartition);
+    result.power_losses = faults_.count(Fault::kPowerLoss);
+    result.damages = faults_.count(Fault::kDamage);
+    each_client([&](ComputeNode& client) {
+      const uint64_t attachments = client.client().attachments();
+      result.attachments += attachments - std::min<uint64_t>(attachments, nodes_.size());
+    });
     for (const Operation& operation : workload_.history) {
       result.unknown += operation.outcome == OperationOutcome::kUnknown;
     }
-    result.history = workload_.history;
-    return result;
   }
 
   const WorldOptions options_;
@@ -144,21 +302,36 @@ class World {
   Workload workload_;
   std::vector<std::unique_ptr<MemoryNode>> nodes_;
   std::vector<MemoryNode*> all_nodes_;
+  Faults faults_;
   std::vector<std::unique_ptr<ComputeNode>> clients_;
-  std::vector<std::unique_ptr<ComputeNode>> dead_;
+  std::vector<std::unique_ptr<ComputeNode>> former_;
+  const WallClock::time_point wall_end_;
   uint32_t next_client_ = 0;
-  uint64_t begun_seen_ = 0;
-  uint64_t crash_at_ns_ = UINT64_MAX;
-  uint64_t crashes_ = 0;
-  uint64_t pauses_ = 0;
+  uint64_t drawn_ = 0;
 };
 
 }  // namespace
 
 WorldResult run_world(const WorldOptions& options, uint64_t seed, Trace trace) {
+  const auto watched = std::make_shared<Progress>();
+  std::packaged_task<WorldResult()> task([=] {
+    progress = watched.get();
+    return World(options, seed, trace).run();
+  });
+  std::future<WorldResult> future = task.get_future();
+  std::thread thread(std::move(task));
+  // A world looks at the time itself, between its steps: only one that does not end a step is late.
+  constexpr std::chrono::nanoseconds kLate = std::chrono::seconds(10);
+  if (future.wait_for(std::chrono::nanoseconds(options.wall_limit_ns) + kLate) ==
+      std::future_status::ready) {
+    thread.join();
+    return future.get();
+  }
+  watched->given_up.store(true);
+  thread.detach();
   WorldResult result;
-  std::thread thread([&] { result = World(options, seed, std::move(trace)).run(); });
-  thread.join();
+  result.violation = std::string("stuck: a step of ") + watched->stepping.load() +
+                     " does not end, at " + std::to_string(watched->now_ns.load()) + " ns";
   return result;
 }
 

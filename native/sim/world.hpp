@@ -38,14 +38,48 @@ struct WorldOptions {
   uint64_t timeout_ns = 2 * kSecond;
   int64_t drift_per_million_max = 1000;  // of every clock, either way
   MemoryNodeOptions node;
-  // Of the operations that begin: with this one, after a while, the client crashes and another one
-  // takes its place; its connections break; or the host stands still for up to `pause_ns_max`.
+  // Of a hundred puts: have a time to live, of at most `lives_ns_max`.
+  unsigned mortal_percent = 0;
+  uint64_t lives_ns_max = kSecond;
+
+  // Of the operations that begin: with this one, soon after, some client dies and another one takes
+  // its place;
   uint64_t crashes_per_million = 0;
+  // or does so with a farewell;
+  uint64_t leaves_per_million = 0;
+  // or its connections to a node break;
   uint64_t breaks_per_million = 0;
+  // or its host stands still;
   uint64_t pauses_per_million = 0;
   uint64_t pause_ns_max = 2 * kSecond;
+  // or no messages pass between it and a node, both ways or one;
+  uint64_t partitions_per_million = 0;
+  uint64_t partition_ns_max = 2 * kSecond;
+  // or a node loses its power, and comes back empty;
+  uint64_t power_losses_per_million = 0;
+  uint64_t power_loss_ns_max = kSecond;
+  // or a bit of some object flips.
+  uint64_t damages_per_million = 0;
+  // No more faults than these.
+  uint64_t faults_max = UINT64_MAX;
+  // One that comes in any case: the `forced_fault`-th of the above, with this operation. 0: none.
+  unsigned forced_fault = 0;
+  uint64_t forced_at = 0;
+
+  // Bit n: the n-th broken variant of base/variants.def.
+  uint64_t variants = 0;
+  // Each rare path of base/variants.def is open in so many of a million worlds.
+  uint64_t rare_per_million = 0;
+
+  bool check_blocks = true;  // see block_watch.hpp
+  bool check_cost = true;
+  // At the end everything comes to rest: all keys are read, all clients go, all memory is accounted
+  // for.
+  bool rest = true;
   // Virtual time after which a world that has not done its operations is stuck.
   uint64_t limit_ns = 600 * kSecond;
+  // The same in real time.
+  uint64_t wall_limit_ns = 60 * kSecond;
 };
 
 struct WorldResult {
@@ -62,6 +96,12 @@ struct WorldResult {
   uint64_t orphans = 0;
   uint64_t crashes = 0;
   uint64_t pauses = 0;
+  uint64_t leaves = 0;
+  uint64_t partitions = 0;
+  uint64_t power_losses = 0;
+  uint64_t damages = 0;
+  uint64_t attachments = 0;  // beyond the first of each client at each node
+  uint64_t costed = 0;       // operations whose verbs were held against the table
   uint64_t fenced = 0;
   uint64_t swept = 0;
   uint64_t unknown = 0;  // operations without a known outcome

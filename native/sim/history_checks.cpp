@@ -1,0 +1,106 @@
+#include "sim/history_checks.hpp"
+
+#include <algorithm>
+#include <map>
+#include <unordered_map>
+
+namespace kvstore::sim {
+namespace {
+
+bool changes(const Operation& operation) {
+  return operation.kind != OperationKind::kGet && operation.kind != OperationKind::kContains &&
+         operation.outcome != OperationOutcome::kNoEffect &&
+         operation.outcome != OperationOutcome::kConditionFailed &&
+         operation.outcome != OperationOutcome::kAbsent;
+}
+
+// A bound, and what exceeds it.
+struct Price {
+  uint64_t reads;
+  uint64_t writes;
+  uint64_t atomics;
+  uint64_t round_trips;
+};
+
+Price price_of(const OperationCost& cost) {
+  const bool met = cost.outcome == OperationOutcome::kOk;
+  switch (cost.kind) {
+    case OperationKind::kGet:
+    case OperationKind::kContains:
+      return met ? Price{3, 0, 0, 2} : Price{4, 0, 0, 2};
+    case OperationKind::kPut:
+      if (!met) return {5, 2, 0, 3};
+      return cost.inserted ? Price{4, 2, 2, 3} : Price{3, 2, 1, 3};
+    default:
+      return met ? Price{3, 0, 1, 3} : Price{4, 0, 0, 2};
+  }
+}
+
+}  // namespace
+
+std::string check_acknowledged(std::span<const Operation> history, std::span<const Operation> last,
+                               bool may_vanish) {
+  std::map<uint64_t, const Operation*> latest;  // acknowledged changes, by key
+  for (const Operation& operation : history) {
+    if (!changes(operation)) continue;
+    if (operation.outcome == OperationOutcome::kUnknown) continue;
+    const Operation*& known = latest[operation.key];
+    if (known == nullptr || operation.called_ns > known->called_ns) known = &operation;
+  }
+  for (const Operation& read : last) {
+    const auto found = latest.find(read.key);
+    if (found == latest.end() || read.kind != OperationKind::kGet) continue;
+    const Operation& change = *found->second;
+    // Only a change that nothing else overlaps or follows can be told to be the last.
+    const bool alone = std::none_of(history.begin(), history.end(), [&](const Operation& other) {
+      return other.key == change.key && changes(other) && &other != &change &&
+             other.returned_ns >= change.called_ns;
+    });
+    if (!alone || change.mortal) continue;
+    const bool put = change.kind == OperationKind::kPut;
+    const bool seen = read.outcome == OperationOutcome::kOk && read.value == change.value;
+    if (put && !seen && !(may_vanish && read.outcome == OperationOutcome::kAbsent)) {
+      return "acknowledged write lost: " + describe(change) + ", at the end " + describe(read);
+    }
+    if (!put && read.outcome == OperationOutcome::kOk) {
+      return "what was deleted is back: " + describe(change) + ", at the end " + describe(read);
+    }
+  }
+  return {};
+}
+
+std::string check_expiry(std::span<const Operation> history, uint64_t slack_ns) {
+  std::unordered_map<uint64_t, const Operation*> puts;  // with an end, by value
+  for (const Operation& operation : history) {
+    if (operation.kind == OperationKind::kPut && operation.mortal) {
+      puts[operation.value] = &operation;
+    }
+  }
+  for (const Operation& operation : history) {
+    if (operation.kind != OperationKind::kGet || operation.outcome != OperationOutcome::kOk) {
+      continue;
+    }
+    const auto found = puts.find(operation.value);
+    if (found == puts.end() || found->second->returned_ns == kNeverReturned) continue;
+    const uint64_t end_ns = found->second->returned_ns + found->second->lives_ns + slack_ns;
+    if (operation.called_ns > end_ns) {
+      return "expired value returned: " + describe(*found->second) + ", then " +
+             describe(operation);
+    }
+  }
+  return {};
+}
+
+std::string check_cost(const OperationCost& cost) {
+  const Price price = price_of(cost);
+  const bool fits = cost.reads <= price.reads && cost.writes <= price.writes &&
+                    cost.atomics <= price.atomics && cost.round_trips <= price.round_trips;
+  if (fits) return {};
+  return "without a conflict it took " + std::to_string(cost.reads) + " READ, " +
+         std::to_string(cost.writes) + " WRITE, " + std::to_string(cost.atomics) + " CAS in " +
+         std::to_string(cost.round_trips) + " round trips; the table allows " +
+         std::to_string(price.reads) + ", " + std::to_string(price.writes) + ", " +
+         std::to_string(price.atomics) + " in " + std::to_string(price.round_trips);
+}
+
+}  // namespace kvstore::sim
