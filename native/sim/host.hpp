@@ -19,7 +19,9 @@ class HostClock final : public TimeSource {
  public:
   HostClock(const Schedule& schedule, int64_t drift_per_million, uint64_t ahead_ns)
       : schedule_(schedule), drift_per_million_(drift_per_million), ahead_ns_(ahead_ns) {
-    KV_ASSERT(drift_per_million > -1'000'000);
+    // The product with a day of nanoseconds fits its word.
+    KV_ASSERT(drift_per_million >= -kDriftPerMillionMax);
+    KV_ASSERT(drift_per_million <= kDriftPerMillionMax);
   }
 
   uint64_t monotonic_ns() noexcept override {
@@ -41,8 +43,10 @@ class HostClock final : public TimeSource {
   void leap(uint64_t ns) { ahead_ns_ += ns; }
 
  private:
+  static constexpr int64_t kDriftPerMillionMax = 100'000;
+
   uint64_t read(uint64_t now_ns) const {
-    return now_ns + ahead_ns_ + uint64_t(__int128(now_ns) * drift_per_million_ / 1'000'000);
+    return now_ns + ahead_ns_ + uint64_t(int64_t(now_ns) * drift_per_million_ / 1'000'000);
   }
 
   const Schedule& schedule_;

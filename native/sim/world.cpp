@@ -28,8 +28,17 @@ constexpr uint64_t kLoneKeysMax = 4096;
 uint64_t digest_of(const std::vector<Operation>& history) {
   uint32_t digest = 0;
   for (const Operation& operation : history) {
-    const std::string line = describe(operation);
-    digest = crc32c(digest, line.data(), line.size());
+    const uint64_t words[] = {operation.client,
+                              operation.key,
+                              uint64_t(operation.kind),
+                              uint64_t(operation.condition),
+                              uint64_t(operation.outcome),
+                              operation.called_ns,
+                              operation.returned_ns,
+                              operation.value,
+                              operation.version,
+                              operation.if_version};
+    digest = crc32c(digest, words, sizeof words);
   }
   return digest;
 }
@@ -264,11 +273,11 @@ class World final : private Clients, private BlockUsers {
     if (!expired.empty()) workload_.report(expired);
     result.violation = workload_.violation;
     result.digest = digest_of(workload_.history);
-    result.virtual_ns = schedule_.now_ns();
+    result.virtual_ns = schedule_.now_ns() - Schedule::kBeginNs;
     result.events = schedule_.events();
     result.costed = workload_.costed;
     count(result);
-    result.history = workload_.history;
+    result.history = std::move(workload_.history);
     return result;
   }
 

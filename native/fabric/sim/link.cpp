@@ -23,14 +23,19 @@ bool is_atomic(const kv_op& op) {
 // ---- Pieces ---------------------------------------------------------------------------------
 
 void Pieces::plan(const kv_op& op, unsigned pieces_max, Random& random) {
+  count_ = 0;
+  next_ = 0;
+  cuts_[count_++] = 0;
+  if (pieces_max == 1) {
+    order_[0] = 0;
+    cuts_[count_] = op.length;
+    return;
+  }
   // Words of the region are never cut, wherever the transfer begins.
   const uint64_t first_word = op.offset / 8;
   const uint64_t last_word = (op.offset + op.length - 1) / 8;
   const uint64_t places = last_word - first_word;
   const uint64_t wanted = 1 + random.below(std::min<uint64_t>(pieces_max, places + 1));
-  count_ = 0;
-  next_ = 0;
-  cuts_[count_++] = 0;
   for (uint64_t n = 1; n < wanted; ++n) {
     cuts_[count_++] = (first_word + 1 + random.below(places)) * 8 - op.offset;
   }

@@ -48,6 +48,66 @@ class Timed {
   ~Timed() = default;
 };
 
+// Events, the soonest first. Four children a place: half as many levels as with two, and the
+// children of a place lie together.
+class EventHeap {
+ public:
+  struct Event {
+    uint64_t when_ns;
+    uint64_t tie;
+    Timed* target;
+    uint64_t argument;
+    bool before(const Event& other) const {
+      return when_ns != other.when_ns ? when_ns < other.when_ns : tie < other.tie;
+    }
+  };
+
+  bool empty() const { return events_.empty(); }
+  uint64_t soonest_ns() const { return events_.front().when_ns; }
+
+  void push(const Event& event) {
+    size_t hole = events_.size();
+    events_.push_back(event);
+    while (hole > 0) {
+      const size_t parent = (hole - 1) / kChildren;
+      if (!event.before(events_[parent])) break;
+      events_[hole] = events_[parent];
+      hole = parent;
+    }
+    events_[hole] = event;
+  }
+  Event pop() {
+    const Event soonest = events_.front();
+    const Event last = events_.back();
+    events_.pop_back();
+    if (!events_.empty()) sink(last);
+    return soonest;
+  }
+
+ private:
+  static constexpr size_t kChildren = 4;
+
+  // Puts the event in the place of the first one.
+  void sink(const Event& event) {
+    size_t hole = 0;
+    while (true) {
+      const size_t first = hole * kChildren + 1;
+      if (first >= events_.size()) break;
+      size_t best = first;
+      const size_t end = std::min(first + kChildren, events_.size());
+      for (size_t child = first + 1; child < end; ++child) {
+        if (events_[child].before(events_[best])) best = child;
+      }
+      if (!events_[best].before(event)) break;
+      events_[hole] = events_[best];
+      hole = best;
+    }
+    events_[hole] = event;
+  }
+
+  std::vector<Event> events_;
+};
+
 // Told of what happens, for a readable account of one seed. Telling changes nothing in the world.
 // `key` is the one that it concerns, kEveryKey for what is not of one key.
 inline constexpr uint64_t kEveryKey = UINT64_MAX;
@@ -76,8 +136,7 @@ class Schedule {
 
   void at(uint64_t when_ns, Timed& target, uint64_t argument) {
     KV_ASSERT(when_ns >= now_ns_);
-    queue_.push_back({when_ns, random_.next(), &target, argument});
-    std::push_heap(queue_.begin(), queue_.end(), std::greater<>{});
+    queue_.push({when_ns, random_.next(), &target, argument});
   }
   void after(uint64_t delay_ns, Timed& target, uint64_t argument) {
     at(now_ns_ + delay_ns, target, argument);
@@ -95,29 +154,17 @@ class Schedule {
   // Moves on to the next event and lets it happen. False if there is none.
   bool run_next() {
     if (queue_.empty()) return false;
-    std::pop_heap(queue_.begin(), queue_.end(), std::greater<>{});
-    const Event event = queue_.back();
-    queue_.pop_back();
+    const EventHeap::Event event = queue_.pop();
     now_ns_ = event.when_ns;
     ++events_;
     event.target->fire(event.argument);
     return true;
   }
   // UINT64_MAX if there is none.
-  uint64_t next_ns() const { return queue_.empty() ? UINT64_MAX : queue_.front().when_ns; }
+  uint64_t next_ns() const { return queue_.empty() ? UINT64_MAX : queue_.soonest_ns(); }
 
  private:
-  struct Event {
-    uint64_t when_ns;
-    uint64_t tie;
-    Timed* target;
-    uint64_t argument;
-    bool operator>(const Event& other) const {
-      return when_ns != other.when_ns ? when_ns > other.when_ns : tie > other.tie;
-    }
-  };
-
-  std::vector<Event> queue_;  // a heap, soonest first
+  EventHeap queue_;
   uint64_t now_ns_ = kBeginNs;
   uint64_t events_ = 0;
   Random random_;
