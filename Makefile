@@ -10,6 +10,7 @@ BUILD := build/editable
 JOBS ?= $(shell nproc)
 PYTEST_WORKERS ?= 0
 FUZZ_SECONDS ?= 60
+SOAK_SEEDS ?= 100000
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 CXX_FILES = $$(git ls-files -co --exclude-standard '*.cpp' '*.hpp' '*.h' | grep -v third_party/)
 
@@ -86,6 +87,14 @@ format: $(PYTHON_VENV) ## rewrite the sources in the project's format
 .PHONY: generate
 generate: $(PYTHON_VENV) ## write the generated files anew (_native.pyi, gRPC stubs)
 	@$(PYTHON_VENV) scripts/generate.py
+
+.PHONY: sim
+sim: build ## every scenario of the simulator, 200 seeds each
+	@$(BIN)/kvstore-bench sim all --seeds 1-200
+
+.PHONY: soak
+soak: build ## 100,000 seeds over all scenarios, hours; the result goes to bench/results
+	@$(PYTHON_VENV) bench/soak.py $(SOAK_SEEDS)
 
 .PHONY: sanitize
 sanitize: doctest ## native tests under ASan, UBSan and TSan (clang-19), then the fuzzers

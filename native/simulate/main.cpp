@@ -14,12 +14,15 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <string>
 
 #include "sim/parameters.hpp"
 
 namespace kvstore::sim {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 struct Job {
   WorldOptions options;
@@ -95,7 +98,14 @@ std::string violation_of(const WorldResult& result) {
   return "";
 }
 
-void print_row(const Job& job, uint64_t seed, const WorldResult& result, double wall_s) {
+// Of the wall and of all threads of this process.
+struct Spent {
+  double wall_s = std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+  double cpu_s = double(std::clock()) / CLOCKS_PER_SEC;
+};
+
+void print_row(const Job& job, uint64_t seed, const WorldResult& result, const Spent& begin) {
+  const Spent end;
   const std::string violation = violation_of(result);
   std::printf("{\"scenario\": %s, \"seed\": %" PRIu64 ", \"ok\": %s, \"violation\": %s",
               quoted(job.scenario).c_str(), seed, violation.empty() ? "true" : "false",
@@ -120,8 +130,10 @@ void print_row(const Job& job, uint64_t seed, const WorldResult& result, double 
       {"torn", result.torn},
   };
   for (const auto& [name, count] : counts) std::printf(", \"%s\": %" PRIu64, name, count);
-  std::printf(", \"virtual_s\": %.9f, \"wall_s\": %.6f, \"digest\": \"%08" PRIx64 "\"}\n",
-              double(result.virtual_ns) / 1e9, wall_s, result.digest);
+  std::printf(", \"virtual_s\": %.9f, \"wall_s\": %.6f, \"cpu_s\": %.6f, \"digest\": \"%08" PRIx64
+              "\"}\n",
+              double(result.virtual_ns) / 1e9, end.wall_s - begin.wall_s, end.cpu_s - begin.cpu_s,
+              result.digest);
   std::fflush(stdout);
 }
 
@@ -137,10 +149,9 @@ Trace trace_of(const Job& job) {
 
 void run(const Job& job) {
   for (uint64_t seed = job.first; seed <= job.last; ++seed) {
-    const auto begin = std::chrono::steady_clock::now();
+    const Spent begin;
     const WorldResult result = run_world(job.options, seed, trace_of(job));
-    const std::chrono::duration<double> wall_s = std::chrono::steady_clock::now() - begin;
-    print_row(job, seed, result, wall_s.count());
+    print_row(job, seed, result, begin);
     if (seed == UINT64_MAX) return;
   }
 }

@@ -36,6 +36,7 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> r
 Examples:
   kvstore-bench sim --list
   kvstore-bench sim steady
+  kvstore-bench sim all --seeds 1-50
   kvstore-bench sim crash-storm --seeds 1-1000 --set clients=8
   kvstore-bench sim crash-storm --replay 57 --key 3
 """
@@ -63,6 +64,7 @@ Examples:
     help="How long to seek a small failing world; 0: not at all.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--summary", is_flag=True, help="Of --json: a row a scenario, not a row a seed.")
 def sim(
     scenario: str | None,
     listing: bool,
@@ -75,11 +77,13 @@ def sim(
     seed_timeout: float,
     shrink_seconds: float,
     as_json: bool,
+    summary: bool,
 ) -> None:
     """Run the store's real client in simulated clusters, with faults, one world for each seed.
 
-    A world checks its history. The first violation is made smaller, and printed with the command
-    that replays it. Exit status: 0 if every world was good, 1 if not, 2 for a wrong question.
+    SCENARIO is a name, the path of a .toml file, or `all`. A world checks its history. The first
+    violation is made smaller, and printed with the command that replays it. Exit status: 0 if
+    every world was good, 1 if not, 2 for a wrong question.
     """
     program = find_simulator()
     catalogue = Catalogue(read_parameters(program))
@@ -90,33 +94,29 @@ def sim(
         raise click.UsageError("name a scenario; `kvstore-bench sim --list` shows them")
     if key is not None and (replay is None or not re.fullmatch(r"\d+|all", key)):
         raise click.UsageError("--key is a number or `all`, and goes with --replay")
-    chosen = catalogue.scenario(scenario, profile=profile, assignments=assignments)
+    if replay is not None and scenario == "all":
+        raise click.UsageError("--replay needs one scenario")
+    names = catalogue.names("scenarios") if scenario == "all" else [scenario]
+    chosen = [catalogue.scenario(n, profile=profile, assignments=assignments) for n in names]
+    reports: list[Report] = []
     with Runner(program, jobs=jobs or _cores(), seed_timeout_s=seed_timeout) as runner:
         if replay is not None:
-            _replay(runner, chosen, replay, key)
+            _replay(runner, chosen[0], replay, key)
             return
-        report = Report(chosen, seeds)
-        with _progress(chosen.name, len(seeds)) as advance:
-            for row in runner.rows(chosen.name, chosen.settings, seeds):
-                report.add(row)
-                advance(row)
-        command = _command(scenario, profile, assignments)
-        if report.violations and shrink_seconds > 0:
-            _shrink(runner, catalogue, chosen, report, shrink_seconds)
-        report.finish(command)
+        for one in chosen:
+            report = _run(runner, one, seeds)
+            if report.violations and shrink_seconds > 0:
+                _shrink(runner, catalogue, report, shrink_seconds)
+            report.finish(_command(one.name, profile, assignments))
+            reports.append(report)
+            if not as_json:
+                report.print()
     if as_json:
-        meta = metadata(
-            "kvstore-bench sim",
-            scenario=chosen.name,
-            profile=chosen.profile,
-            description=chosen.description,
-            settings=dict(chosen.settings),
-            **report.summary(),
-        )
-        print_json(meta, report.rows)
-    else:
-        report.print()
-    sys.exit(0 if report.good else 1)
+        summaries = [report.summary() for report in reports]
+        rows = summaries if summary else [row for report in reports for row in report.rows]
+        settings = {one.name: dict(one.settings) for one in chosen}
+        print_json(metadata("kvstore-bench sim", settings=settings, summary=summaries), rows)
+    sys.exit(0 if all(report.good for report in reports) else 1)
 
 
 class Report:
@@ -167,18 +167,20 @@ class Report:
         elif self.violations:
             self.replay_command = f"{command} --replay {self.violations[0]['seed']}"
 
-    def summary(self) -> dict[str, Any]:
-        """The sums over all seeds."""
-        violations = [
-            {name: row[name] for name in ("seed", "violation")} for row in self.violations
-        ]
+    def summary(self) -> Row:
+        """One row for the whole scenario."""
+        first = self.violations[0] if self.violations else None
         return {
+            "scenario": self.scenario.name,
+            "profile": self.scenario.profile,
             "seeds": f"{self.seeds.start}-{self.seeds.stop - 1}",
             "ok": self.good,
-            "violations": violations,
-            "not_reached": self.missed,
+            "violations": len(self.violations),
+            "violation_seed": first and first["seed"],
+            "violation": first and first["violation"],
             "replay": self.replay_command or None,
-            "sums": dict(self._sums),
+            "not_reached": ", ".join(self.missed) or None,
+            **self._sums,
         }
 
     def print(self) -> None:
@@ -197,12 +199,12 @@ class Report:
             print(f"NOT REACHED: `{name}` is 0 in all of {len(self.rows)} seeds")
         faults = ("breaks", "crashes", "pauses", "fenced", "swept", "unknown")
         happened = ", ".join(f"{sums[name]:,} {name}" for name in faults if sums[name])
-        rate = sums["verbs"] / sums["wall_s"] / 1e6 if sums["wall_s"] else 0
+        rate = sums["verbs"] / sums["cpu_s"] / 1e6 if sums["cpu_s"] else 0
         print(
             f"{self.scenario.name}: {len(self.rows) - len(self.violations)} of {len(self.rows)} "
             f"seeds good; {sums['operations']:,} operations, {sums['verbs']:,} verbs in "
-            f"{sums['virtual_s']:,.0f} s of virtual time ({rate:.2f} million verbs a second and "
-            f"core){'; ' + happened if happened else ''}"
+            f"{sums['virtual_s']:,.0f} s of virtual time ({rate:.2f} million verbs a second of "
+            f"a core){'; ' + happened if happened else ''}"
         )
 
 
@@ -222,15 +224,21 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _shrink(
-    runner: Runner, catalogue: Catalogue, scenario: Scenario, report: Report, seconds: float
-) -> None:
+def _run(runner: Runner, scenario: Scenario, seeds: range) -> Report:
+    report = Report(scenario, seeds)
+    with _progress(scenario.name, len(seeds)) as advance:
+        for row in runner.rows(scenario.name, scenario.settings, seeds):
+            report.add(row)
+            advance(row)
+    return report
+
+
+def _shrink(runner: Runner, catalogue: Catalogue, report: Report, seconds: float) -> None:
+    scenario = report.scenario
     row = min(report.violations, key=lambda row: row["seed"])
     failure = Failure(scenario.settings, row["seed"], row["violation"])
     _say(f"seed {failure.seed} fails; making it smaller, for {seconds:g} s at most")
-    shrinker = Shrinker(
-        runner, scenario.name, catalogue.parameters, seconds=seconds, say=lambda text: _say(text)
-    )
+    shrinker = Shrinker(runner, scenario.name, catalogue.parameters, seconds=seconds, say=_say)
     report.smallest = shrinker.shrink(failure)
     report.smallest_text = describe(report.smallest.settings, catalogue.parameters)
 
