@@ -140,7 +140,7 @@ Lane::Lane(Client& client, uint32_t index, uint32_t members)
     : client_(client),
       index_(index),
       members_(members),
-      channels_(std::make_unique<Channel[]>(members)) {
+      channels_(std::make_unique_for_overwrite<Channel[]>(members)) {
   for (uint32_t m = 0; m < members; ++m) {
     channels_[m].lane_ = this;
     channels_[m].member_ = m;

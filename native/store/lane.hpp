@@ -48,7 +48,7 @@ class TouchRing {
   }
 
  private:
-  std::array<Touch, 1024> ring_{};
+  std::array<Touch, 1024> ring_;  // not initialised: what nobody uses takes no memory
   std::atomic<uint64_t> head_{0};
   std::atomic<uint64_t> tail_{0};
 };
