@@ -89,11 +89,10 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
                           const Key& key, const Places& places, Slot contents,
                           std::span<const Candidate> examined, std::span<kv_op> first) {
   // Rare paths end somewhere: a table of many subtables would be full of nothing.
-  constexpr unsigned kEarlyDepthMax = 3;
+  constexpr unsigned kEarlyDepthMax = 2;
   if (directory.depth() < kEarlyDepthMax && KV_BUGGIFY(early_split)) {
     co_return InsertResult{InsertOutcome::kFull, {}};
   }
-  if (KV_BUGGIFY(spurious_conflict)) co_return InsertResult{InsertOutcome::kConflict, {}};
   if (places.filling()) co_return InsertResult{InsertOutcome::kFilling, {}};
   const SlotRef target = choose_slot(places, key.hash);
   if (target.offset == 0) co_return InsertResult{InsertOutcome::kFull, {}};
@@ -122,7 +121,7 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
   }
   // A header that changed means that a split began: it may have passed this slot by already, so the
   // entry must not commit here.
-  bool unchanged = true;
+  bool unchanged = !KV_BUGGIFY(spurious_conflict);
   for (unsigned c = 0; c < 2; ++c) {
     for (unsigned b = 0; b < 2; ++b) {
       unchanged &= seen[c].header(b) == places.own()[c].header(b) || KV_VARIANT(commit_over_split);

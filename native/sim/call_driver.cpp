@@ -81,13 +81,15 @@ uint64_t ComputeNode::CallDriver::go_on() {
   } else if (monotonic_ns() < rest_until_ns_) {
     return rest_until_ns_;
   } else {
+    // Between calls the lane is nobody's, as in a real client.
+    KV_ASSERT(!lane_.taken.exchange(true));
     begin();
     activity_ns_ = schedule_.now_ns();
     state = lane_.run(&call_, 1, workload_.options.timeout_ns, true);
   }
   if (state != KV_OK) return std::min(lane_.executor().next_timer_ns(), lane_.deadline_ns());
   note_outcome();
-  lane_.arena().reset();
+  lane_.client().release_lane(lane_);
   Random& random = schedule_.random();
   const uint64_t rest_ns = unserved(Status(call_.status))
                                ? kRestNsMin + random.below(kRestNsSpread + 1)
@@ -201,7 +203,9 @@ void ComputeNode::CallDriver::note_outcome() {
     }
     judge_cost(operation);
   }
-  schedule_.tell(operation.key, [&] { return what() + " ends: " + describe(operation); });
+  schedule_.tell(operation.key, [&] {
+    return what() + " ends: " + describe(operation) + ", status " + std::to_string(call_.status);
+  });
   purpose = {};
 }
 
@@ -266,6 +270,7 @@ void ComputeNode::CallDriver::note_cost_begins(const Operation& operation) {
   const uint32_t others = workload_.under_way_at[operation.key]++;
   use_ = ++workload_.uses[operation.key];
   costed_ = options.check_cost && workload_.faults == 0 && others == 0 &&
+            options.node.timing.breaks_per_million == 0 &&
             options.value_bytes_max <= kCostedBytesMax && workload_.is_lone_key(operation.key) &&
             index_at_rest();
   if (!costed_) return;

@@ -17,6 +17,7 @@ class ComputeNode::CallDriver final : public Driver {
   // Once the client has crashed.
   void abandon();
 
+  void release_lane() { lane_.client().release_lane(lane_); }
   uint32_t lane() const { return lane_.index(); }
   bool running() const { return lane_.running(); }
   uint64_t operation() const { return lane_.running() ? place_ + 1 : 0; }

@@ -53,6 +53,7 @@ ComputeNode::ComputeNode(Schedule& schedule, const std::vector<MemoryNode*>& nod
     KV_ASSERT(lane != nullptr);
     drivers_.push_back(std::make_unique<CallDriver>(*this, *lane));
   }
+  for (const auto& driver : drivers_) driver->release_lane();
   departure_ = std::make_unique<Departure>(*this);
 }
 

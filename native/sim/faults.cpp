@@ -184,6 +184,7 @@ void Faults::heal() {
   }
   for (MemoryNode* node : nodes_) {
     if (!node->up()) node->restart();
+    node->fabric().timing().breaks_per_million = 0;
   }
 }
 

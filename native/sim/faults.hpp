@@ -42,7 +42,7 @@ class Faults final : public Timed {
 
   // With the operation `number`, from 0.
   void draw(uint64_t number);
-  // Ends partitions and brings nodes back.
+  // Ends partitions, brings nodes back, and no connection breaks any more.
   void heal();
   uint64_t count(Fault fault) const { return counts_[size_t(fault)]; }
 

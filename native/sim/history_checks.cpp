@@ -32,7 +32,8 @@ Price price_of(const OperationCost& cost) {
       if (!met) return {5, 2, 0, 3};
       return cost.inserted ? Price{4, 2, 2, 3} : Price{3, 2, 1, 3};
     default:
-      return met ? Price{3, 0, 1, 3} : Price{4, 0, 0, 2};
+      // What has expired is deleted as well.
+      return met ? Price{3, 0, 1, 3} : Price{4, 0, 1, 3};
   }
 }
 

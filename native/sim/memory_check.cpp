@@ -54,7 +54,7 @@ void IndexView::read_subtable(uint64_t offset) {
   const unsigned buckets = layout::kGroupsPerSubtable * layout::kBucketsPerGroup;
   for (unsigned b = 0; b < buckets; ++b) {
     const uint64_t bucket = offset + b * layout::kBucketBytes;
-    if (BucketHeader{word_at(bucket)}.filling()) damage_ = at("a split is not finished", bucket);
+    if (BucketHeader{word_at(bucket)}.filling()) unfinished_ = at("a split is not finished", bucket);
     for (unsigned s = 1; s <= layout::kSlotsPerBucket; ++s) {
       const Slot slot{word_at(bucket + s * 8)};
       if (!slot.empty()) slots_.push_back(slot);
@@ -69,8 +69,9 @@ bool IndexView::points_at(uint64_t offset) const {
   return found != slots_.end() && found->offset() == offset;
 }
 
-std::string IndexView::check() const {
-  if (!damage_.empty()) return damage_;
+std::string IndexView::check(bool splits_finished) const {
+  if (splits_finished && !unfinished_.empty()) return unfinished_;
+  if (!splits_finished && !unfinished_.empty()) return {};
   std::set<std::string> keys;
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot slot = slots_[i];

@@ -19,9 +19,10 @@ class IndexView {
  public:
   IndexView(const uint8_t* region, const layout::Geometry& geometry);
 
-  // No slot moves or waits for its commit, no block has two slots, no key two objects, and every
-  // slot leads to an object that is whole.
-  std::string check() const;
+  // No block has two slots, no key two objects, every slot leads to an object that is whole, and no
+  // slot waits for its commit. Unless a split may be left half done: no slot moves either, and no
+  // bucket waits to be filled.
+  std::string check(bool splits_finished) const;
 
   const uint8_t* region() const { return region_; }
   const layout::Geometry& geometry() const { return geometry_; }
@@ -36,7 +37,7 @@ class IndexView {
   const uint8_t* const region_;
   const layout::Geometry geometry_;
   std::vector<layout::Slot> slots_;  // that are not empty
-  std::string damage_;
+  std::string unfinished_;
 };
 
 // While the owner lives and nothing of its is in a limbo: every block of its extents is free, for

@@ -114,7 +114,12 @@ class MemoryNode::Life {
   };
 
   void start_upkeep(Schedule& schedule, MemoryNode& node) {
-    const std::vector<Home> homes{{node.name_, [this] { return admit(KV_FABRIC_LOCAL); }}};
+    // The node's own client is the same one however often it asks: it can't be lost.
+    const auto admit_own = [this, own = Grant{}]() mutable {
+      if (own.registration == 0) own = admit(KV_FABRIC_LOCAL);
+      return own;
+    };
+    const std::vector<Home> homes{{node.name_, admit_own}};
     janitor_ = std::make_unique<DrivenClient>(schedule, clock_, homes, 1);
     Status status = Status::kOk;
     Lane* lane = janitor_->client().acquire_lane(0, status);

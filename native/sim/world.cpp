@@ -97,6 +97,7 @@ class World final : private Clients, private BlockUsers {
       const bool open = random.below(1'000'000) < options_.rare_per_million;
       switches.rare |= uint64_t{open} << n;
     }
+    switches.rare |= options_.rare;
   }
 
   int64_t drift() {
@@ -128,6 +129,7 @@ class World final : private Clients, private BlockUsers {
 
   uint64_t operation_of(uint32_t node, uint32_t registration, uint32_t lane) override {
     uint64_t operation = 0;
+    if (!nodes_[node]->is_live(registration)) return operation;
     each_client([&](ComputeNode& client) {
       if (!uses(client, node) || client.client().registration(node) != registration) return;
       operation = client.operation_of(lane);
@@ -210,7 +212,7 @@ class World final : private Clients, private BlockUsers {
     if (options_.damages_per_million > 0 || options_.forced_fault != 0) return;
     for (uint32_t member = 0; member < nodes_.size(); ++member) {
       const IndexView index(nodes_[member]->region(), nodes_[member]->geometry());
-      note(index.check(), *nodes_[member]);
+      note(index.check(false), *nodes_[member]);
       for (const auto& client : clients_) {
         const auto attachment = client->client().client().attachment(member);
         const auto extents = attachment->allocator.begin_scrub();
@@ -246,7 +248,7 @@ class World final : private Clients, private BlockUsers {
     if (!workload_.violation.empty()) return;
     for (const auto& node : nodes_) {
       const IndexView index(node->region(), node->geometry());
-      if (options_.damages_per_million == 0) note(index.check(), *node);
+      if (options_.damages_per_million == 0) note(index.check(true), *node);
       note(check_deserted(index), *node);
     }
   }

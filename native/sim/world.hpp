@@ -70,6 +70,8 @@ struct WorldOptions {
   uint64_t variants = 0;
   // Each rare path of base/variants.def is open in so many of a million worlds.
   uint64_t rare_per_million = 0;
+  // Bit n: the n-th of them is open in any case.
+  uint64_t rare = 0;
 
   bool check_blocks = true;  // see block_watch.hpp
   bool check_cost = true;

@@ -3,6 +3,8 @@
 // A job is lines of `name=value`: parameters of the world (`--parameters` prints them), and
 //   scenario=NAME    returned in each row
 //   seeds=FIRST-LAST both included
+//   variants=A,B     broken variants of the store, rare=A,B rare paths that are open; `--switches`
+//                    prints both lists
 //   trace=KEY        before each row, lines of text: what concerns the key; `all` for every key
 // A row is one line of JSON on standard output, written before the next seed begins: if a seed
 // ends the process, by a broken assertion, it is the one after the last row.
@@ -18,6 +20,7 @@
 #include <string>
 
 #include "sim/parameters.hpp"
+#include "sim/switch_names.hpp"
 
 namespace kvstore::sim {
 namespace {
@@ -70,6 +73,8 @@ std::string take_line(const std::string& line, Job& job) {
   if (name == "seeds") {
     return parse_seeds(value, job) ? "" : "seeds is `" + value + "`; it may be FIRST-LAST";
   }
+  if (name == "variants") return read_switches(variant_names(), value, job.options.variants);
+  if (name == "rare") return read_switches(rare_path_names(), value, job.options.rare);
   if (name == "trace") {
     return parse_trace(value, job) ? "" : "trace is `" + value + "`; it may be a key or `all`";
   }
@@ -171,6 +176,16 @@ void print_parameters() {
   std::printf("\n]\n");
 }
 
+void print_switches() {
+  for (const bool broken : {true, false}) {
+    for (const SwitchName& one : broken ? variant_names() : rare_path_names()) {
+      std::printf("{\"kind\": \"%s\", \"name\": %s, \"description\": %s}\n",
+                  broken ? "variant" : "rare", quoted(one.name).c_str(),
+                  quoted(one.description).c_str());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvstore::sim
 
@@ -178,6 +193,10 @@ int main(int count, char** arguments) {
   using namespace kvstore::sim;
   if (count == 2 && std::strcmp(arguments[1], "--parameters") == 0) {
     print_parameters();
+    return 0;
+  }
+  if (count == 2 && std::strcmp(arguments[1], "--switches") == 0) {
+    print_switches();
     return 0;
   }
   Job job;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "store/client.hpp"
 #include "store/operations.hpp"
@@ -300,6 +301,8 @@ int Lane::continue_run(bool inline_only) {
   run_.workers.clear();
   end_activity();
   run_.active = false;
+  // It was about these calls: whoever finds the lane idle may connect it again.
+  cancelled_ = false;
   return KV_OK;
 }
 
@@ -330,8 +333,8 @@ Status Lane::end_task() {
   task_ = Task<Status>();
   end_activity();
   run_.active = false;
-  if (cancelled_ && status == Status::kNodeUnreachable) return cancel_reason_;
-  return status;
+  const bool given_up = std::exchange(cancelled_, false);
+  return given_up && status == Status::kNodeUnreachable ? cancel_reason_ : status;
 }
 
 int Lane::run_list(kv_call* const* calls, uint32_t count, uint64_t timeout_ns) {
