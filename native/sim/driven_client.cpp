@@ -61,8 +61,8 @@ class DrivenClient::ServiceDriver final : public Driver {
   uint64_t step() override {
     uint64_t next_ns = UINT64_MAX;
     if (host_.client().service() == nullptr) return next_ns;
-    step_once(next_ns);
-    host_.notice();
+    // While a beat is under way, that another one is wanted is nothing to do.
+    if (step_once(next_ns)) host_.notice();
     return next_ns;
   }
 
