@@ -96,7 +96,9 @@ Task<Status> Sweep::take_over(Channel& channel, uint64_t segment, SegmentEntry h
 
 Task<Status> Sweep::settle(Channel& channel, uint64_t segment, SegmentEntry head) {
   if (head.kind() == SegmentEntry::kAdoptable) co_return co_await take_over(channel, segment, head);
-  if (!of_the_dead(head.owner())) co_return Status::kOk;
+  // A sweep whose connection broke may have left a run that it was about to release.
+  const bool own = head.owner() == channel.attachment->registration;
+  if (!of_the_dead(head.owner()) && !own) co_return Status::kOk;
   switch (head.kind()) {
     case SegmentEntry::kClaiming:
       co_return co_await channel.attachment->segments.dissolve(channel.remote, segment, head);

@@ -51,7 +51,7 @@ void ComputeNode::CallDriver::abandon() {
   if (!lane_.running()) return;
   host_.client_->wind_down([this] { return lane_.step() == KV_OK; });
   --workload_.under_way;
-  --workload_.under_way_at[workload_.history[place_].key];
+  --workload_.under_way_at[key_number_];
 }
 
 uint64_t ComputeNode::CallDriver::step() {
@@ -165,6 +165,7 @@ void ComputeNode::CallDriver::draw_kind(Operation& operation) {
 void ComputeNode::CallDriver::fill_call(const Operation& operation) {
   static constexpr uint32_t kKinds[] = {KV_GET, KV_CONTAINS, KV_PUT, KV_DELETE};
   static constexpr uint32_t kFlags[] = {0, KV_IF_ABSENT, KV_IF_VERSION};
+  key_number_ = operation.key;
   key_ = "key " + std::to_string(operation.key);
   call_ = kv_call{};
   call_.kind = kKinds[size_t(operation.kind)];

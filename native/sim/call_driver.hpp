@@ -45,6 +45,7 @@ class ComputeNode::CallDriver final : public Driver {
   Workload& workload_;
   Lane& lane_;
   kv_call call_{};
+  uint64_t key_number_ = 0;
   std::string key_;
   std::vector<uint8_t> value_;
   size_t place_ = 0;

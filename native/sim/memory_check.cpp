@@ -54,7 +54,8 @@ void IndexView::read_subtable(uint64_t offset) {
   const unsigned buckets = layout::kGroupsPerSubtable * layout::kBucketsPerGroup;
   for (unsigned b = 0; b < buckets; ++b) {
     const uint64_t bucket = offset + b * layout::kBucketBytes;
-    if (BucketHeader{word_at(bucket)}.filling()) unfinished_ = at("a split is not finished", bucket);
+    if (BucketHeader{word_at(bucket)}.filling())
+      unfinished_ = at("a split is not finished", bucket);
     for (unsigned s = 1; s <= layout::kSlotsPerBucket; ++s) {
       const Slot slot{word_at(bucket + s * 8)};
       if (!slot.empty()) slots_.push_back(slot);

@@ -54,8 +54,8 @@ constexpr Parameter kParameters[] = {
      KV_FIELD(check_blocks)},
     {"check_cost", kWorkload, "", 1, 0, 1, "1: verbs of calls are held against the table",
      KV_FIELD(check_cost)},
-    {"wall_limit_s", kWorkload, "s", kSecond, 1, 86'400,
-     "real time after which a world is stuck", KV_FIELD(wall_limit_ns)},
+    {"wall_limit_s", kWorkload, "s", kSecond, 1, 86'400, "real time after which a world is stuck",
+     KV_FIELD(wall_limit_ns)},
     {"limit_s", kWorkload, "s", kSecond, 1, 86'400, "virtual time after which a world is stuck",
      KV_FIELD(limit_ns)},
 
@@ -126,7 +126,8 @@ constexpr Parameter kParameters[] = {
      "with this one a bit of some object flips", KV_FIELD(damages_per_million)},
     {"faults_max", kFaults, "", 1, 0, UINT64_MAX, "faults together, at most", KV_FIELD(faults_max)},
     {"forced_fault", kFaults, "", 1, 0, 7,
-     "one that comes in any case: 1 crash, 2 farewell, 3 break, 4 pause, 5 partition, 6 power loss, "
+     "one that comes in any case: 1 crash, 2 farewell, 3 break, 4 pause, 5 partition, 6 power "
+     "loss, "
      "7 damage",
      KV_FIELD(forced_fault)},
     {"forced_at", kFaults, "", 1, 0, UINT64_MAX, "with which call", KV_FIELD(forced_at)},
