@@ -110,4 +110,10 @@ std::string ComputeNode::holder_since(uint32_t member, uint64_t instant_ns) cons
   return {};
 }
 
+uint64_t ComputeNode::processor_ns() const {
+  uint64_t sum_ns = 0;
+  for (const auto& driver : drivers_) sum_ns += driver->busy_ns();
+  return sum_ns;
+}
+
 }  // namespace kvstore::sim

@@ -34,6 +34,8 @@ class ComputeNode {
   bool paused() const { return schedule_.now_ns() < paused_until_ns_; }
   DrivenClient& client() { return *client_; }
   bool idle() const;
+  // For which the processors of its lanes were busy so far.
+  uint64_t processor_ns() const;
 
   // Of the operation that is under way on a lane; 0: none is.
   uint64_t operation_of(uint32_t lane) const;

@@ -78,6 +78,13 @@ class World final : private Clients, private BlockUsers {
   ~World() { switches = {}; }
 
   WorldResult run() {
+    const auto begun = [this](uint64_t calls) {
+      return [this, calls] { return workload_.begun >= calls || workload_.over(); };
+    };
+    run_until(begun(options_.preload ? options_.keys : 0), options_.limit_ns);
+    const Usage before = usage();
+    run_until(begun(options_.operations), options_.limit_ns);
+    measured_ = since(before);
     const bool done = run_until([this] { return workload_.over(); }, options_.limit_ns);
     if (!done) report_stuck("the operations did not end");
     if (options_.rest && workload_.violation.empty()) come_to_rest();
@@ -149,6 +156,48 @@ class World final : private Clients, private BlockUsers {
   }
 
   void block_misused(const std::string& violation) override { workload_.report(violation); }
+
+  // ---- Figures ----
+
+  struct Usage {
+    uint64_t at_ns = 0;
+    uint64_t begun = 0;
+    uint64_t verbs = 0;
+    uint64_t processor_ns = 0;
+    std::vector<uint64_t> nic_ns;
+    std::vector<uint64_t> blocked_ns;
+  };
+
+  Usage usage() {
+    Usage now{schedule_.now_ns(), workload_.begun, 0, 0, {}, {}};
+    for (const auto& node : nodes_) {
+      now.verbs += node->counts().fabric.operations;
+      now.nic_ns.push_back(node->up() ? node->fabric().nic().busy_ns() : 0);
+      now.blocked_ns.push_back(node->up() ? node->fabric().nic().blocked_ns() : 0);
+    }
+    for (const auto& client : clients_) now.processor_ns += client->processor_ns();
+    return now;
+  }
+
+  Measured since(const Usage& before) {
+    const Usage now = usage();
+    Measured sum{
+        before.at_ns, now.at_ns, now.begun - before.begun, now.verbs - before.verbs, 0, 0, 0};
+    const double span_ns = double(std::max<uint64_t>(now.at_ns - before.at_ns, 1));
+    // What began anew meanwhile counts from there.
+    const auto share = [&](uint64_t later, uint64_t earlier) {
+      return double(later >= earlier ? later - earlier : later) / span_ns;
+    };
+    for (size_t i = 0; i < now.nic_ns.size(); ++i) {
+      const double busy = share(now.nic_ns[i], before.nic_ns[i]);
+      if (busy < sum.nic_busy) continue;
+      sum.nic_busy = busy;
+      sum.nic_blocked = share(now.blocked_ns[i], before.blocked_ns[i]);
+    }
+    sum.processor_busy =
+        share(now.processor_ns, before.processor_ns) / double(options_.clients * options_.lanes);
+    return sum;
+  }
 
   // ---- Going on ----
 
@@ -280,6 +329,7 @@ class World final : private Clients, private BlockUsers {
     result.virtual_ns = schedule_.now_ns() - Schedule::kBeginNs;
     result.events = schedule_.events();
     result.costed = workload_.costed;
+    result.measured = measured_;
     count(result);
     result.history = std::move(workload_.history);
     return result;
@@ -319,6 +369,7 @@ class World final : private Clients, private BlockUsers {
   std::vector<std::unique_ptr<ComputeNode>> clients_;
   std::vector<std::unique_ptr<ComputeNode>> former_;
   const WallClock::time_point wall_end_;
+  Measured measured_;
   uint32_t next_client_ = 0;
   uint64_t drawn_ = 0;
 };

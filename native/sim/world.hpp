@@ -84,6 +84,18 @@ struct WorldOptions {
   uint64_t wall_limit_ns = 60 * kSecond;
 };
 
+// From the call that follows the preloaded keys to the last call: all lanes have work.
+struct Measured {
+  uint64_t begin_ns = 0;  // virtual instants
+  uint64_t end_ns = 0;
+  uint64_t operations = 0;
+  uint64_t verbs = 0;  // at the nodes, those of the upkeep too
+  // Shares of the time: of the busiest node's NIC, and of all lanes' processors.
+  double nic_busy = 0;
+  double nic_blocked = 0;  // of that, standing still for an address
+  double processor_busy = 0;
+};
+
 struct WorldResult {
   bool finished = false;  // all operations have returned, or their clients crashed
   LinearizabilityResult linearizability;
@@ -107,6 +119,7 @@ struct WorldResult {
   uint64_t fenced = 0;
   uint64_t swept = 0;
   uint64_t unknown = 0;  // operations without a known outcome
+  Measured measured;
 
   bool good() const {
     return finished && violation.empty() && linearizability.verdict == Verdict::kLinearizable;

@@ -18,6 +18,8 @@
 #include <cstring>
 #include <ctime>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "sim/parameters.hpp"
 #include "sim/switch_names.hpp"
@@ -103,6 +105,34 @@ std::string violation_of(const WorldResult& result) {
   return "";
 }
 
+void print_measured(const WorldResult& result) {
+  const Measured& measured = result.measured;
+  std::vector<uint64_t> latencies_ns;
+  for (const Operation& operation : result.history) {
+    if (operation.called_ns < measured.begin_ns || operation.called_ns > measured.end_ns) continue;
+    if (operation.returned_ns == kNeverReturned) continue;
+    latencies_ns.push_back(operation.returned_ns - operation.called_ns);
+  }
+  std::sort(latencies_ns.begin(), latencies_ns.end());
+  const auto percentile_us = [&](uint64_t thousandth) {
+    const size_t count = latencies_ns.size();
+    return count == 0 ? 0.0 : double(latencies_ns[(count - 1) * thousandth / 1000]) / 1e3;
+  };
+  const double seconds = double(measured.end_ns - measured.begin_ns) / 1e9;
+  const double operations = double(std::max<uint64_t>(measured.operations, 1));
+  const std::pair<const char*, double> figures[] = {
+      {"ops_per_s", seconds > 0 ? double(measured.operations) / seconds : 0},
+      {"p50_us", percentile_us(500)},
+      {"p99_us", percentile_us(990)},
+      {"p999_us", percentile_us(999)},
+      {"verbs_per_op", double(measured.verbs) / operations},
+      {"nic_busy", measured.nic_busy},
+      {"nic_blocked", measured.nic_blocked},
+      {"processor_busy", measured.processor_busy},
+  };
+  for (const auto& [name, figure] : figures) std::printf(", \"%s\": %.6g", name, figure);
+}
+
 // Of the wall and of all threads of this process.
 struct Spent {
   double wall_s = std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
@@ -135,6 +165,7 @@ void print_row(const Job& job, uint64_t seed, const WorldResult& result, const S
       {"torn", result.torn},
   };
   for (const auto& [name, count] : counts) std::printf(", \"%s\": %" PRIu64, name, count);
+  print_measured(result);
   std::printf(", \"virtual_s\": %.9f, \"wall_s\": %.6f, \"cpu_s\": %.6f, \"digest\": \"%08" PRIx64
               "\"}\n",
               double(result.virtual_ns) / 1e9, end.wall_s - begin.wall_s, end.cpu_s - begin.cpu_s,
