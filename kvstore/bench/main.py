@@ -17,6 +17,10 @@ _COMMANDS: Final = {
         "kvstore.bench.peers.command:peers",
         "Compare the store with other systems on the same work.",
     ),
+    "scale": (
+        "kvstore.bench.sim.scale:scale",
+        "Simulate clusters that grow: throughput, latency, and what is full.",
+    ),
     "sim": (
         "kvstore.bench.sim.command:sim",
         "Simulate clusters with faults, one world for each seed.",

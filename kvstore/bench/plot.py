@@ -56,3 +56,35 @@ def plot_latency(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("microseconds a call")
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def plot_scale(rows: Sequence[Row], path: Path) -> None:
+    """Throughput and median latency over the compute nodes, a line for each number of nodes."""
+    figure, _ = _figure(11, 7)
+    figure.clear()
+    panels = figure.subplots(2, 2, sharex=True)
+    names = (("ops_per_s", "calls a second"), ("p50_us", "median latency, us"))
+    for column, operation in enumerate(("get", "put")):
+        for panel, (name, label) in zip(panels[:, column], names, strict=True):
+            for nodes in sorted({row["memory_nodes"] for row in rows}):
+                line = [
+                    row
+                    for row in rows
+                    if row["operation"] == operation and row["memory_nodes"] == nodes
+                ]
+                compute = [row["compute_nodes"] for row in line]
+                panel.plot(compute, [row[name] for row in line], marker=".", label=str(nodes))
+                full = [row for row in line if row["full"]]
+                panel.plot(
+                    [row["compute_nodes"] for row in full],
+                    [row[name] for row in full],
+                    "kx",
+                )
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.set_ylabel(label)
+            panel.set_title(f"{operation} (x: NIC or processors full)")
+    panels[1][0].set_xlabel("compute nodes")
+    panels[1][1].set_xlabel("compute nodes")
+    panels[0][0].legend(title="memory nodes")
+    figure.savefig(path, dpi=110)

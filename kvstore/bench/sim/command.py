@@ -6,9 +6,9 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -226,7 +226,7 @@ def _say(text: str) -> None:
 
 def _run(runner: Runner, scenario: Scenario, seeds: range) -> Report:
     report = Report(scenario, seeds)
-    with _progress(scenario.name, len(seeds)) as advance:
+    with progress_bar(scenario.name, len(seeds)) as advance:
         for row in runner.rows(scenario.name, scenario.settings, seeds):
             report.add(row)
             advance(row)
@@ -253,7 +253,8 @@ def _replay(runner: Runner, scenario: Scenario, seed: int, key: str | None) -> N
 
 
 @contextmanager
-def _progress(name: str, total: int) -> Iterator[Any]:
+def progress_bar(name: str, total: int) -> Iterator[Callable[[Row], None]]:
+    """Shows on a terminal how many rows there are; it yields what takes each of them."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
