@@ -16,6 +16,7 @@ constexpr uint64_t kMegabitBytes = 125'000;
 constexpr uint64_t kMicrosecond = 1'000;
 constexpr uint64_t kMebibyte = 1 << 20;
 constexpr const char* kWorkload = "workload";
+constexpr const char* kInvariants = "invariants";
 constexpr const char* kFaults = "faults";
 constexpr const char* kNode = "node";
 constexpr const char* kNetwork = "network";
@@ -48,15 +49,15 @@ constexpr Parameter kParameters[] = {
      KV_FIELD(mortal_percent)},
     {"lives_ms", kWorkload, "ms", kMillisecond, 1, 600'000, "how long, at most",
      KV_FIELD(lives_ns_max)},
-    {"rest", kWorkload, "", 1, 0, 1, "1: at the end everything comes to rest and is checked",
+    {"rest", kInvariants, "", 1, 0, 1, "1: at the end everything comes to rest and is checked",
      KV_FIELD(rest)},
-    {"check_blocks", kWorkload, "", 1, 0, 1, "1: the use of every block is watched",
+    {"check_blocks", kInvariants, "", 1, 0, 1, "1: the use of every block is watched",
      KV_FIELD(check_blocks)},
-    {"check_cost", kWorkload, "", 1, 0, 1, "1: verbs of calls are held against the table",
+    {"check_cost", kInvariants, "", 1, 0, 1, "1: verbs of calls are held against the table",
      KV_FIELD(check_cost)},
-    {"wall_limit_s", kWorkload, "s", kSecond, 1, 86'400, "real time after which a world is stuck",
+    {"wall_limit_s", kInvariants, "s", kSecond, 1, 86'400, "real time after which a world is stuck",
      KV_FIELD(wall_limit_ns)},
-    {"limit_s", kWorkload, "s", kSecond, 1, 86'400, "virtual time after which a world is stuck",
+    {"limit_s", kInvariants, "s", kSecond, 1, 86'400, "virtual time after which a world is stuck",
      KV_FIELD(limit_ns)},
 
     {"region_mib", kNode, "MiB", kMebibyte, layout::kRegionBytesMin / kMebibyte, 1 << 20,

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from kvstore.bench.document import metadata, print_json
-from kvstore.bench.sim.runner import Row, Runner, find_simulator, read_parameters
+from kvstore.bench.sim.runner import Row, Runner, find_simulator, read_parameters, read_switches
 from kvstore.bench.sim.scenario import Catalogue, Scenario
 from kvstore.bench.sim.shrink import Failure, Shrinker, describe
 
@@ -46,6 +46,7 @@ Examples:
 @click.option("--seeds", callback=_seeds, default="1-200", show_default=True, help="Both included.")
 @click.option("--profile", help="The network; default: the scenario's own, else `ideal`.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A parameter.")
+@click.option("--variant", "variants", multiple=True, help="Break a rule of the store on purpose.")
 @click.option("--replay", type=click.IntRange(0), metavar="SEED", help="Tell what one seed did.")
 @click.option("--key", help="For --replay: a key, or `all`. Default: the key of the violation.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes. Default: one a core.")
@@ -71,6 +72,7 @@ def sim(
     seeds: range,
     profile: str | None,
     assignments: tuple[str, ...],
+    variants: tuple[str, ...],
     replay: int | None,
     key: str | None,
     jobs: int | None,
@@ -88,7 +90,7 @@ def sim(
     program = find_simulator()
     catalogue = Catalogue(read_parameters(program))
     if listing:
-        _list(catalogue)
+        _list(catalogue, read_switches(program))
         return
     if scenario is None:
         raise click.UsageError("name a scenario; `kvstore-bench sim --list` shows them")
@@ -97,7 +99,10 @@ def sim(
     if replay is not None and scenario == "all":
         raise click.UsageError("--replay needs one scenario")
     names = catalogue.names("scenarios") if scenario == "all" else [scenario]
-    chosen = [catalogue.scenario(n, profile=profile, assignments=assignments) for n in names]
+    chosen = [
+        catalogue.scenario(one, profile=profile, assignments=assignments, variants=variants)
+        for one in names
+    ]
     reports: list[Report] = []
     with Runner(program, jobs=jobs or _cores(), seed_timeout_s=seed_timeout) as runner:
         if replay is not None:
@@ -107,7 +112,7 @@ def sim(
             report = _run(runner, one, seeds)
             if report.violations and shrink_seconds > 0:
                 _shrink(runner, catalogue, report, shrink_seconds)
-            report.finish(_command(one.name, profile, assignments))
+            report.finish(_command(one.name, profile, assignments, variants))
             reports.append(report)
             if not as_json:
                 report.print()
@@ -197,7 +202,10 @@ class Report:
             print(f"replay it with:\n  {self.replay_command}")
         for name in self.missed:
             print(f"NOT REACHED: `{name}` is 0 in all of {len(self.rows)} seeds")
-        faults = ("breaks", "crashes", "pauses", "fenced", "swept", "unknown")
+        faults = (
+            *("breaks", "crashes", "leaves", "pauses", "partitions", "power_losses", "attachments"),
+            *("fenced", "swept", "unknown"),
+        )
         happened = ", ".join(f"{sums[name]:,} {name}" for name in faults if sums[name])
         rate = sums["verbs"] / sums["cpu_s"] / 1e6 if sums["cpu_s"] else 0
         print(
@@ -208,11 +216,13 @@ class Report:
         )
 
 
-def _command(scenario: str, profile: str | None, assignments: tuple[str, ...]) -> str:
+def _command(
+    scenario: str, profile: str | None, assignments: tuple[str, ...], variants: tuple[str, ...]
+) -> str:
     words = ["kvstore-bench", "sim", scenario]
     words += ["--profile", profile] if profile else []
-    for assignment in assignments:
-        words += ["--set", assignment]
+    words += [word for assignment in assignments for word in ("--set", assignment)]
+    words += [word for variant in variants for word in ("--variant", variant)]
     return " ".join(words)
 
 
@@ -285,11 +295,17 @@ def progress_bar(name: str, total: int) -> Iterator[Callable[[Row], None]]:
         yield advance
 
 
-def _list(catalogue: Catalogue) -> None:
+def _list(catalogue: Catalogue, switches: list[dict[str, str]]) -> None:
     for kind in ("scenarios", "profiles", "parts"):
         print(f"{kind}:")
         for name in catalogue.names(kind):
             print(f"  {name:<20} {catalogue.description(kind, name)}")
+        print()
+    for kind, title in (("rare", "rare paths"), ("variant", "broken variants (--variant NAME)")):
+        print(f"{title}:")
+        for one in switches:
+            if one["kind"] == kind:
+                print(f"  {one['name']:<26} {one['description']}")
         print()
     print("parameters (--set NAME=VALUE; default, range):")
     for parameter in catalogue.parameters.values():

@@ -19,10 +19,9 @@ from typing import Any, Final
 
 import kvstore
 from kvstore.bench.sim.errors import SimulationError
-from kvstore.bench.sim.scenario import Parameter
+from kvstore.bench.sim.scenario import Parameter, Settings
 
 Row = dict[str, Any]
-Settings = Mapping[str, int]
 
 _CHUNK_SEEDS_MAX: Final = 64
 _JOB_REFUSED: Final = 2
@@ -43,6 +42,12 @@ def find_simulator() -> Path:
             f"there, and use that checkout's .venv/bin/kvstore-bench (looked for {program})"
         )
     return program
+
+
+def read_switches(program: Path) -> list[dict[str, str]]:
+    """All switches of the simulator's build: `kind` is variant or rare, `name`, `description`."""
+    listed = subprocess.run([program, "--switches"], capture_output=True, check=True, timeout=60)
+    return [json.loads(line) for line in listed.stdout.splitlines()]
 
 
 def read_parameters(program: Path) -> list[Parameter]:
@@ -169,7 +174,7 @@ class Runner:
 
     def trace(self, scenario: str, settings: Settings, seed: int, key: str) -> Iterator[str]:
         """The lines that tell what happened to a key, or to `all`; then one about the end."""
-        job = _job(scenario, settings, range(seed, seed + 1)) | {"trace": key}
+        job = self._job(scenario, settings, range(seed, seed + 1)) | {"trace": key}
         with self._start(job) as process:
             for line in process.lines():
                 if not line.startswith("{"):
@@ -179,6 +184,12 @@ class Runner:
                 yield "no violation" if row["ok"] else f"VIOLATION {row['violation']}"
             if process.status() != 0:
                 yield f"VIOLATION {_how_it_ended(process)}"
+
+    def _job(self, scenario: str, settings: Settings, seeds: range) -> dict[str, int | str]:
+        job = {"scenario": scenario, "seeds": f"{seeds.start}-{seeds.stop - 1}", **settings}
+        # A world that is late names what is stuck, unless it is too late even for that.
+        job.setdefault("wall_limit_s", max(1, int(self._seed_timeout_s * 0.7)))
+        return job
 
     def _start(self, job: Mapping[str, int | str]) -> _Process:
         with self._lock:
@@ -191,7 +202,7 @@ class Runner:
     def _chunk(self, scenario: str, settings: Settings, seeds: range) -> Iterator[Row]:
         at = seeds.start
         while at < seeds.stop:
-            process = self._start(_job(scenario, settings, range(at, seeds.stop)))
+            process = self._start(self._job(scenario, settings, range(at, seeds.stop)))
             with process:
                 try:
                     for line in process.lines():
@@ -210,10 +221,6 @@ class Runner:
                 finally:
                     with self._lock:
                         self._running.discard(process)
-
-
-def _job(scenario: str, settings: Settings, seeds: range) -> dict[str, int | str]:
-    return {"scenario": scenario, "seeds": f"{seeds.start}-{seeds.stop - 1}", **settings}
 
 
 def _lost_row(scenario: str, seed: int, process: _Process) -> Row:

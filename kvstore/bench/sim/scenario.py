@@ -6,8 +6,9 @@ A scenario file is TOML::
     parts = ["crashes", "late messages"]   # files of the folder parts/, applied in this order
     profile = "connectx6"                  # a file of the folder profiles/; default: ideal
     reaches = ["crashes", "swept"]         # what some of a hundred seeds must have met
+    rare = ["early_split"]                 # rare paths of the code, open in every world
 
-    [workload]                             # [faults], [node], [network]: parameters by name
+    [workload]                             # [faults], [invariants], [network], [node]
     operations = 3000
 
 A part has a description and the same tables. What comes later wins: profile, parts, the scenario's
@@ -27,7 +28,15 @@ from typing import Any, Final
 from kvstore.bench.sim.errors import SimulationError
 
 DEFAULT_PROFILE: Final = "ideal"
-_ENTRIES: Final = {"description": str, "parts": list, "profile": str, "reaches": list}
+_ENTRIES: Final = {
+    "description": str,
+    "parts": list,
+    "profile": str,
+    "reaches": list,
+    "rare": list,
+}
+
+Settings = Mapping[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a simulation runs: settings of the world, by parameter name."""
+    """What a simulation runs: settings of the world by parameter name, and its switches."""
 
     name: str
     description: str
     profile: str
-    settings: Mapping[str, int]
+    settings: Settings
     reaches: tuple[str, ...]
 
 
@@ -72,7 +81,12 @@ class Catalogue:
         return str(self._read(kind, name).get("description", ""))
 
     def scenario(
-        self, name: str, *, profile: str | None = None, assignments: Sequence[str] = ()
+        self,
+        name: str,
+        *,
+        profile: str | None = None,
+        assignments: Sequence[str] = (),
+        variants: Sequence[str] = (),
     ) -> Scenario:
         """A scenario by its name, or by the path of a file.
 
@@ -80,6 +94,7 @@ class Catalogue:
             name: A name of `names("scenarios")`, or a path that ends in `.toml`.
             profile: Used instead of the scenario's own.
             assignments: `name=value` each; they win over everything else.
+            variants: Rules of the store that are broken on purpose.
 
         Raises:
             SimulationError: A name or a value is wrong; the message is one line.
@@ -87,16 +102,20 @@ class Catalogue:
         document = self._read("scenarios", name)
         chosen = profile or document.get("profile") or DEFAULT_PROFILE
         settings = self._settings(f"profile {chosen}", self._read("profiles", chosen), {"network"})
+        documents = [document]
         for part in document.get("parts", []):
-            settings |= self._settings(f"part {part}", self._read("parts", part), self._groups)
+            documents.append(self._read("parts", part))
+            settings |= self._settings(f"part {part}", documents[-1], self._groups)
         settings |= self._settings(f"scenario {name}", document, self._groups)
         for assignment in assignments:
             settings |= self._assigned(assignment)
+        rare = sorted({one for file in documents for one in file.get("rare", [])})
+        switches = {"rare": ",".join(rare), "variants": ",".join(variants)}
         return Scenario(
             name=name,
             description=document.get("description", ""),
             profile=chosen,
-            settings=settings,
+            settings={**settings, **{kind: names for kind, names in switches.items() if names}},
             reaches=tuple(document.get("reaches", ())),
         )
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kvstore.bench.sim.runner import Row, Runner, Settings
-from kvstore.bench.sim.scenario import Parameter
+from kvstore.bench.sim.runner import Row, Runner
+from kvstore.bench.sim.scenario import Parameter, Settings
 
 _SEEDS_TRIED: Final = 24
 _HALVED: Final = ("nodes", "clients", "lanes", "keys", "value_bytes_max")
@@ -69,9 +69,9 @@ class Shrinker:
         return self._shortest_prefix(failure, give_up_at)
 
     def _value(self, settings: Settings, name: str) -> int:
-        return settings.get(name, self._parameters[name].default)
+        return int(settings.get(name, self._parameters[name].default))
 
-    def _candidates(self, settings: Settings) -> Iterator[dict[str, int]]:
+    def _candidates(self, settings: Settings) -> Iterator[Settings]:
         """Smaller settings, the most promising first."""
         for name in self._fault_rates():
             if self._value(settings, name) > 0:
@@ -131,6 +131,6 @@ def describe(settings: Settings, parameters: dict[str, Parameter]) -> str:
     faults = [
         name.removesuffix("_per_million").replace("_", " ")
         for name, value in settings.items()
-        if value and parameters[name].group == "faults" and name.endswith("_per_million")
+        if value and name.endswith("_per_million") and parameters[name].group == "faults"
     ]
     return ", ".join([*words, *faults])
