@@ -47,7 +47,8 @@ def test_one_row_a_seed() -> None:
     for row in document["rows"]:
         assert row.keys() >= COLUMNS
         assert all(not isinstance(value, dict | list) for value in row.values())
-        assert (row["ok"], row["violation"], row["operations"]) == (True, None, 300)
+        assert (row["ok"], row["violation"]) == (True, None)
+        assert row["operations"] == 300 + 8  # at the end every key is read
         assert row["verbs"] > 300
         assert row["virtual_s"] > 0
     assert len({row["digest"] for row in document["rows"]}) == 5
@@ -136,6 +137,7 @@ def test_a_wrong_file_gets_one_clear_line(tmp_path: Path, text: str, message: st
         (["steady", "--set", "clients"], "expected name=value"),
         (["steady", "--set", "value_bytes_min=700"], "value_bytes_min is above value_bytes_max"),
         (["steady", "--seeds", "9-3"], "9 to 3 is no range"),
+        (["steady", "--variant", "nope"], "there is no `nope`"),
         (["steady", "--key", "3"], "goes with --replay"),
         (["absent.toml"], "No such file"),
     ],
@@ -217,6 +219,22 @@ class Threshold(Runner):
             yield {"seed": seed, "ok": not fails, "violation": violation}
 
 
+def test_a_broken_store_is_caught_shrunk_and_replayed() -> None:
+    broken = ("--variant", "leave_tentative_copies")
+    finished = run("steady", *broken, "--seeds", "1-20", "--shrink-seconds", "10")
+    assert finished.returncode == 1, finished.stderr
+    assert "VIOLATION seed" in finished.stdout
+    smallest = re.search(r"smallest found: (\d+) operations", finished.stdout)
+    assert smallest is not None
+    assert int(smallest[1]) < 2000
+    command = re.search(r"^  kvstore-bench sim (.*)$", finished.stdout, re.MULTILINE)
+    assert command is not None
+    replayed = run(*command[1].split())
+    assert replayed.stdout.splitlines()[-1].startswith("VIOLATION ")
+    assert "--variant leave_tentative_copies" in command[1]
+    assert run("steady", "--seeds", "1-20").returncode == 0
+
+
 def test_a_failing_world_is_made_as_small_as_it_can_be() -> None:
     start = {"operations": 3000, "clients": 8, "keys": 64, "crashes_per_million": 4000}
     said: list[str] = []
@@ -248,3 +266,43 @@ def test_control_c_ends_every_process() -> None:
         stat = Path(f"/proc/{child}/stat")
         # Gone, or dead and waiting for its new parent.
         assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_verbs_are_those_of_the_real_fabrics() -> None:
+    # One client, addresses known: what `kvstore-bench kv` counts over tcp.
+    for operation in ("get", "put"):
+        words = ("--operation", operation, "--keys", "100", "--seconds", "0.3", "--fabric", "tcp")
+        real = subprocess.run(
+            [*COMMAND[:-1], "kv", *words, "--json"], capture_output=True, text=True, timeout=150
+        )
+        assert real.returncode == 0, real.stderr
+        mix = {"get_percent": 100, "put_percent": 0}
+        if operation == "put":
+            mix = {"get_percent": 0, "put_percent": 100}
+        settings = {"clients": 1, "lanes": 1, "keys": 100, "operations": 4000, **mix}
+        chosen = CATALOGUE.scenario("scale", assignments=[f"{k}={v}" for k, v in settings.items()])
+        with Runner(PROGRAM, jobs=1, seed_timeout_s=60) as runner:
+            (row,) = runner.rows("scale", chosen.settings, range(1, 2))
+        expected = json.loads(real.stdout)["rows"][0]["verbs_per_op"]
+        # Some keys share a place in the small address cache of a simulated client.
+        assert row["verbs_per_op"] == pytest.approx(expected, rel=0.12)
+
+
+def test_a_cluster_that_grows_meets_the_limit_of_its_nic() -> None:
+    words = ("--memory-nodes", "1,2", "--compute-nodes", "1,32", "--lanes", "2", "--json")
+    slow_nic = ("--set", "reads_per_s=20000000")
+    finished = subprocess.run(
+        [*COMMAND[:-1], "scale", *words, *slow_nic], capture_output=True, text=True, timeout=170
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows = json.loads(finished.stdout)["rows"]
+    gets = {
+        (row["memory_nodes"], row["compute_nodes"]): row
+        for row in rows
+        if row["operation"] == "get"
+    }
+    assert len(rows) == 8
+    assert gets[1, 1]["full"] is None
+    assert gets[1, 32]["full"] == "NIC"
+    assert gets[1, 32]["ops_per_s"] * gets[1, 32]["verbs_per_op"] == pytest.approx(20e6, rel=0.05)
+    assert gets[2, 32]["ops_per_s"] > 1.2 * gets[1, 32]["ops_per_s"]

@@ -7,6 +7,7 @@ another history, so every candidate may fail with any of a few seeds.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from kvstore.bench.sim.runner import Row, Runner
 from kvstore.bench.sim.scenario import Parameter, Settings
 
 _SEEDS_TRIED: Final = 24
+_SMALL: Final = 8
 _HALVED: Final = ("nodes", "clients", "lanes", "keys", "value_bytes_max")
 
 
@@ -29,8 +31,13 @@ class Failure:
 
     @property
     def kind(self) -> str:
-        """What stays the same while it shrinks: the violation up to its first colon."""
-        return self.violation.partition(":")[0]
+        """What stays the same while it shrinks."""
+        return kind_of(self.violation)
+
+
+def kind_of(violation: str) -> str:
+    """A violation without what is of one world alone: up to its first colon, without numbers."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", violation.partition(":")[0])
 
 
 class Shrinker:
@@ -83,7 +90,8 @@ class Shrinker:
         for name in _HALVED:
             value = self._value(settings, name)
             least = max(self._parameters[name].least, self._least_of(name, settings))
-            for smaller in sorted({least, value // 2, value - 1}):
+            # Small numbers go down one by one.
+            for smaller in sorted({least, value // 2, value - 1 if value <= _SMALL else least}):
                 if least <= smaller < value:
                     yield {**settings, name: smaller}
 
@@ -101,7 +109,7 @@ class Shrinker:
         self, failure: Failure, settings: Settings, first_seed: int, seeds: int
     ) -> Failure | None:
         def alike(row: Row) -> bool:
-            return not row["ok"] and row["violation"].partition(":")[0] == failure.kind
+            return not row["ok"] and kind_of(row["violation"]) == failure.kind
 
         rows = self._runner.rows(self._scenario, settings, range(first_seed, first_seed + seeds))
         for row in rows:
