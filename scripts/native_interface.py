@@ -18,6 +18,8 @@ from cffi import model
 from pycparser import c_ast
 
 MODULE_NAME = "kvstore._native"
+# C functions whose bodies Python gives with `ffi.def_extern`, by a function type of the header.
+PYTHON_CALLBACKS = {"kv_verbs_exchange": "kvstore_verbs_exchange"}
 REGION = re.compile(r"/\*\s*cdef begin\s*\*/(.*?)/\*\s*cdef end\s*\*/", re.DOTALL)
 STUB_HEADER = '''\
 """The native core as cffi sees it; see native/api/kvstore.h for what each function does.
@@ -42,6 +44,9 @@ class _Ffi:
         self, cdecl: str, python_callable: Callable[..., Any] | None = None, error: Any = None
     ) -> CData: ...
     def cast(self, cdecl: str, value: Any) -> CData: ...
+    def def_extern(
+        self, name: str = "", error: Any = None, onerror: Callable[..., Any] | None = None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
     def from_buffer(
         self, cdecl: Any, python_buffer: Any = ..., require_writable: bool = False
     ) -> CData: ...
@@ -78,7 +83,13 @@ def extract_declarations(header: str) -> str:
 
 def build_ffi(header_path: Path) -> cffi.FFI:
     ffi = cffi.FFI()
-    ffi.cdef(extract_declarations(header_path.read_text()))
+    declarations = extract_declarations(header_path.read_text())
+    ffi.cdef(declarations)
+    for function_type, name in PYTHON_CALLBACKS.items():
+        found = re.search(rf"typedef\s+(\w+)\s*\(\*{function_type}\)\s*\(([^)]*)\);", declarations)
+        if found is None:
+            continue
+        ffi.cdef(f'extern "Python" {found[1]} {name}({found[2]});')
     return ffi
 
 
@@ -141,6 +152,8 @@ def stub_text(header_path: Path) -> str:
             constants.append(name)
         elif isinstance(ctype, model.EnumType):
             constants.extend(ctype.enumerators)
+        elif kind == "extern_python":
+            functions.append(f"    {name}: Final[CData]")
         elif kind == "function":
             arguments = [
                 f"{argument}: {python_type(type_, result=False)}"

@@ -21,7 +21,7 @@ from deploy.rxe.machine import Job, LabError, machines
     "--timeout", "timeout_s", type=float, default=300.0, show_default=True, help="Seconds."
 )
 def main(commands: tuple[str, ...], count: int, timeout_s: float) -> None:
-    r"""Boots machines with an RDMA device each, and runs shell commands there.
+    """Boots machines with an RDMA device each, and runs shell commands there.
 
     One machine runs all commands at the same time. Of two machines the first runs the first
     command, the second the others. Commands run in the folder of this checkout, which they see as
@@ -31,7 +31,7 @@ def main(commands: tuple[str, ...], count: int, timeout_s: float) -> None:
     Examples:
       deploy/rxe/lab.py 'ibv_devinfo -d rxe0'
       deploy/rxe/lab.py --machines 2 'ib_read_lat -d rxe0' 'sleep 2; ib_read_lat -d rxe0 10.77.0.1'
-    """
+    """  # noqa: D301
     # A kill of this process ends the machines as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     notes = Console(stderr=True)

@@ -212,7 +212,7 @@ class Machine:
         command: list[object] = [
             *("setpriv", "--pdeathsig", "KILL", qemu),
             *("-L", root / "usr/share/qemu", "-L", root / "usr/share/seabios"),
-            *("-M", "q35", "-cpu", "max", "-accel", "tcg,thread=multi", "-smp", 2),
+            *("-M", "q35", "-cpu", "max,-erms,-fsrm", "-accel", "tcg,thread=multi", "-smp", 2),
             *("-m", memory_mib, "-display", "none", "-no-reboot", "-nodefaults"),
             *("-serial", "stdio", "-qmp", f"unix:{self.folder / 'qmp'},server=on,wait=off"),
             *("-kernel", root / "boot" / f"vmlinuz-{version}", "-initrd", _BUILD / "initrd.gz"),

@@ -9,6 +9,7 @@
 #include "base/fork.hpp"
 #include "store/client.hpp"
 #include "store/transports.hpp"
+#include "store/verbs_transport.hpp"
 #include "store/walk.hpp"
 
 using namespace kvstore;
@@ -118,6 +119,30 @@ int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, u
   std::string line;
   return guarded(error, error_bytes, int(KV_OUT_OF_MEMORY), [&] {
     const Status s = attach_tcp(client->client, member, target, deadline_after(timeout_ns), line);
+    set_error(error, error_bytes, line);
+    return int(s);
+  });
+}
+
+int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gid,
+                           const char* device, uint32_t registration, kv_verbs_exchange exchange,
+                           void* context, uint64_t timeout_ns, char* error, uint64_t error_bytes) {
+  if (member >= client->client.members() || exchange == nullptr) return KV_INVALID;
+  VerbsTarget target;
+  std::copy_n(node_gid, target.node.size(), target.node.begin());
+  target.device = device == nullptr ? "" : device;
+  target.registration = registration;
+  target.exchange = [exchange, context](uint32_t lane, const kv_verbs_endpoint& mine,
+                                        uint64_t left_ns, kv_verbs_grant& grant,
+                                        std::string& reason) {
+    char text[512] = "";
+    const int status = exchange(context, lane, &mine, left_ns, &grant, text, sizeof text);
+    reason = text;
+    return Status(status);
+  };
+  return guarded(error, error_bytes, int(KV_OUT_OF_MEMORY), [&] {
+    std::string line;
+    const Status s = attach_verbs(client->client, member, target, deadline_after(timeout_ns), line);
     set_error(error, error_bytes, line);
     return int(s);
   });

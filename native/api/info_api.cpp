@@ -3,8 +3,10 @@
 #include <cstddef>
 #include <iterator>
 
+#include "api/guard.hpp"
 #include "api/kvstore.h"
 #include "base/crc32c.hpp"
+#include "fabric/verbs_library.hpp"
 #include "layout/layout.hpp"
 #include "version.hpp"
 
@@ -111,6 +113,15 @@ int kv_layout_number(uint32_t index, const char** name, uint64_t* value) {
   *name = kLayoutNumbers[index].name;
   *value = kLayoutNumbers[index].value;
   return 1;
+}
+
+int kv_verbs_available(char* error, uint64_t error_bytes) {
+  return guarded(error, error_bytes, 0, [&] {
+    std::string line;
+    const bool available = verbs_library(line) != nullptr;
+    set_error(error, error_bytes, line);
+    return available ? 1 : 0;
+  });
 }
 
 const char* kv_crc32c_implementation(void) {

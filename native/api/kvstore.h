@@ -65,6 +65,32 @@ const char* kv_version(void);
 const char* kv_status_name(int status); /* "KV_ABSENT" */
 const char* kv_status_text(int status); /* one clear sentence */
 
+/* ---- connections over verbs ------------------------------------------------------------------ */
+
+/* One end of a reliable connection: what the other end must know of it. */
+typedef struct kv_verbs_endpoint {
+  uint8_t gid[16];
+  uint32_t lid; /* InfiniBand within a subnet; 0 on Ethernet */
+  uint32_t queue_pair;
+  uint32_t packet_sequence; /* of the first packet that it sends */
+  uint32_t mtu_bytes;       /* active at its port; the smaller of both ends is used */
+  uint32_t reads_at_once;   /* READs and atomics that it can have under way, as either side */
+} kv_verbs_endpoint;
+
+/* What a node grants: its end, and the key of its region. For authenticated clients only. */
+typedef struct kv_verbs_grant {
+  kv_verbs_endpoint node;
+  uint64_t region_address;
+  uint64_t region_bytes;
+  uint32_t remote_key;
+} kv_verbs_grant;
+
+/* How a client asks a node, through its control plane, to connect a queue pair of one of its lanes.
+ * Called on any thread; returns a kv_status within the time-out. */
+typedef int (*kv_verbs_exchange)(void* context, uint32_t lane, const kv_verbs_endpoint* mine,
+                                 uint64_t timeout_ns, kv_verbs_grant* grant, char* error,
+                                 uint64_t error_bytes);
+
 /* ---- memory node --------------------------------------------------------------------------- */
 
 typedef struct kv_node kv_node;
@@ -83,6 +109,10 @@ typedef struct kv_node_config {
   const char* secret;     /* what direct shm attachments must present; NULL or "": same user */
   const char* cluster_id; /* NULL or "": set by the first client */
   const char* members;    /* sorted, joined by '\n'; NULL or "": set by the first client */
+  /* NULL: the `cpu` domain. Else the `verbs` domain, without shm and tcp, on this RDMA device; "":
+   * on the one that has `verbs_address`, or any if that is NULL. */
+  const char* verbs_device;
+  const char* verbs_address;
 } kv_node_config;
 
 typedef struct kv_node_description {
@@ -98,6 +128,8 @@ typedef struct kv_node_description {
   char shm_name[256]; /* "": no shm */
   char cluster_id[256];
   char members[4096]; /* sorted, joined by '\n' */
+  char verbs_device[64];
+  uint8_t verbs_gid[16]; /* zero outside the `verbs` domain */
 } kv_node_description;
 
 /* What a client needs to attach: given by the control plane to authenticated peers only. */
@@ -153,6 +185,11 @@ int kv_node_admit(kv_node* node, const char* peer, kv_admission* admission, char
                   uint64_t error_bytes);
 /* Fences a registration and has what it held swept. KV_ABSENT if there is no such one. */
 int kv_node_dismiss(kv_node* node, uint32_t registration);
+/* Connects a queue pair of an admitted client. It takes the place of the lane's earlier one, which
+ * is destroyed first. KV_REFUSED with the reason. */
+int kv_node_connect_verbs(kv_node* node, const kv_admission* admission, uint32_t lane,
+                          const kv_verbs_endpoint* client, kv_verbs_grant* grant, char* error,
+                          uint64_t error_bytes);
 /* Sets the cluster once; later calls with the same values are KV_OK, with others KV_REFUSED. */
 int kv_node_set_members(kv_node* node, const char* cluster_id, const char* members, char* error,
                         uint64_t error_bytes);
@@ -220,6 +257,12 @@ int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_nam
 int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, uint32_t port,
                          uint64_t incarnation, const kv_admission* admission, uint64_t timeout_ns,
                          char* error, uint64_t error_bytes);
+/* `node_gid` as the node describes itself. `device` NULL or "": the one on the way to it.
+ * `exchange` is called until the attachment is replaced or the client closed, and `context` must
+ * last so long. */
+int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gid,
+                           const char* device, uint32_t registration, kv_verbs_exchange exchange,
+                           void* context, uint64_t timeout_ns, char* error, uint64_t error_bytes);
 int kv_client_member(kv_client* client, uint32_t member, kv_member_state* state);
 uint32_t kv_client_member_of(kv_client* client, const void* key, uint64_t key_bytes);
 void kv_client_read_stats(kv_client* client, kv_client_stats* stats);
@@ -318,6 +361,9 @@ uint32_t kv_async_reap(kv_async* async, uint64_t* tags, uint32_t capacity);
 void kv_async_close(kv_async* async); /* what is under way is waited for */
 
 /* ---- diagnosis ----------------------------------------------------------------------------- */
+
+/* Whether the verbs library can be loaded; otherwise one line says why not. */
+int kv_verbs_available(char* error, uint64_t error_bytes);
 
 /* The numbers of native/layout by name; returns 0 past the last index. */
 int kv_layout_number(uint32_t index, const char** name, uint64_t* value);

@@ -44,6 +44,17 @@ int kv_node_dismiss(kv_node* node, uint32_t registration) {
   return int(node->node->dismiss(registration));
 }
 
+int kv_node_connect_verbs(kv_node* node, const kv_admission* admission, uint32_t lane,
+                          const kv_verbs_endpoint* client, kv_verbs_grant* grant, char* error,
+                          uint64_t error_bytes) {
+  return guarded(error, error_bytes, int(KV_OUT_OF_MEMORY), [&] {
+    std::string line;
+    const Status s = node->node->connect_verbs(*admission, lane, *client, *grant, line);
+    set_error(error, error_bytes, line);
+    return int(s);
+  });
+}
+
 int kv_node_set_members(kv_node* node, const char* cluster_id, const char* members, char* error,
                         uint64_t error_bytes) {
   std::string line;

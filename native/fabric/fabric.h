@@ -8,8 +8,9 @@
  * Semantics are those of an RDMA reliable connection and no stronger:
  *  - Atomicity and alignment are 8 bytes. A READ or WRITE of more may be torn at any 8-byte
  *    boundary by concurrent access. CAS and FAA need an 8-byte aligned offset.
- *  - The operations of a batch, and the batches of a connection, execute at the node in the order
- *    in which they were posted. Nothing is ordered between two connections.
+ *  - The operations of a batch execute at the node in their order. So do the batches of a
+ * connection, except that a WRITE or an atomic may overtake a READ, and a WRITE an atomic, of an
+ * earlier batch that has not completed. Nothing is ordered between two connections.
  *  - A batch completes once, when all of its operations have.
  *  - An error breaks the connection. A batch that was posted but has no completion is then LOST:
  *    each of its operations may or may not have executed, a prefix in order.

@@ -15,6 +15,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint32_t kLeaseMsDefault = 5000;
+constexpr uint64_t kJanitorAttachNs = 10 * kSecond;
 
 uint64_t random_word() {
   uint64_t word = 0;
@@ -40,6 +41,13 @@ std::unique_ptr<Node> Node::open(const kv_node_config& config, std::string& erro
 }
 
 bool Node::start(const kv_node_config& config, std::string& error) {
+  const bool verbs = config.verbs_device != nullptr;
+  if (verbs && (config.shm_name != nullptr || config.tcp_host != nullptr)) {
+    error =
+        "atomics of an RDMA device and of a processor destroy each other, so a node serves "
+        "either verbs or shm and tcp";
+    return false;
+  }
   region_ = Region::create(config.capacity_bytes, config.hugepages != 0, error);
   if (!region_) return false;
   node_id_ = random_word();
@@ -51,35 +59,17 @@ bool Node::start(const kv_node_config& config, std::string& error) {
   lease_ns_ = lease_ms * kMillisecond;
   cluster_id_ = text(config.cluster_id);
   members_ = text(config.members);
+  domain_ = verbs ? layout::Domain::kVerbs : layout::Domain::kCpu;
   geometry_ = format_region(region_->data(), region_->bytes(),
-                            {node_id_, incarnation_, eviction_, consistency_, lease_ms});
+                            {node_id_, incarnation_, eviction_, consistency_, lease_ms, domain_});
   dead_ = std::make_shared<std::atomic<uint32_t>>(0);
   handle_ = std::make_shared<Handle>();
   handle_->node = this;
   registry_ = std::make_unique<Registry>(region_->data(), geometry_);
 
-  janitor_ = std::make_unique<Client>(1, 1, std::vector<std::string>{"self"});
-  LocalRegion local;
-  if (admit_local(janitor_registration_, local, error) != Status::kOk ||
-      attach_local(*janitor_, 0, local, janitor_registration_, error) != Status::kOk) {
-    return false;
-  }
+  if (!open_verbs(config, error) || !attach_janitor(error)) return false;
   start_upkeep(config.fence_after_ms * kMillisecond);
-  if (config.tcp_host != nullptr) {
-    TcpAgentConfig agent;
-    agent.listen_host = config.tcp_host;
-    agent.listen_port = uint16_t(config.tcp_port);
-    agent.region = region_->data();
-    agent.region_bytes = region_->bytes();
-    agent.incarnation = incarnation_;
-    agent.threads = std::max(config.tcp_threads, 1u);
-    agent.authenticate = [this](uint32_t r, const std::array<uint8_t, 16>& token) {
-      return registry_->authenticate(r, token) && registry_->connected(r, KV_FABRIC_TCP, 0, -1);
-    };
-    agent.last_connection_closed = [this](uint32_t r) { registry_->disconnected(r); };
-    agent_ = TcpAgent::start(std::move(agent), error);
-    if (!agent_) return false;
-  }
+  if (!open_tcp(config, error)) return false;
   // The liveness mutex is held before anybody can map the region.
   std::promise<void> held;
   maintenance_ = std::thread([this, &held] {
@@ -88,19 +78,69 @@ bool Node::start(const kv_node_config& config, std::string& error) {
     maintain();
   });
   held.get_future().wait();
-  shm_name_ = text(config.shm_name);
-  if (!shm_name_.empty()) {
-    const auto gone = [this](uint32_t r, bool left) {
-      const std::lock_guard lock(mutex_);
-      hung_up_.push_back({r, left});
-      changed_.notify_all();
-    };
-    door_ =
-        ShmDoor::open(shm_name_, text(config.secret), node_id_, *region_, *registry_, gone, error);
-    if (!door_) return false;
-  }
+  if (!open_shm(config, error)) return false;
   sweeping_ = std::thread([this] { sweep_dead(); });
   return true;
+}
+
+bool Node::open_verbs(const kv_node_config& config, std::string& error) {
+  if (config.verbs_device == nullptr) return true;
+  verbs_ = VerbsDoor::open(config.verbs_device, text(config.verbs_address), *region_, error);
+  return verbs_ != nullptr;
+}
+
+// The node changes words of its region as a client does, with the atomics of the region's domain.
+bool Node::attach_janitor(std::string& error) {
+  janitor_ = std::make_unique<Client>(1, 1, std::vector<std::string>{"self"});
+  Token token;
+  janitor_registration_ = registry_->admit("this process", KV_FABRIC_LOCAL, token);
+  KV_ASSERT(janitor_registration_ != 0);
+  registry_->connected(janitor_registration_, KV_FABRIC_LOCAL, int(::getpid()), -1);
+  if (!verbs_) {
+    const LocalRegion local{region_->data(), region_->bytes(), dead_, region_, {}};
+    return attach_local(*janitor_, 0, local, janitor_registration_, error) == Status::kOk;
+  }
+  VerbsTarget target;
+  target.node = verbs_->address();
+  target.device = verbs_->device();
+  target.registration = janitor_registration_;
+  target.exchange = [this](uint32_t lane, const kv_verbs_endpoint& mine, uint64_t,
+                           kv_verbs_grant& grant, std::string& line) {
+    const bool connected = verbs_->connect(janitor_registration_, lane, mine, grant, line);
+    return connected ? Status::kOk : Status::kRefused;
+  };
+  return attach_verbs(*janitor_, 0, target, monotonic_ns() + kJanitorAttachNs, error) ==
+         Status::kOk;
+}
+
+bool Node::open_tcp(const kv_node_config& config, std::string& error) {
+  if (config.tcp_host == nullptr) return true;
+  TcpAgentConfig agent;
+  agent.listen_host = config.tcp_host;
+  agent.listen_port = uint16_t(config.tcp_port);
+  agent.region = region_->data();
+  agent.region_bytes = region_->bytes();
+  agent.incarnation = incarnation_;
+  agent.threads = std::max(config.tcp_threads, 1u);
+  agent.authenticate = [this](uint32_t r, const std::array<uint8_t, 16>& token) {
+    return registry_->authenticate(r, token) && registry_->connected(r, KV_FABRIC_TCP, 0, -1);
+  };
+  agent.last_connection_closed = [this](uint32_t r) { registry_->disconnected(r); };
+  agent_ = TcpAgent::start(std::move(agent), error);
+  return agent_ != nullptr;
+}
+
+bool Node::open_shm(const kv_node_config& config, std::string& error) {
+  shm_name_ = text(config.shm_name);
+  if (shm_name_.empty()) return true;
+  const auto gone = [this](uint32_t r, bool left) {
+    const std::lock_guard lock(mutex_);
+    hung_up_.push_back({r, left});
+    changed_.notify_all();
+  };
+  door_ =
+      ShmDoor::open(shm_name_, text(config.secret), node_id_, *region_, *registry_, gone, error);
+  return door_ != nullptr;
 }
 
 void Node::start_upkeep(uint64_t fence_after_ns) {
@@ -110,6 +150,7 @@ void Node::start_upkeep(uint64_t fence_after_ns) {
   sweeper_ = std::make_unique<Sweeper>(*registry_, region_->data(), *lane);
   const auto cut_off = [this](uint32_t registration) {
     if (agent_) agent_->fence(registration);
+    if (verbs_) verbs_->fence(registration);
   };
   const auto fenced = [this](uint32_t registration) {
     sweeper_->add(registration);
@@ -139,6 +180,7 @@ Node::~Node() {
   agent_.reset();
   sweeper_.reset();
   janitor_.reset();
+  verbs_.reset();
 }
 
 void Node::describe(kv_node_description& description) {
@@ -147,12 +189,17 @@ void Node::describe(kv_node_description& description) {
   description.incarnation = incarnation_;
   description.region_bytes = region_->bytes();
   description.layout_version = layout::kLayoutVersion;
-  description.domain = uint32_t(layout::Domain::kCpu);
+  description.domain = uint32_t(domain_);
   description.tcp_port = agent_ ? agent_->port() : 0;
   description.eviction = eviction_;
   description.consistency = consistency_;
   description.membership_lease_ms = uint32_t(lease_ns_ / kMillisecond);
   copy_text(description.shm_name, sizeof description.shm_name, shm_name_);
+  if (verbs_) {
+    copy_text(description.verbs_device, sizeof description.verbs_device, verbs_->device());
+    const RdmaAddress address = verbs_->address();
+    std::copy(address.begin(), address.end(), description.verbs_gid);
+  }
   const std::lock_guard lock(members_mutex_);
   copy_text(description.cluster_id, sizeof description.cluster_id, cluster_id_);
   copy_text(description.members, sizeof description.members, members_);
@@ -164,7 +211,8 @@ Status Node::admit(const std::string& peer, kv_admission& admission, std::string
     return Status::kRefused;
   }
   Token token;
-  admission.registration = registry_->admit(peer, KV_FABRIC_TCP, token);
+  admission.registration =
+      registry_->admit(peer, verbs_ ? KV_FABRIC_VERBS : KV_FABRIC_TCP, token);
   if (admission.registration == 0) {
     error = "the node has no room for more clients";
     return Status::kRefused;
@@ -174,6 +222,11 @@ Status Node::admit(const std::string& peer, kv_admission& admission, std::string
 }
 
 Status Node::admit_local(uint32_t& registration, LocalRegion& region, std::string& error) {
+  if (verbs_) {
+    error = "the node's region belongs to the atomic domain of its RDMA device: clients of its own "
+            "process attach over verbs too";
+    return Status::kRefused;
+  }
   Token token;
   registration = registry_->admit("this process", KV_FABRIC_LOCAL, token);
   if (registration == 0) {
@@ -187,6 +240,24 @@ Status Node::admit_local(uint32_t& registration, LocalRegion& region, std::strin
   };
   region = LocalRegion{region_->data(), region_->bytes(), dead_, region_, detached};
   return Status::kOk;
+}
+
+Status Node::connect_verbs(const kv_admission& admission, uint32_t lane,
+                           const kv_verbs_endpoint& client, kv_verbs_grant& grant,
+                           std::string& error) {
+  Token token;
+  std::copy_n(admission.token, token.size(), token.begin());
+  if (!verbs_) {
+    error = "the node has no RDMA device";
+    return Status::kRefused;
+  }
+  if (!registry_->authenticate(admission.registration, token) ||
+      !registry_->connected(admission.registration, KV_FABRIC_VERBS, 0, -1)) {
+    error = "the admission is not valid (any more): attach again";
+    return Status::kRefused;
+  }
+  return verbs_->connect(admission.registration, lane, client, grant, error) ? Status::kOk
+                                                                             : Status::kRefused;
 }
 
 Status Node::set_members(const std::string& cluster_id, const std::string& members,

@@ -20,8 +20,10 @@
 #include "node/shm_door.hpp"
 #include "node/sweeper.hpp"
 #include "node/upkeep.hpp"
+#include "node/verbs_door.hpp"
 #include "store/client.hpp"
 #include "store/transports.hpp"
+#include "store/verbs_transport.hpp"
 
 namespace kvstore {
 
@@ -35,6 +37,9 @@ class Node {
   // Admits a client of this process.
   Status admit_local(uint32_t& registration, LocalRegion& region, std::string& error);
   Status dismiss(uint32_t registration);
+  // Connects a queue pair of an admitted client, in the place of the lane's earlier one.
+  Status connect_verbs(const kv_admission& admission, uint32_t lane,
+                       const kv_verbs_endpoint& client, kv_verbs_grant& grant, std::string& error);
   Status set_members(const std::string& cluster_id, const std::string& members, std::string& error);
   void read_stats(kv_node_stats& stats);
   uint32_t clients(kv_client_record* records, uint32_t capacity) {
@@ -51,6 +56,10 @@ class Node {
 
   Node() = default;
   bool start(const kv_node_config& config, std::string& error);
+  bool open_verbs(const kv_node_config& config, std::string& error);
+  bool attach_janitor(std::string& error);
+  bool open_tcp(const kv_node_config& config, std::string& error);
+  bool open_shm(const kv_node_config& config, std::string& error);
   void start_upkeep(uint64_t fence_after_ns);
   void maintain();
   void sweep_dead();
@@ -67,6 +76,7 @@ class Node {
   layout::Geometry geometry_;
   uint64_t node_id_ = 0;
   uint64_t incarnation_ = 0;
+  layout::Domain domain_ = layout::Domain::kCpu;
   uint32_t eviction_ = 0;
   uint32_t consistency_ = 0;
   uint64_t lease_ns_ = 0;
@@ -76,6 +86,7 @@ class Node {
   std::string members_;
   std::shared_ptr<std::atomic<uint32_t>> dead_;
   std::unique_ptr<Registry> registry_;
+  std::unique_ptr<VerbsDoor> verbs_;
   std::unique_ptr<TcpAgent> agent_;
   std::unique_ptr<ShmDoor> door_;
   std::unique_ptr<Client> janitor_;  // sweeps; no client of anybody's

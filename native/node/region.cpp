@@ -76,7 +76,7 @@ layout::Geometry format_region(uint8_t* region, uint64_t bytes, const FormatOpti
   layout::Superblock superblock{};
   superblock.magic = layout::kMagic;
   superblock.layout_version = layout::kLayoutVersion;
-  superblock.domain = uint32_t(layout::Domain::kCpu);
+  superblock.domain = uint32_t(options.domain);
   superblock.region_bytes = bytes;
   superblock.node_id = options.node_id;
   superblock.incarnation = options.incarnation;

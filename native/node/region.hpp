@@ -38,6 +38,7 @@ struct FormatOptions {
   uint32_t eviction;
   uint32_t consistency;
   uint32_t membership_lease_ms;
+  layout::Domain domain = layout::Domain::kCpu;
 };
 
 // Writes the superblock, one empty subtable, the directory that points at it, and the node line.

@@ -77,7 +77,8 @@ void Upkeep::judge_silent(uint32_t registration) {
   Registered found;
   if (!registry_.find(registration, found)) return;
   const bool maps = found.fabric == KV_FABRIC_SHM && found.process_descriptor >= 0;
-  if (found.fabric == KV_FABRIC_TCP || (!found.connected && !maps)) {
+  const bool remote = found.fabric == KV_FABRIC_TCP || found.fabric == KV_FABRIC_VERBS;
+  if (remote || (!found.connected && !maps)) {
     fence(registration, true, false);
     return;
   }

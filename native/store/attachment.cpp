@@ -40,6 +40,14 @@ bool read_superblock(const layout::Superblock& superblock, layout::Geometry& geo
   return same;
 }
 
+bool same_domain(const layout::Superblock& superblock, layout::Domain domain, std::string& error) {
+  if (superblock.domain == uint32_t(domain)) return true;
+  error = superblock.domain == uint32_t(layout::Domain::kVerbs)
+              ? "the node is in the atomic domain of its RDMA device: attach over verbs"
+              : "the node is in the atomic domain of its processor: attach over shm or tcp";
+  return false;
+}
+
 Task<Status> read_attachment(Remote& remote, std::unique_ptr<Transport> transport,
                              uint32_t registration, uint32_t address_entries,
                              std::shared_ptr<Attachment>& attachment, std::string& error) {
@@ -52,7 +60,10 @@ Task<Status> read_attachment(Remote& remote, std::unique_ptr<Transport> transpor
     co_return from_fabric(s);
   }
   layout::Geometry geometry;
-  if (!read_superblock(superblock, geometry, error)) co_return Status::kRefused;
+  if (!read_superblock(superblock, geometry, error) ||
+      !same_domain(superblock, transport->domain(), error)) {
+    co_return Status::kRefused;
+  }
   attachment = std::make_shared<Attachment>(std::move(transport), superblock, geometry,
                                             registration, address_entries);
   attachment->saw_clock(node.clock_ms, boottime_ns());

@@ -29,6 +29,8 @@ class Transport {
   // deadline.
   virtual kv_connection* connect(uint32_t lane, uint64_t deadline_ns, std::string& error) = 0;
   virtual uint32_t fabric() const = 0;  // kv_fabric_kind
+  // Whose atomics it uses: the region must belong to the same domain.
+  virtual layout::Domain domain() const { return layout::Domain::kCpu; }
   // A descriptor that hangs up when the node has died, or -1.
   virtual int hangup_descriptor() const { return -1; }
   // Called when it did.
@@ -128,6 +130,9 @@ class Attachment {
 // line that says why not.
 bool read_superblock(const layout::Superblock& superblock, layout::Geometry& geometry,
                      std::string& error);
+
+// Whether a transport of this domain may touch the region; otherwise why not.
+bool same_domain(const layout::Superblock& superblock, layout::Domain domain, std::string& error);
 
 // The lane number of the connection over which an attachment begins.
 inline constexpr uint32_t kSetupLane = UINT32_MAX;

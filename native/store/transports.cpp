@@ -53,7 +53,8 @@ class TcpTransport : public Transport {
   const TcpTarget target_;
 };
 
-// Takes the node up over a connection of its own, and hands the member its attachment.
+}  // namespace
+
 Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> transport,
                uint32_t registration, uint64_t deadline_ns, std::string& error) {
   kv_connection* connection = transport->connect(kSetupLane, deadline_ns, error);
@@ -80,8 +81,6 @@ Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> trans
   if (status == Status::kOk) client.attach(member, std::move(attachment));
   return status;
 }
-
-}  // namespace
 
 Status attach_local(Client& client, uint32_t member, const LocalRegion& region,
                     uint32_t registration, std::string& error) {

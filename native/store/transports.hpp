@@ -1,4 +1,4 @@
-// The transports of the `cpu` atomic domain, and attaching over each.
+// The transports of the `cpu` atomic domain, and attaching over each and over any other.
 
 #pragma once
 
@@ -21,6 +21,11 @@ struct LocalRegion {
   std::shared_ptr<void> memory;    // keeps the mapping for as long as somebody may look at it
   std::function<void()> detached;  // tells the node that the attachment has ended
 };
+
+// Reads the superblock and the directory over a connection of its own, and hands the member its
+// attachment.
+Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> transport,
+               uint32_t registration, uint64_t deadline_ns, std::string& error);
 
 Status attach_local(Client& client, uint32_t member, const LocalRegion& region,
                     uint32_t registration, std::string& error);

@@ -4,6 +4,7 @@
 #include "fabric/cpu/shm.hpp"
 #include "sim_node.hpp"
 #include "tcp_node.hpp"
+#include "verbs_node.hpp"
 
 namespace kvstore::test {
 
@@ -54,16 +55,34 @@ sim::SimTiming rough_timing() {
   return timing;
 }
 
-}  // namespace
+class VerbsFixture final : public FabricFixture {
+ public:
+  ConnectionPtr connect() override { return node_.connect(); }
+  void kill_peer() override { node_.dismiss_all(); }
+  uint64_t word_at_node(uint64_t offset) const override { return node_.region().word(offset); }
 
-const std::vector<RegisteredFabric>& registered_fabrics() {
-  static const std::vector<RegisteredFabric> fabrics = {
+ private:
+  VerbsNode node_{kRegionBytes};
+};
+
+std::vector<RegisteredFabric> all_fabrics() {
+  std::vector<RegisteredFabric> fabrics = {
       {"tcp", [] { return std::make_unique<TcpFixture>(2); }},
       {"tcp with one agent thread", [] { return std::make_unique<TcpFixture>(1); }},
       {"shm", [] { return std::make_unique<ShmFixture>(); }},
       {"sim", [] { return std::make_unique<SimFixture>(sim::SimTiming{}); }},
       {"sim with rough timing", [] { return std::make_unique<SimFixture>(rough_timing()); }},
   };
+  if (verbs_device() != nullptr) {
+    fabrics.push_back({"verbs", [] { return std::make_unique<VerbsFixture>(); }});
+  }
+  return fabrics;
+}
+
+}  // namespace
+
+const std::vector<RegisteredFabric>& registered_fabrics() {
+  static const std::vector<RegisteredFabric> fabrics = all_fabrics();
   return fabrics;
 }
 

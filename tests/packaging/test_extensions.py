@@ -32,6 +32,17 @@ def test_only_the_initialisation_is_exported(module: str) -> None:
     assert symbols(module, "--defined-only") == [f"PyInit_{module}"]
 
 
+VERBS = ROOT / "kvstore" / "_verbs.so"
+
+
+@needs_nm
+@pytest.mark.skipif(not VERBS.exists(), reason="built without infiniband/verbs.h")
+def test_the_verbs_library_has_one_door() -> None:
+    command = ["nm", "-D", "--defined-only", VERBS]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[-1] for line in output.splitlines()] == ["kv_verbs_open"]
+
+
 @needs_nm
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_of_the_core_is_left_undefined(module: str) -> None:

@@ -1,0 +1,25 @@
+# kvstore/_verbs.so: the verbs fabric, where libibverbs' headers are (the system's, or those that
+# `python scripts/debs.py libibverbs-dev` unpacks). It is loaded when it is wanted; nothing else is
+# linked to libibverbs.
+set(debs_root ${PROJECT_SOURCE_DIR}/build/debs/root/usr)
+find_path(IBVERBS_INCLUDE_DIR infiniband/verbs.h HINTS ${debs_root}/include)
+find_library(IBVERBS_LIBRARY ibverbs
+  HINTS ${debs_root}/lib/${CMAKE_LIBRARY_ARCHITECTURE} ${debs_root}/lib/x86_64-linux-gnu)
+
+if(IBVERBS_INCLUDE_DIR AND IBVERBS_LIBRARY)
+  file(GLOB verbs_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/native/fabric/verbs/*.cpp)
+  add_library(kvstore_verbs MODULE ${verbs_sources})
+  target_include_directories(kvstore_verbs SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
+  target_link_libraries(kvstore_verbs PRIVATE kvstore_core kvstore_options ${IBVERBS_LIBRARY})
+  set_target_properties(kvstore_verbs PROPERTIES PREFIX "" OUTPUT_NAME _verbs)
+  target_link_options(kvstore_verbs PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections)
+  if(SKBUILD_STATE STREQUAL "editable")
+    set_target_properties(kvstore_verbs PROPERTIES
+      LIBRARY_OUTPUT_DIRECTORY ${PROJECT_SOURCE_DIR}/kvstore)
+  elseif(KVSTORE_BUILD_PYTHON)
+    target_link_options(kvstore_verbs PRIVATE -Wl,--strip-debug)
+    install(TARGETS kvstore_verbs LIBRARY DESTINATION kvstore)
+  endif()
+else()
+  message(STATUS "infiniband/verbs.h is absent: the verbs fabric is not built")
+endif()

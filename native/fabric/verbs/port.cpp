@@ -1,0 +1,132 @@
+#include "fabric/verbs/port.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+namespace kvstore::verbs {
+namespace {
+
+struct FreeList {
+  void operator()(ibv_device** list) const { ibv_free_device_list(list); }
+};
+
+bool is_mapped_ipv4(const Gid& gid) {
+  static constexpr uint8_t kPrefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+  return std::equal(std::begin(kPrefix), std::end(kPrefix), gid.begin());
+}
+
+bool is_link_local(const Gid& gid) {
+  return gid[0] == 0xfe && (gid[1] & 0xc0) == 0x80;
+}
+
+// How well a GID serves where no address is wanted: one that is routed before one that is not.
+// 0: not at all. RoCE v1 frames are not routed and not every device has them.
+unsigned rank(const ibv_gid_entry& entry, const Gid& gid, bool ethernet) {
+  if (!ethernet) return entry.gid_index == 0 ? 3 : 0;
+  if (entry.gid_type != IBV_GID_TYPE_ROCE_V2) return 0;
+  if (is_mapped_ipv4(gid)) return 3;
+  return is_link_local(gid) ? 1 : 2;
+}
+
+Gid bytes_of(const ibv_gid& gid) {
+  Gid bytes;
+  std::copy_n(gid.raw, bytes.size(), bytes.begin());
+  return bytes;
+}
+
+// Chooses the GID of a port; returns its rank.
+unsigned choose_gid(kv_verbs_port& port, const Gid* wanted) {
+  unsigned best = 0;
+  const bool ethernet = port.attributes.link_layer == IBV_LINK_LAYER_ETHERNET;
+  for (int index = 0; index < port.attributes.gid_tbl_len; ++index) {
+    ibv_gid_entry entry{};
+    if (ibv_query_gid_ex(port.context.get(), port.number, uint32_t(index), &entry, 0) != 0) {
+      continue;
+    }
+    const Gid gid = bytes_of(entry.gid);
+    const unsigned rating = rank(entry, gid, ethernet);
+    if (rating <= best || (wanted != nullptr && gid != *wanted)) continue;
+    best = rating;
+    port.gid = gid;
+    port.gid_index = uint32_t(index);
+  }
+  return best;
+}
+
+// Opens the best active port of a device.
+unsigned open_device(ibv_device* device, const Gid* wanted, kv_verbs_port& port) {
+  port.context.reset(ibv_open_device(device));
+  if (!port.context || ibv_query_device(port.context.get(), &port.limits) != 0) return 0;
+  for (unsigned number = 1; number <= port.limits.phys_port_cnt; ++number) {
+    port.number = uint8_t(number);
+    if (ibv_query_port(port.context.get(), port.number, &port.attributes) != 0) continue;
+    if (port.attributes.state != IBV_PORT_ACTIVE) continue;
+    if (const unsigned rating = choose_gid(port, wanted); rating > 0) return rating;
+  }
+  return 0;
+}
+
+std::string why_none(const std::string& device, const Gid* gid, int devices, bool seen) {
+  if (devices == 0) {
+    return "this host has no RDMA device; for Soft-RoCE over a network card: sudo kvstore rxe up";
+  }
+  if (!device.empty() && !seen) {
+    return "there is no RDMA device " + device + "; `rdma link show` lists what there is";
+  }
+  const std::string which = device.empty() ? "no RDMA device" : "no port of " + device;
+  if (gid == nullptr) return which + " is active with an address; see `rdma link show`";
+  return which + " is active with the wanted address; see `rdma link show` and `ip address`";
+}
+
+}  // namespace
+
+std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* gid,
+                                         std::string& error) {
+  int count = 0;
+  const std::unique_ptr<ibv_device*, FreeList> list(ibv_get_device_list(&count));
+  if (!list) {
+    error = std::string("can't list RDMA devices: ") + std::strerror(errno);
+    return nullptr;
+  }
+  std::unique_ptr<kv_verbs_port> best;
+  unsigned best_rating = 0;
+  bool seen = false;
+  for (int i = 0; i < count; ++i) {
+    ibv_device* const candidate = list.get()[i];
+    if (!device.empty() && device != ibv_get_device_name(candidate)) continue;
+    seen = true;
+    auto port = std::make_unique<kv_verbs_port>();
+    const unsigned rating = open_device(candidate, gid, *port);
+    if (rating <= best_rating) continue;
+    best = std::move(port);
+    best_rating = rating;
+  }
+  if (!best) {
+    error = why_none(device, gid, count, seen);
+    return nullptr;
+  }
+  if (best->limits.atomic_cap == IBV_ATOMIC_NONE) {
+    error = std::string(ibv_get_device_name(best->context->device)) + " has no atomics";
+    return nullptr;
+  }
+  best->domain.reset(ibv_alloc_pd(best->context.get()));
+  if (!best->domain) {
+    error = std::string("can't make a protection domain: ") + std::strerror(errno);
+    return nullptr;
+  }
+  return best;
+}
+
+uint32_t mtu_bytes(ibv_mtu mtu) {
+  return 128u << unsigned(mtu);  // IBV_MTU_256 is 1
+}
+
+uint32_t reads_at_once(const ibv_device_attr& limits) {
+  constexpr int kEnough = 16;
+  const int least = std::min(limits.max_qp_rd_atom, limits.max_qp_init_rd_atom);
+  return uint32_t(std::clamp(least, 1, kEnough));
+}
+
+}  // namespace kvstore::verbs

@@ -1,0 +1,64 @@
+#include "store/verbs_transport.hpp"
+
+#include <algorithm>
+
+#include "store/transports.hpp"
+
+namespace kvstore {
+namespace {
+
+class VerbsTransport : public Transport {
+ public:
+  VerbsTransport(const kv_verbs_api& api, VerbsPort port, VerbsTarget target)
+      : api_(api), port_(std::move(port)), target_(std::move(target)) {}
+
+  kv_connection* connect(uint32_t lane, uint64_t deadline_ns, std::string& error) override {
+    char line[512] = "";
+    kv_verbs_endpoint mine{};
+    kv_verbs_grant grant{};
+    kv_connection* const connection = api_.prepare(port_.get(), &mine, line, sizeof line);
+    if (connection == nullptr) {
+      error = line;
+      return nullptr;
+    }
+    const uint64_t now_ns = monotonic_ns();
+    const uint64_t left_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 1;
+    const Status exchanged = target_.exchange(lane, mine, left_ns, grant, error);
+    const bool granted = exchanged == Status::kOk && grant.region_bytes >= layout::kRegionBytesMin;
+    if (granted && api_.establish(connection, &grant, line, sizeof line) == 0) return connection;
+    if (granted) error = line;
+    if (error.empty()) error = "the node did not connect the queue pair";
+    connection->ops->destroy(connection);
+    return nullptr;
+  }
+  uint32_t fabric() const override { return KV_FABRIC_VERBS; }
+  layout::Domain domain() const override { return layout::Domain::kVerbs; }
+
+ private:
+  const kv_verbs_api& api_;
+  const VerbsPort port_;
+  const VerbsTarget target_;
+};
+
+// The port that packets to the node leave by, where addresses tell; else any active one.
+VerbsPort port_towards(const VerbsTarget& target, std::string& error) {
+  RdmaAddress mine{};
+  if (rdma_address_towards(target.node, mine)) {
+    if (VerbsPort port = open_verbs_port(target.device, &mine, error)) return port;
+  }
+  return open_verbs_port(target.device, nullptr, error);
+}
+
+}  // namespace
+
+Status attach_verbs(Client& client, uint32_t member, const VerbsTarget& target,
+                    uint64_t deadline_ns, std::string& error) {
+  const kv_verbs_api* const api = verbs_library(error);
+  if (api == nullptr) return Status::kRefused;
+  VerbsPort port = port_towards(target, error);
+  if (!port) return Status::kRefused;
+  return take_up(client, member, std::make_unique<VerbsTransport>(*api, std::move(port), target),
+                 target.registration, deadline_ns, error);
+}
+
+}  // namespace kvstore
