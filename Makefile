@@ -60,6 +60,16 @@ test: native-tests ## all tests that need no root, no virtual machine and no eng
 test-engines: build ## the engine adapters with their real engines (installs those, gigabytes)
 	@scripts/test_engines.sh
 
+.PHONY: rxe
+rxe: native-tests verbs ## real RDMA: fabric and store in virtual machines with Soft-RoCE
+	@KVSTORE_RXE=1 $(PYTHON_VENV) -m pytest --timeout 900 --ignore tests/rxe/guest tests/rxe
+
+# The fabric is built where libibverbs' headers are: the system's or these.
+.PHONY: verbs
+verbs: $(PYTHON_VENV)
+	@test -e kvstore/_verbs.so || { $(PYTHON_VENV) scripts/debs.py libibverbs-dev \
+	  && $(MAKE) --no-print-directory build && test -e kvstore/_verbs.so; }
+
 .PHONY: check
 check: $(PYTHON_VENV) ## style, types, generated files, and a build without warnings
 	@$(BIN)/ruff check .

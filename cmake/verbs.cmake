@@ -12,7 +12,10 @@ if(IBVERBS_INCLUDE_DIR AND IBVERBS_LIBRARY)
   target_include_directories(kvstore_verbs SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
   target_link_libraries(kvstore_verbs PRIVATE kvstore_core kvstore_options ${IBVERBS_LIBRARY})
   set_target_properties(kvstore_verbs PROPERTIES PREFIX "" OUTPUT_NAME _verbs)
-  target_link_options(kvstore_verbs PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections)
+  set(verbs_exports ${PROJECT_SOURCE_DIR}/cmake/verbs_exports.map)
+  target_link_options(kvstore_verbs PRIVATE
+    -Wl,--gc-sections -Wl,--version-script=${verbs_exports})
+  set_target_properties(kvstore_verbs PROPERTIES LINK_DEPENDS ${verbs_exports})
   if(SKBUILD_STATE STREQUAL "editable")
     set_target_properties(kvstore_verbs PROPERTIES
       LIBRARY_OUTPUT_DIRECTORY ${PROJECT_SOURCE_DIR}/kvstore)

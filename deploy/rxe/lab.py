@@ -38,7 +38,9 @@ def main(commands: tuple[str, ...], count: int, timeout_s: float) -> None:
     began = time.monotonic()
     try:
         with notes.status("booting"), machines(count) as booted:
-            notes.print(f"booted in {time.monotonic() - began:.1f} s", style="dim")
+            slow = ", ".join(f"{machine.time_scale}" for machine in booted)
+            took = f"{time.monotonic() - began:.1f} s"
+            notes.print(f"booted in {took}; time scale {slow}", style="dim")
             jobs = [
                 booted[min(index, count - 1)].begin(command)
                 for index, command in enumerate(commands)

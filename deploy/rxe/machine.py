@@ -15,6 +15,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,9 @@ _MODULES: Final = """
 """.split()  # noqa: SIM905
 _BOOT_TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.05
+#: A little work, and how long a current processor takes for it.
+_MEASURE: Final = "import time; t = time.time(); sum(range(400000)); print(time.time() - t)"
+_USUAL_S: Final = 0.005
 
 
 class LabError(Exception):
@@ -157,13 +161,16 @@ class Job:
             self._machine.check_alive()
             time.sleep(_POLL_S)
 
-    def wait_for_output(self, wanted: str, timeout_s: float) -> None:
-        """Wait until the output holds a text. LabError at the time-out or if the command ends."""
+    def wait_for_output(self, wanted: str, timeout_s: float, after: int = 0) -> None:
+        """Wait until the output, from a place on, holds a text.
+
+        LabError at the time-out or if the command ends.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             ended = self.exit_code is not None
             text = self.output
-            if wanted in text:
+            if wanted in text[after:]:
                 return
             if ended or time.monotonic() > deadline:
                 raise LabError(f"no `{wanted}` from: {self.command}\n{text[-2000:]}")
@@ -184,6 +191,8 @@ class Machine:
         prepare()
         self.address = f"10.77.0.{number}"
         self.folder = Path(tempfile.mkdtemp(prefix="kvstore-rxe-"))
+        #: How much slower than a usual machine this one is; commands see it as KVSTORE_TIME_SCALE.
+        self.time_scale = 1
         self._jobs = 0
         shutil.copy(_HERE / "agent", self.folder / "agent")
         self._log = (self.folder / "console.log").open("wb")
@@ -237,13 +246,16 @@ class Machine:
             if time.monotonic() > deadline:
                 raise LabError(f"the machine did not boot within {timeout_s:g} s: {self.console()}")
             time.sleep(_POLL_S)
+        measured = self.run(f"{shlex.quote(sys.executable)} -c {_MEASURE!r}", timeout_s=timeout_s)
+        self.time_scale = min(max(round(float(measured.output) / _USUAL_S), 4), 40)
 
     def begin(self, command: str, environment: Mapping[str, str] | None = None) -> Job:
         """Start a shell command in the checkout's folder."""
         self._jobs += 1
         folder = self.folder / f"job{self._jobs}"
         folder.mkdir()
-        exports = [f"export {k}={shlex.quote(v)}\n" for k, v in (environment or {}).items()]
+        given = {"KVSTORE_TIME_SCALE": str(self.time_scale), **(environment or {})}
+        exports = [f"export {k}={shlex.quote(v)}\n" for k, v in given.items()]
         (folder / "command").write_text("".join(exports) + command + "\n")
         assert self._process.stdin is not None
         try:

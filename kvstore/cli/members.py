@@ -75,6 +75,8 @@ def view_members(settings: Settings) -> list[MemberView]:
 
 def fabric_of(settings: Settings, node: NodeDescription) -> str:
     """What a client on this host would use. A socket's name tells whether shm is in reach."""
+    if node.domain == "verbs":
+        return "verbs"
     if settings.target.scheme == "kv" and node.shm_name and _listens_here(node.shm_name):
         return "shm"
     return "tcp" if node.data_port else ""

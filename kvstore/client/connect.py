@@ -96,6 +96,8 @@ def _attachers(
     if target.scheme == "shm":
         return [ShmAttacher(target.members[0], secret)]
     return [
-        ControlAttacher(address, token=secret, tls=tls, allow_shm=target.scheme == "kv")
+        ControlAttacher(
+            address, token=secret, tls=tls, fabric="" if target.scheme == "kv" else target.scheme
+        )
         for address in target.members
     ]

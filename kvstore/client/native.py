@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from kvstore.client.buffers import export_buffer
@@ -31,6 +32,8 @@ from kvstore.errors import (
     ValueTooLarge,
     refusal,
 )
+from kvstore.node.description import VerbsEndpoint, VerbsGrant
+from kvstore.node.memory_node import fill_endpoint, read_endpoint
 from kvstore.types import ClientStats
 
 try:
@@ -151,6 +154,8 @@ class NativeClient:
         if handle == ffi.NULL:
             raise ConfigurationError(_line(error))
         self._handle: Any = handle
+        # What the core calls while the client is open; one a member.
+        self._exchanges: dict[int, list[Any]] = {}
         self._member_count = max(1, len(members))
         self._idle = threading.Condition()
         self._users = 0
@@ -230,6 +235,38 @@ class NativeClient:
                 port,
                 incarnation,
                 _admission(admission),
+                int(timeout_s * _NS),
+                error,
+                _ERROR_BYTES,
+            )
+        self._check_attached(status, error)
+
+    def attach_verbs(
+        self,
+        member: int,
+        node_gid: bytes,
+        device: str,
+        exchange: VerbsExchange,
+        *,
+        timeout_s: float,
+    ) -> None:
+        """Attach to a node over RDMA. `device` empty: the one on the way to the node.
+
+        The exchange is called for every connection, on any thread, until the client is closed.
+        """
+        error = ffi.new("char[]", _ERROR_BYTES)
+        context = ffi.new_handle(exchange)
+        # Lanes that go on with an earlier attachment may still call its exchange.
+        self._exchanges.setdefault(member, []).append((exchange, context))
+        with self.use() as client:
+            status = lib.kv_client_attach_verbs(
+                client,
+                member,
+                node_gid,
+                device.encode(),
+                exchange.registration,
+                lib.kvstore_verbs_exchange,
+                context,
                 int(timeout_s * _NS),
                 error,
                 _ERROR_BYTES,
@@ -327,6 +364,44 @@ class NativeClient:
         if status == lib.KV_FENCED:
             raise Fenced("a node has cut this client off; it attaches again by itself: try again")
         raise plain_error(status)
+
+
+@dataclass(frozen=True, slots=True)
+class VerbsExchange:
+    """How the queue pairs of one admission are connected.
+
+    `connect` takes a lane, our end and a time-out in seconds, and returns the node's grant.
+    """
+
+    registration: int
+    connect: Callable[[int, VerbsEndpoint, float], VerbsGrant]
+
+
+@_native.ffi.def_extern(error=lib.KV_NODE_UNREACHABLE)
+def kvstore_verbs_exchange(
+    context: Any,
+    lane: int,
+    mine: Any,
+    timeout_ns: int,
+    grant: Any,
+    error: Any,
+    error_bytes: int,
+) -> int:
+    """`kv_verbs_exchange` of the core."""
+    exchange: VerbsExchange = ffi.from_handle(context)
+    try:
+        granted = exchange.connect(lane, read_endpoint(ffi, mine[0]), timeout_ns / _NS)
+    except Exception as failure:  # none may cross the C ABI
+        text = str(failure).encode()[: error_bytes - 1]
+        ffi.memmove(error, text + b"\0", len(text) + 1)
+        return int(
+            lib.KV_NODE_UNREACHABLE if isinstance(failure, NodeUnreachable) else lib.KV_REFUSED
+        )
+    fill_endpoint(ffi, grant.node, granted.node)
+    grant.region_address = granted.region_address
+    grant.region_bytes = granted.region_bytes
+    grant.remote_key = granted.remote_key
+    return int(lib.KV_OK)
 
 
 class _Session:

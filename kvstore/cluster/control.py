@@ -20,6 +20,7 @@ from kvstore import errors
 from kvstore.cluster import rpc
 from kvstore.cluster.proto import control_pb2
 from kvstore.cluster.tls import TlsConfig
+from kvstore.cluster.verbs_messages import endpoint_message, grant_from
 from kvstore.node.description import (
     CLIENT_STATES,
     CONSISTENCIES,
@@ -28,6 +29,8 @@ from kvstore.node.description import (
     FABRICS,
     ClientRecord,
     NodeDescription,
+    VerbsEndpoint,
+    VerbsGrant,
     name_of,
 )
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S_DEFAULT: Final = 5.0
 _TOKEN_BYTES: Final = 16
+_GID_BYTES: Final = 16
 _SERVICE: Final = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -62,6 +66,8 @@ class Attachment:
     token: bytes
     cluster_id: str
     members: tuple[str, ...]
+    #: The RDMA address; empty outside the `verbs` domain.
+    verbs_gid: bytes = b""
 
     def __repr__(self) -> str:
         return (
@@ -127,7 +133,26 @@ class ControlClient:
             token=answer.token,
             cluster_id=node.cluster_id,
             members=node.members,
+            verbs_gid=node.verbs_gid,
         )
+
+    def connect_verbs(
+        self,
+        registration: int,
+        token: bytes,
+        lane: int,
+        client: VerbsEndpoint,
+        *,
+        timeout_s: float = TIMEOUT_S_DEFAULT,
+    ) -> VerbsGrant:
+        """Has the node connect a queue pair of this admission. `AttachRefused` with the reason."""
+        request = control_pb2.ConnectVerbsRequest(
+            registration=registration, token=token, lane=lane, client=endpoint_message(client)
+        )
+        answer = self._call("ConnectVerbs", request, control_pb2.VerbsGrant(), timeout_s)
+        if len(answer.node.gid) != _GID_BYTES:
+            raise errors.ConfigurationError(f"{self.address} sent a GID of a wrong size")
+        return grant_from(answer)
 
     def detach(self, registration: int, *, timeout_s: float = TIMEOUT_S_DEFAULT) -> bool:
         """Ends an admission. False if the node knows no such one."""
@@ -224,6 +249,8 @@ class ControlClient:
             )
         if code == "FAILED_PRECONDITION":
             return errors.LayoutMismatch(f"{self.address}: {details}")
+        if code == "PERMISSION_DENIED":
+            return errors.AttachRefused(f"{self.address}: {details}")
         if code == "INVALID_ARGUMENT":
             return errors.ConfigurationError(f"{self.address}: {details}")
         if code == "DEADLINE_EXCEEDED":
@@ -260,6 +287,8 @@ class ControlClient:
             cluster_id=node.cluster_id,
             members=tuple(node.members),
             version=node.version,
+            verbs_device=node.verbs_device,
+            verbs_gid=node.verbs_gid if len(node.verbs_gid) == _GID_BYTES else b"",
         )
 
 

@@ -16,7 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from kvstore.client.native import FABRICS, STATE_UP, NativeClient, state_name
+from kvstore.client.native import (
+    FABRICS,
+    STATE_UP,
+    NativeClient,
+    VerbsExchange,
+    state_name,
+)
 from kvstore.errors import (
     ConfigurationError,
     DomainMismatch,
@@ -31,9 +37,14 @@ from kvstore.types import MemberState
 if TYPE_CHECKING:
     from kvstore.cluster.control import Attachment, ControlClient
     from kvstore.cluster.tls import TlsConfig
+    from kvstore.node.description import VerbsEndpoint, VerbsGrant
     from kvstore.node.memory_node import MemoryNode
 
-ATTACH_TIMEOUT_S: Final = 5.0
+#: How much more patience than usual this machine needs; the native core reads it too.
+_TIME_SCALE: Final = min(max(int(os.environ.get("KVSTORE_TIME_SCALE", "1")), 1), 100)
+ATTACH_TIMEOUT_S: Final = 5.0 * _TIME_SCALE
+#: The RDMA device to use, where it is not the one on the way to the node.
+VERBS_DEVICE_VARIABLE: Final = "KVSTORE_VERBS_DEVICE"
 _DETACH_TIMEOUT_S: Final = 1.0
 _PROBE_FIRST_S: Final = 0.2
 _PROBE_LAST_S: Final = 5.0
@@ -89,18 +100,23 @@ class ShmAttacher(Attacher):
 
 
 class ControlAttacher(Attacher):
-    """A node reached through its control plane; over shm where it is on this host, else tcp."""
+    """A node reached through its control plane.
+
+    Over verbs where the node's memory is in that domain; else over shm where it is on this host,
+    and otherwise tcp. A `fabric` of `tcp` or `verbs` forces that one.
+    """
 
     def __init__(
-        self, address: str, *, token: str | None, tls: TlsConfig | None, allow_shm: bool
+        self, address: str, *, token: str | None, tls: TlsConfig | None, fabric: str = ""
     ) -> None:
         self.address = address
         self._token = token
         self._tls = tls
-        self._allow_shm = allow_shm
+        self._fabric = fabric
         self._control_client: ControlClient | None = None
         self._pending: Attachment | None = None
-        self._tcp_registration: int | None = None
+        # Of an attachment whose end the node does not see by itself.
+        self._remote_registration: int | None = None
 
     def cluster_id(self, members: tuple[str, ...], timeout_s: float) -> str:
         """See Attacher. The admission is kept for the `attach` that follows."""
@@ -115,8 +131,15 @@ class ControlAttacher(Attacher):
         found, self._pending = self._pending, None
         if found is None:
             found = self._admit("", members, timeout_s)
+        if found.verbs_gid:
+            self._attach_verbs(client, index, found, _left(deadline))
+            return
+        if self._fabric == "verbs":
+            raise DomainMismatch(
+                f"{self.address} serves shm and tcp: start it with --fabric verbs, or use kv://"
+            )
         admission = (found.registration, found.token)
-        if self._allow_shm and found.shm_name:
+        if self._fabric != "tcp" and found.shm_name:
             try:
                 client.attach_shm(
                     index,
@@ -145,17 +168,42 @@ class ControlAttacher(Attacher):
             admission=admission,
             timeout_s=_left(deadline),
         )
-        self._tcp_registration = found.registration
+        self._remote_registration = found.registration
+
+    def _attach_verbs(
+        self, client: NativeClient, index: int, found: Attachment, timeout_s: float
+    ) -> None:
+        if self._fabric == "tcp":
+            raise DomainMismatch(
+                f"{self.address} is in the atomic domain of its RDMA device, which tcp is not:"
+                " use kv:// or verbs://"
+            )
+        control = self._control_client
+        assert control is not None
+
+        def connect(lane: int, mine: VerbsEndpoint, left_s: float) -> VerbsGrant:
+            return control.connect_verbs(
+                found.registration, found.token, lane, mine, timeout_s=left_s
+            )
+
+        client.attach_verbs(
+            index,
+            found.verbs_gid,
+            os.environ.get(VERBS_DEVICE_VARIABLE, ""),
+            VerbsExchange(found.registration, connect),
+            timeout_s=timeout_s,
+        )
+        self._remote_registration = found.registration
 
     def close(self, *, ended: bool) -> None:
-        """See Attacher. Tells the node, which would notice the end over tcp by the lease only."""
+        """See Attacher. Tells the node, which would notice some ends by the lease only."""
         control, self._control_client = self._control_client, None
         if control is None:
             return
         pending, self._pending = self._pending, None
         over = [] if pending is None else [pending.registration]
-        if ended and self._tcp_registration is not None:
-            over.append(self._tcp_registration)
+        if ended and self._remote_registration is not None:
+            over.append(self._remote_registration)
         with contextlib.suppress(KvError):
             for registration in over:
                 control.detach(registration, timeout_s=_DETACH_TIMEOUT_S)

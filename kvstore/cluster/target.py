@@ -3,6 +3,7 @@
 None                        a node inside this process, or what KVSTORE_TARGET says
 kv://HOST:PORT[,HOST:PORT]  the nodes at these control addresses, over the best fabric
 tcp://HOST:PORT[,...]       the same, over tcp even on one host
+verbs://HOST:PORT[,...]     the same, over RDMA only
 shm://NAME                  the node of this host with that socket, without a control plane
 """
 
@@ -18,7 +19,7 @@ from kvstore.errors import ConfigurationError
 TARGET_VARIABLE: Final = "KVSTORE_TARGET"
 TOKEN_FILE_VARIABLE: Final = "KVSTORE_TOKEN_FILE"
 EMBEDDED: Final = "embedded"
-_FORMS: Final = "kv://HOST:PORT[,HOST:PORT], tcp://HOST:PORT[,HOST:PORT] or shm://NAME"
+_FORMS: Final = "kv://HOST:PORT[,HOST:PORT], tcp://…, verbs://… or shm://NAME"
 _MEMBERS_MAX: Final = 64
 
 
@@ -26,7 +27,7 @@ _MEMBERS_MAX: Final = 64
 class Target:
     """A parsed target."""
 
-    #: `embedded`, `kv`, `tcp` or `shm`.
+    #: `embedded`, `kv`, `tcp`, `verbs` or `shm`.
     scheme: str
     #: Control addresses, sorted, or the one name of a shm socket; `embedded` otherwise.
     members: tuple[str, ...]
@@ -44,9 +45,8 @@ def parse_target(text: str | None) -> Target:
     if text is None or text == EMBEDDED:
         return Target(EMBEDDED, (EMBEDDED,))
     scheme, separator, rest = text.partition("://")
-    if not separator or scheme not in ("kv", "tcp", "shm"):
-        hint = " (verbs is not built yet)" if scheme == "verbs" else ""
-        raise ConfigurationError(f"{text!r} is no target: give {_FORMS}{hint}")
+    if not separator or scheme not in ("kv", "tcp", "verbs", "shm"):
+        raise ConfigurationError(f"{text!r} is no target: give {_FORMS}")
     if scheme == "shm":
         if not rest or "\0" in rest or "\n" in rest:
             raise ConfigurationError(f"{text!r} names no socket: give shm://NAME")

@@ -52,6 +52,9 @@ class NodeConfig:
     membership_lease_ms: int
     data_threads: int
     grace_s: float
+    #: None: the `cpu` domain; empty: the RDMA device with the address `verbs_address`.
+    verbs_device: str | None = None
+    verbs_address: str = ""
 
     @property
     def is_loopback(self) -> bool:
@@ -100,6 +103,18 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise errors.ConfigurationError(f"--listen {text!r} is not HOST:PORT")
     return host, int(port)
+
+
+def rdma_address(advertise: str, listen_host: str) -> str:
+    """The IP address by which a node finds its RDMA device; empty: any that is active."""
+    for host in (advertise, listen_host):
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            continue
+        if not (address.is_loopback or address.is_unspecified):
+            return host
+    return ""
 
 
 def default_data_port(listen_port: int) -> int:

@@ -61,7 +61,7 @@ def run(config: NodeConfig, log: Log) -> int:
     node = MemoryNode(
         capacity_bytes=config.capacity_bytes,
         shm_name=config.shm_name,
-        tcp_host=config.listen_host,
+        tcp_host=config.listen_host if config.verbs_device is None else None,
         tcp_port=config.data_port,
         tcp_threads=config.data_threads,
         eviction=config.eviction,
@@ -72,6 +72,8 @@ def run(config: NodeConfig, log: Log) -> int:
         secret=config.token,
         cluster_id=config.cluster_id,
         members=config.members,
+        verbs_device=config.verbs_device,
+        verbs_address=config.verbs_address,
     )
     with node:
         server = ControlServer(
@@ -87,6 +89,7 @@ def run(config: NodeConfig, log: Log) -> int:
             "listen": _address(config.listen_host, port),
             "data_port": node.describe().data_port,
             "shm": config.shm_name or "",
+            "device": node.describe().verbs_device,
             "pid": os.getpid(),
         }
         if config.metrics_port is not None:

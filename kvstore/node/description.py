@@ -49,6 +49,9 @@ class NodeDescription:
     cluster_id: str
     members: tuple[str, ...]
     version: str
+    #: The RDMA device of the node's host, and its address; empty outside the `verbs` domain.
+    verbs_device: str = ""
+    verbs_gid: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +75,25 @@ class Admission:
 
     registration: int
     token: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class VerbsEndpoint:
+    """One end of a reliable connection of verbs: the fields of `kv_verbs_endpoint`."""
+
+    gid: bytes
+    lid: int
+    queue_pair: int
+    packet_sequence: int
+    mtu_bytes: int
+    reads_at_once: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerbsGrant:
+    """The node's end, and the key of its region: the fields of `kv_verbs_grant`."""
+
+    node: VerbsEndpoint
+    region_address: int
+    region_bytes: int
+    remote_key: int

@@ -27,6 +27,9 @@ Examples:
   A member of a cluster, with a token:
     kvstore-node --capacity 64GiB --listen 0.0.0.0:7400 --advertise mn1.example \\
       --token-file /etc/kvstore/token --metrics-port 9400
+  Over RDMA, on the device that has this address:
+    kvstore-node --capacity 64GiB --fabric verbs --listen 192.0.2.7:7400 \\
+      --token-file /etc/kvstore/token
   From a file, with one setting changed:
     kvstore-node --config /etc/kvstore/node.toml --capacity 8GiB
 """
@@ -69,6 +72,19 @@ _PORT = click.IntRange(0, 65535)
     show_default=True,
     metavar="HOST:PORT",
     help="The control plane (gRPC). Port 0: any free one.",
+)
+@click.option(
+    "--fabric",
+    type=click.Choice(["cpu", "verbs"]),
+    default="cpu",
+    show_default=True,
+    help="'cpu' serves shm and tcp, 'verbs' RDMA; their atomics destroy each other's.",
+)
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="The RDMA device (`rdma link show`).  [default: the one with the address of --advertise"
+    " or --listen]",
 )
 @click.option("--data-port", type=_PORT, help="The tcp agent.  [default: the next port]")
 @click.option(
@@ -168,6 +184,10 @@ def _config_of(options: dict[str, Any]) -> Any:
     shm = options["shm"]
     token_file = options["token_file"]
     data_port = options["data_port"]
+    verbs = options["fabric"] == "verbs"
+    _check_fabric(options, verbs=verbs)
+    if verbs:
+        shm, data_port = "none", 0
     members = [member.strip() for member in options["members"].split(",") if member.strip()]
     return config.NodeConfig(
         capacity_bytes=options["capacity"],
@@ -188,7 +208,22 @@ def _config_of(options: dict[str, Any]) -> Any:
         membership_lease_ms=round(options["membership_lease"] * 1000),
         data_threads=options["data_threads"],
         grace_s=options["grace"],
+        verbs_device=(options["device"] or "") if verbs else None,
+        verbs_address=config.rdma_address(options["advertise"], host)
+        if verbs and not options["device"]
+        else "",
     )
+
+
+def _check_fabric(options: dict[str, Any], *, verbs: bool) -> None:
+    """What belongs to the other fabric is refused rather than ignored."""
+    names = ("shm", "data_port", "data_threads") if verbs else ("device",)
+    for name in names:
+        if options[name] not in (None, 0) and not (name == "shm" and options[name] == "none"):
+            option = name.replace("_", "-")
+            raise errors.ConfigurationError(
+                f"--{option} does not go with --fabric {options['fabric']}"
+            )
 
 
 def _warn(config: Any, options: dict[str, Any], log: Log) -> None:

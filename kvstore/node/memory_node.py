@@ -24,6 +24,8 @@ from kvstore.node.description import (
     Admission,
     ClientRecord,
     NodeDescription,
+    VerbsEndpoint,
+    VerbsGrant,
     name_of,
 )
 
@@ -33,6 +35,7 @@ _ERROR_BYTES: Final = 1024
 #: `kv_node_description` holds the joined member list in this much, with its NUL.
 _MEMBERS_BYTES: Final = 4096
 _NAME_BYTES: Final = 256
+_GID_BYTES: Final = 16
 
 
 class MemoryNode:
@@ -57,12 +60,15 @@ class MemoryNode:
         secret: str | None = None,
         cluster_id: str = "",
         members: Sequence[str] = (),
+        verbs_device: str | None = None,
+        verbs_address: str = "",
     ) -> None:
         """Opens the node; see `kv_node_config` in the C header for each argument.
 
         `shm_name` None: no shm. `tcp_host` None: no tcp agent. `tcp_port` 0: any free port.
         `membership_lease_ms` 0: the default. `fence_after_ms` 0: a stopped client on this host is
         never killed. `secret`: what a client must show that attaches over shm without an admission.
+        `verbs_device` None: the `cpu` domain; empty: the device with the IP `verbs_address`.
         """
         from kvstore._native import ffi, lib
 
@@ -87,6 +93,8 @@ class MemoryNode:
         config.secret = self._text(secret)
         config.cluster_id = self._text(_checked_name("cluster_id", cluster_id))
         config.members = self._text(_joined(members))
+        config.verbs_device = ffi.NULL if verbs_device is None else self._kept(verbs_device)
+        config.verbs_address = self._text(verbs_address)
         error = ffi.new("char[]", _ERROR_BYTES)
         handle = lib.kv_node_open(config, error, _ERROR_BYTES)
         if handle == ffi.NULL:
@@ -123,6 +131,10 @@ class MemoryNode:
             cluster_id=self._line(description.cluster_id),
             members=tuple(members.split("\n")) if members else (),
             version=self._ffi.string(self._lib.kv_version()).decode(),
+            verbs_device=self._line(description.verbs_device),
+            verbs_gid=bytes(self._ffi.buffer(description.verbs_gid))
+            if description.verbs_device[0] != b"\0"
+            else b"",
         )
 
     def stats(self) -> dict[str, int]:
@@ -160,6 +172,30 @@ class MemoryNode:
         if status != self._lib.KV_OK:
             raise errors.NodeUnreachable(self._line(error))
         return Admission(admission.registration, bytes(self._ffi.buffer(admission.token)))
+
+    def connect_verbs(self, admission: Admission, lane: int, client: VerbsEndpoint) -> VerbsGrant:
+        """Connects a queue pair of an admitted client. `AttachRefused` with the reason."""
+        asked = self._ffi.new("kv_admission *", {"registration": admission.registration})
+        if len(admission.token) != len(asked.token) or len(client.gid) != _GID_BYTES:
+            raise errors.ConfigurationError("a token and a GID have 16 bytes each")
+        self._ffi.memmove(asked.token, admission.token, len(asked.token))
+        endpoint = self._ffi.new("kv_verbs_endpoint *")
+        fill_endpoint(self._ffi, endpoint, client)
+        grant = self._ffi.new("kv_verbs_grant *")
+        error = self._ffi.new("char[]", _ERROR_BYTES)
+        self._check_process()
+        with self._lock:
+            status = self._lib.kv_node_connect_verbs(
+                self.handle, asked, lane, endpoint, grant, error, _ERROR_BYTES
+            )
+        if status != self._lib.KV_OK:
+            raise errors.AttachRefused(self._line(error))
+        return VerbsGrant(
+            node=read_endpoint(self._ffi, grant.node),
+            region_address=grant.region_address,
+            region_bytes=grant.region_bytes,
+            remote_key=grant.remote_key,
+        )
 
     def dismiss(self, registration: int) -> bool:
         """Fences a registration and has what it held swept; False if there is no such one."""
@@ -241,8 +277,9 @@ class MemoryNode:
         )
 
     def _text(self, text: str | None) -> Any:
-        if not text:
-            return self._ffi.NULL
+        return self._kept(text) if text else self._ffi.NULL
+
+    def _kept(self, text: str) -> Any:
         if "\0" in text:
             raise errors.ConfigurationError(f"a NUL character in {text!r}")
         self._texts.append(self._ffi.new("char[]", text.encode()))
@@ -250,6 +287,25 @@ class MemoryNode:
 
     def _line(self, text: Any) -> str:
         return str(self._ffi.string(text).decode("utf-8", "replace"))
+
+
+def fill_endpoint(ffi: Any, target: Any, endpoint: VerbsEndpoint) -> None:
+    """Writes an endpoint into a `kv_verbs_endpoint`; the GID has 16 bytes."""
+    ffi.memmove(target.gid, endpoint.gid, _GID_BYTES)
+    for name in ("lid", "queue_pair", "packet_sequence", "mtu_bytes", "reads_at_once"):
+        setattr(target, name, getattr(endpoint, name))
+
+
+def read_endpoint(ffi: Any, source: Any) -> VerbsEndpoint:
+    """Reads a `kv_verbs_endpoint`."""
+    return VerbsEndpoint(
+        gid=bytes(ffi.buffer(source.gid)),
+        lid=source.lid,
+        queue_pair=source.queue_pair,
+        packet_sequence=source.packet_sequence,
+        mtu_bytes=source.mtu_bytes,
+        reads_at_once=source.reads_at_once,
+    )
 
 
 def _in_range(name: str, value: int, low: int, high: int = (1 << 63) - 1) -> int:

@@ -21,12 +21,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from kvstore import errors
 from kvstore.cluster.proto import control_pb2, control_pb2_grpc
 from kvstore.cluster.rpc import MEMBERSHIP_TRAILER
+from kvstore.cluster.verbs_messages import endpoint_from, grant_message
 from kvstore.node.description import (
     CLIENT_STATES,
     CONSISTENCIES,
     DOMAINS,
     EVICTIONS,
     FABRICS,
+    Admission,
     NodeDescription,
 )
 from kvstore.node.log import Log
@@ -104,6 +106,21 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
 
     def Attach(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
         return self._guarded(context, lambda: self._attach(request, context))
+
+    def ConnectVerbs(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
+        admission = Admission(request.registration, request.token)
+        client = endpoint_from(request.client)
+        try:
+            return self._guarded(
+                context,
+                lambda: grant_message(self._node.connect_verbs(admission, request.lane, client)),
+            )
+        except errors.AttachRefused as error:
+            self._log.warning(
+                "queue pair refused", registration=request.registration, reason=str(error)
+            )
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        raise AssertionError("abort returned")
 
     def Detach(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
         found = self._guarded(context, lambda: self._node.dismiss(request.registration))
@@ -213,6 +230,8 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
             cluster_id=node.cluster_id,
             members=node.members,
             version=node.version,
+            verbs_device=node.verbs_device,
+            verbs_gid=node.verbs_gid,
         )
 
 

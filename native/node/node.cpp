@@ -9,6 +9,7 @@
 #include <future>
 
 #include "base/assert.hpp"
+#include "base/time_scale.hpp"
 #include "node/liveness.hpp"
 
 namespace kvstore {
@@ -55,7 +56,7 @@ bool Node::start(const kv_node_config& config, std::string& error) {
   eviction_ = config.eviction;
   consistency_ = config.consistency;
   const uint32_t lease_ms =
-      config.membership_lease_ms == 0 ? kLeaseMsDefault : config.membership_lease_ms;
+      config.membership_lease_ms == 0 ? kLeaseMsDefault * time_scale() : config.membership_lease_ms;
   lease_ns_ = lease_ms * kMillisecond;
   cluster_id_ = text(config.cluster_id);
   members_ = text(config.members);
@@ -109,7 +110,7 @@ bool Node::attach_janitor(std::string& error) {
     const bool connected = verbs_->connect(janitor_registration_, lane, mine, grant, line);
     return connected ? Status::kOk : Status::kRefused;
   };
-  return attach_verbs(*janitor_, 0, target, monotonic_ns() + kJanitorAttachNs, error) ==
+  return attach_verbs(*janitor_, 0, target, monotonic_ns() + patient(kJanitorAttachNs), error) ==
          Status::kOk;
 }
 

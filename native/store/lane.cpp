@@ -4,6 +4,7 @@
 #include <new>
 #include <utility>
 
+#include "base/time_scale.hpp"
 #include "store/client.hpp"
 #include "store/operations.hpp"
 
@@ -104,7 +105,7 @@ Status Channel::ready(uint64_t deadline_ns) {
     drop();
   }
   std::string error;
-  const uint64_t until_ns = std::min(deadline_ns, monotonic_ns() + kConnectNs);
+  const uint64_t until_ns = std::min(deadline_ns, monotonic_ns() + patient(kConnectNs));
   kv_connection* connection = current->transport->connect(lane_->index(), until_ns, error);
   if (connection == nullptr) {
     current->state.store(Attachment::State::kDown, std::memory_order_release);
@@ -169,7 +170,8 @@ void Lane::give_up(Status reason) {
   for (uint32_t m = 0; m < members_; ++m) {
     Channel& channel = channels_[m];
     if (channel.remote.pending() == 0) continue;
-    if (reason == Status::kDeadlineExceeded && channel.attachment->silent_ns() >= kSilenceNs) {
+    if (reason == Status::kDeadlineExceeded &&
+        channel.attachment->silent_ns() >= patient(kSilenceNs)) {
       channel.attachment->state.store(Attachment::State::kDown, std::memory_order_release);
     }
     const Executor::Scope scope(executor_);

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/assert.hpp"
+#include "base/time_scale.hpp"
 #include "store/client.hpp"
 
 namespace kvstore {
@@ -167,7 +168,8 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
 bool Service::prepare(uint32_t index) {
   Channel& channel = lane_.channel(index);
   // Members that do not answer must not keep the others from their heartbeat.
-  const uint64_t connect_ns = std::max(kBeatDeadlineNs / client_.members(), kConnectLeastNs);
+  const uint64_t connect_ns =
+      patient(std::max(kBeatDeadlineNs / client_.members(), kConnectLeastNs));
   if (channel.ready(monotonic_ns() + connect_ns) != Status::kOk) return false;
   PerMember& member = members_[index];
   const Attachment& attachment = *channel.attachment;
@@ -223,7 +225,7 @@ uint64_t Service::end_beat() {
 uint64_t Service::beat_all() {
   begin_beat();
   if (!ready_.empty()) {
-    lane_.run_task([&] { return beat_ready(ready_); }, monotonic_ns() + kBeatDeadlineNs);
+    lane_.run_task([&] { return beat_ready(ready_); }, monotonic_ns() + patient(kBeatDeadlineNs));
   }
   return end_beat();
 }
@@ -232,7 +234,7 @@ uint64_t Service::step() {
   if (!beating_) {
     begin_beat();
     if (ready_.empty()) return end_beat();
-    lane_.begin_task([&] { return beat_ready(ready_); }, monotonic_ns() + kBeatDeadlineNs);
+    lane_.begin_task([&] { return beat_ready(ready_); }, monotonic_ns() + patient(kBeatDeadlineNs));
     beating_ = true;
   }
   if (!lane_.step_task()) return 0;
@@ -246,7 +248,7 @@ bool Service::lanes_fenced(uint32_t index) {
     if (!lane->channel(index).unfenced()) continue;
     // A lane in use makes its next connection itself.
     if (lane->taken.exchange(true, std::memory_order_acquire)) continue;
-    lane->channel(index).ready(monotonic_ns() + kConnectLeastNs);
+    lane->channel(index).ready(monotonic_ns() + patient(kConnectLeastNs));
     client_.release_lane(*lane);
   }
   return !client_.any_unfenced(index);

@@ -44,6 +44,11 @@ class ControlStub(object):
                 request_serializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.AttachRequest.SerializeToString,
                 response_deserializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.Attachment.FromString,
                 _registered_method=True)
+        self.ConnectVerbs = channel.unary_unary(
+                '/kvstore.control.v1.Control/ConnectVerbs',
+                request_serializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.ConnectVerbsRequest.SerializeToString,
+                response_deserializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.VerbsGrant.FromString,
+                _registered_method=True)
         self.Detach = channel.unary_unary(
                 '/kvstore.control.v1.Control/Detach',
                 request_serializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.DetachRequest.SerializeToString,
@@ -78,6 +83,15 @@ class ControlServicer(object):
 
     def Attach(self, request, context):
         """Admits one client. The first one fixes the cluster id and the member list of this incarnation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConnectVerbs(self, request, context):
+        """Connects a queue pair of an admitted client to one of the node's, and grants the key of the
+        region. The node destroys its queue pairs of a client when the client leaves or is fenced, and
+        that of a lane when the lane asks for another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +135,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.AttachRequest.FromString,
                     response_serializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.Attachment.SerializeToString,
+            ),
+            'ConnectVerbs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConnectVerbs,
+                    request_deserializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.ConnectVerbsRequest.FromString,
+                    response_serializer=kvstore_dot_cluster_dot_proto_dot_control__pb2.VerbsGrant.SerializeToString,
             ),
             'Detach': grpc.unary_unary_rpc_method_handler(
                     servicer.Detach,
@@ -197,6 +216,33 @@ class Control(object):
             '/kvstore.control.v1.Control/Attach',
             kvstore_dot_cluster_dot_proto_dot_control__pb2.AttachRequest.SerializeToString,
             kvstore_dot_cluster_dot_proto_dot_control__pb2.Attachment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConnectVerbs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.control.v1.Control/ConnectVerbs',
+            kvstore_dot_cluster_dot_proto_dot_control__pb2.ConnectVerbsRequest.SerializeToString,
+            kvstore_dot_cluster_dot_proto_dot_control__pb2.VerbsGrant.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,11 +3,12 @@
 #include <sys/random.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 
 #include "base/assert.hpp"
+#include "base/time_scale.hpp"
 
 namespace kvstore::verbs {
 namespace {
@@ -15,17 +16,16 @@ namespace {
 // A peer that answers nothing is given up after about 4.096 us * 2^14 * (6 + 1) = 0.5 s. A count of
 // 7 is not used: Soft-RoCE then repeats for ever.
 constexpr int kAckTimeoutDefault = 14;
-constexpr int kAckTimeoutMax = 21;
+constexpr int kAckTimeoutMax = 18;
 constexpr uint8_t kRetryCount = 6;
 // Nothing is ever received into a queue, so this does not matter; it must be valid.
 constexpr uint8_t kReceiverNotReadyTimer = 12;
 constexpr uint8_t kHopLimit = 64;
 
-// Slow machines need more than a round trip takes on others.
+// The time is a power of two.
 uint8_t ack_timeout() {
-  const char* given = std::getenv("KVSTORE_VERBS_ACK_TIMEOUT");
-  const int value = given == nullptr ? 0 : std::atoi(given);
-  return uint8_t(value > 0 && value <= kAckTimeoutMax ? value : kAckTimeoutDefault);
+  const int longer = std::bit_width(time_scale()) - 1;
+  return uint8_t(std::min(kAckTimeoutDefault + longer, kAckTimeoutMax));
 }
 
 std::string failure(const char* step, int code) {
