@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "top": "kvstore.cli.top",
     "doctor": "kvstore.cli.doctor",
     "demo": "kvstore.cli.demo",
+    "rxe": "kvstore.cli.rxe",
 }
 
 _EPILOG: Final = """\b
@@ -60,7 +61,7 @@ class _LazyGroup(click.Group):
     envvar="KVSTORE_TARGET",
     show_envvar=True,
     metavar="TARGET",
-    help="kv://HOST:PORT[,HOST:PORT], tcp://… or shm://NAME.  [default: kv://127.0.0.1:7400]",
+    help="kv://HOST:PORT[,HOST:PORT], tcp://…, verbs://… or shm://NAME.  [default: kv://127.0.0.1:7400]",
 )
 @click.option(
     "--token-file",

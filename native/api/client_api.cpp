@@ -148,6 +148,21 @@ int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* no
   });
 }
 
+int kv_client_register(kv_client* client, void* memory, uint64_t bytes, char* error,
+                       uint64_t error_bytes) {
+  if (memory == nullptr || bytes == 0) return KV_INVALID;
+  return guarded(error, error_bytes, int(KV_OUT_OF_MEMORY), [&] {
+    std::string line;
+    const Status s = client->client.register_memory(memory, bytes, line);
+    set_error(error, error_bytes, line);
+    return int(s);
+  });
+}
+
+void kv_client_unregister(kv_client* client, void* memory) {
+  client->client.unregister_memory(memory);
+}
+
 int kv_client_member(kv_client* client, uint32_t member, kv_member_state* state) {
   if (member >= client->client.members()) return KV_INVALID;
   *state = kv_member_state{};

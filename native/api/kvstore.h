@@ -263,6 +263,12 @@ int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, u
 int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gid,
                            const char* device, uint32_t registration, kv_verbs_exchange exchange,
                            void* context, uint64_t timeout_ns, char* error, uint64_t error_bytes);
+/* Lets values go to and from this memory without a copy where the fabric needs to be told (verbs).
+ * KV_REFUSED with the limit that is in the way. The memory must stay until it is unregistered,
+ * which needs every call that uses it to have ended. */
+int kv_client_register(kv_client* client, void* memory, uint64_t bytes, char* error,
+                       uint64_t error_bytes);
+void kv_client_unregister(kv_client* client, void* memory);
 int kv_client_member(kv_client* client, uint32_t member, kv_member_state* state);
 uint32_t kv_client_member_of(kv_client* client, const void* key, uint64_t key_bytes);
 void kv_client_read_stats(kv_client* client, kv_client_stats* stats);

@@ -31,6 +31,10 @@ class Transport {
   virtual uint32_t fabric() const = 0;  // kv_fabric_kind
   // Whose atomics it uses: the region must belong to the same domain.
   virtual layout::Domain domain() const { return layout::Domain::kCpu; }
+  // Lets transfers to and from this memory go without a copy, where that needs to be said. Nothing
+  // may be under way there when it is taken back.
+  virtual bool register_memory(void*, uint64_t, std::string&) { return true; }
+  virtual void unregister_memory(void*) {}
   // A descriptor that hangs up when the node has died, or -1.
   virtual int hangup_descriptor() const { return -1; }
   // Called when it did.

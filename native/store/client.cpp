@@ -59,6 +59,12 @@ std::shared_ptr<Attachment> Client::attachment(uint32_t member) {
 void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
   Member& member = *members_[index];
   {
+    const std::lock_guard memory_lock(memory_mutex_);
+    // Without a registration transfers are copied, which is slower and nothing else.
+    std::string ignored;
+    for (const auto& [memory, bytes] : memory_) {
+      attachment->transport->register_memory(memory, bytes, ignored);
+    }
     const std::lock_guard lock(member.mutex);
     const bool restarted = member.attachment && member.attachment->superblock.incarnation !=
                                                     attachment->superblock.incarnation;
@@ -71,6 +77,35 @@ void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
     service_ = std::make_unique<Service>(*this, *service_lane_, own_thread_);
   }
   if (service_) service_->hurry();
+}
+
+Status Client::register_memory(void* memory, uint64_t bytes, std::string& error) {
+  const std::lock_guard lock(memory_mutex_);
+  if (memory_.contains(memory)) {
+    error = "this memory is registered already";
+    return Status::kRefused;
+  }
+  for (uint32_t m = 0; m < members(); ++m) {
+    const std::shared_ptr<Attachment> current = attachment(m);
+    if (!current || current->transport->register_memory(memory, bytes, error)) continue;
+    forget_memory_locked(memory);
+    return Status::kRefused;
+  }
+  memory_[memory] = bytes;
+  return Status::kOk;
+}
+
+void Client::unregister_memory(void* memory) {
+  const std::lock_guard lock(memory_mutex_);
+  if (memory_.erase(memory) > 0) forget_memory_locked(memory);
+}
+
+void Client::forget_memory_locked(void* memory) {
+  for (uint32_t m = 0; m < members(); ++m) {
+    if (const std::shared_ptr<Attachment> current = attachment(m)) {
+      current->transport->unregister_memory(memory);
+    }
+  }
 }
 
 Lane* Client::acquire_lane(uint64_t timeout_ns, Status& status) {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -53,6 +54,12 @@ class Client {
   Lane* acquire_lane(uint64_t timeout_ns, Status& status);
   void release_lane(Lane& lane);
 
+  // Registers memory with every attachment, those to come included. All or none; kRefused with the
+  // reason. Memory that is registered must outlive its registration and not overlap another.
+  Status register_memory(void* memory, uint64_t bytes, std::string& error);
+  // No call may be under way that uses it.
+  void unregister_memory(void* memory);
+
   // Whether operations that a lane lost may still be on their way to the member.
   bool any_unfenced(uint32_t member) const;
 
@@ -72,12 +79,15 @@ class Client {
 
  private:
   friend class Service;
+  void forget_memory_locked(void* memory);
   // Waits, for half a second at most, until what was retired has been given back.
   void drain_limbo();
 
   const uint32_t address_entries_;
   const bool own_thread_;
   std::vector<std::unique_ptr<Member>> members_;
+  std::mutex memory_mutex_;  // taken before a member's
+  std::map<void*, uint64_t> memory_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::unique_ptr<Lane> service_lane_;
   std::mutex lanes_mutex_;

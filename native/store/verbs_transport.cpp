@@ -31,6 +31,13 @@ class VerbsTransport : public Transport {
     connection->ops->destroy(connection);
     return nullptr;
   }
+  bool register_memory(void* memory, uint64_t bytes, std::string& error) override {
+    char line[512] = "";
+    if (api_.register_memory(port_.get(), memory, bytes, line, sizeof line) == 0) return true;
+    error = line;
+    return false;
+  }
+  void unregister_memory(void* memory) override { api_.unregister_memory(port_.get(), memory); }
   uint32_t fabric() const override { return KV_FABRIC_VERBS; }
   layout::Domain domain() const override { return layout::Domain::kVerbs; }
 

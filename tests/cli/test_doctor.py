@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.cli.checks import NOTE, OK, PROBLEM, WARNING, Check, machine, rdma, software
+from kvstore.cli.rdma_ports import rdma_ports
 from tests.cli.conftest import Outcome, run_cli
 from tests.support.nodes import ROOT, NodeProcess, start_node
 
@@ -170,15 +171,77 @@ def test_few_open_files() -> None:
 def test_rdma_tells_three_reasons_apart(tmp_path: Path) -> None:
     assert rdma.libibverbs("libnosuchverbs.so.9").detail == "the library is missing"
     assert rdma.libibverbs("libc.so.6").status == OK
-    assert rdma.rdma_devices(tmp_path, rdma.device_names(tmp_path)).detail == "none"
-    state = tmp_path / "sys/class/infiniband/rxe0/ports/1/state"
-    state.parent.mkdir(parents=True)
-    for text, status in (("1: DOWN\n", WARNING), ("4: ACTIVE\n", OK)):
-        state.write_text(text)
-        found = rdma.rdma_devices(tmp_path, rdma.device_names(tmp_path))
+    assert rdma.rdma_devices(rdma_ports(tmp_path)).detail == "none"
+    for state, status in (("1: DOWN", WARNING), ("4: ACTIVE", OK)):
+        found = rdma.rdma_devices(rdma_ports(_rdma_port(tmp_path, state=state)))
         assert found.status == status
         assert "rxe0" in found.detail
+        assert bool(found.remedy) == (status != OK)
     assert rdma.fabric().status in (OK, NOTE)
+
+
+def _rdma_port(root: Path, *, state: str = "4: ACTIVE", mtu: int = 1500, address: str = "") -> Path:
+    """A machine with one port of RoCE, made of files."""
+    port = root / "sys/class/infiniband/rxe0/ports/1"
+    gids = ["fe80:0000:0000:0000:0000:00ff:fe00:0001", address, ":".join(["0000"] * 8)]
+    for index, gid in enumerate(gids):
+        for folder, text in (
+            ("gids", gid or ":".join(["0000"] * 8)),
+            ("gid_attrs/types", "RoCE v2"),
+            ("gid_attrs/ndevs", "eth0"),
+        ):
+            (port / folder).mkdir(parents=True, exist_ok=True)
+            (port / folder / str(index)).write_text(text + "\n")
+    (port / "state").write_text(state + "\n")
+    (port / "link_layer").write_text("Ethernet\n")
+    card = root / "sys/class/net/eth0"
+    card.mkdir(parents=True, exist_ok=True)
+    (card / "mtu").write_text(f"{mtu}\n")
+    return root
+
+
+MAPPED = "0000:0000:0000:0000:0000:ffff:c000:0207"
+
+
+def test_rdma_addresses_and_mtu(tmp_path: Path) -> None:
+    found = rdma.addresses(rdma_ports(_rdma_port(tmp_path)))
+    assert found.status == WARNING
+    assert "dev eth0" in found.remedy
+    ports = rdma_ports(_rdma_port(tmp_path, address=MAPPED))
+    assert rdma.addresses(ports).status == OK
+    assert ports[0].addresses == ("192.0.2.7",)
+    assert rdma.mtu(ports).status == NOTE
+    assert "1024 bytes" in rdma.mtu(ports).detail
+    ports = rdma_ports(_rdma_port(tmp_path, address=MAPPED, mtu=4176))
+    assert ports[0].payload_bytes == 4096
+    assert rdma.mtu(ports).status == OK
+
+
+def test_rdma_in_a_container(tmp_path: Path) -> None:
+    ports = rdma_ports(_rdma_port(tmp_path))
+    assert "--device /dev/infiniband" in rdma.access(tmp_path, ports).remedy
+    (tmp_path / "dev/infiniband").mkdir(parents=True)
+    (tmp_path / "dev/infiniband/uverbs0").touch()
+    assert rdma.access(tmp_path, ports).status == OK
+    for who, namespace in (("self", "net:[1]"), ("1", "net:[2]")):
+        link = tmp_path / f"proc/{who}/ns/net"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(namespace)
+    assert "--network host" in rdma.network_namespace(tmp_path, ports).remedy
+    (tmp_path / "proc/1/ns/net").unlink()
+    (tmp_path / "proc/1/ns/net").symlink_to("net:[1]")
+    assert rdma.network_namespace(tmp_path, ports).status == OK
+
+
+def test_soft_roce_module(tmp_path: Path) -> None:
+    assert rdma.soft_roce(tmp_path).status == NOTE
+    release = os.uname().release
+    module = tmp_path / f"lib/modules/{release}/kernel/drivers/infiniband/sw/rxe/rdma_rxe.ko"
+    module.parent.mkdir(parents=True)
+    module.touch()
+    assert "can be loaded" in rdma.soft_roce(tmp_path).detail
+    (tmp_path / "sys/module/rdma_rxe").mkdir(parents=True)
+    assert rdma.soft_roce(tmp_path).detail == "rdma_rxe is loaded"
 
 
 def test_modules_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

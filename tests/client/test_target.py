@@ -36,7 +36,7 @@ def test_targets(
 @pytest.mark.parametrize(
     "text",
     ["", "h:1", "kv:h:1", "kv://", "kv://h", "kv://h:", "kv://h:0", "kv://h:65536", "kv://:1",
-     "kv://h:x", "kv://a:1,a:1", "kv://a:1,,b:2", "shm://", "verbs://h:1", "http://h:1"],
+     "kv://h:x", "kv://a:1,a:1", "kv://a:1,,b:2", "shm://", "rdma://h:1", "http://h:1"],
 )  # fmt: skip
 def test_targets_that_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.delenv("KVSTORE_TARGET", raising=False)

@@ -164,7 +164,7 @@ TEST_CASE("verbs store: threads and clients see each other's writes" * needs_dev
       VerbsClient& writer = t % 2 == 0 ? first : second;
       VerbsClient& reader = t % 2 == 0 ? second : first;
       for (unsigned i = 0; i < 50; ++i) {
-        const std::string key = "t" + std::to_string(t) + "-" + std::to_string(i % 10);
+        const std::string key = std::to_string(t * 100 + i % 10);
         const std::string value = content(10 + i * 37, t * 1000 + i);
         std::string seen;
         failed += writer.put(key, value) != Status::kOk;
@@ -174,6 +174,37 @@ TEST_CASE("verbs store: threads and clients see each other's writes" * needs_dev
   }
   for (std::thread& thread : threads) thread.join();
   CHECK(failed == 0);
+}
+
+TEST_CASE("verbs store: registered memory is read and written directly" * needs_device) {
+  VerbsStore store(64 << 20);
+  VerbsClient client(store);
+  std::string error;
+  const std::string value = content(3'000'001, 5);
+  std::string source(4 << 20, '\0'), into(4 << 20, '\0');
+  for (const bool registered : {true, false}) {
+    for (std::string* memory : {&source, &into}) {
+      if (!registered) {
+        client.client.unregister_memory(memory->data());
+      } else {
+        REQUIRE(client.client.register_memory(memory->data(), memory->size(), error) ==
+                Status::kOk);
+        CHECK(client.client.register_memory(memory->data(), memory->size(), error) ==
+              Status::kRefused);
+      }
+    }
+    std::copy(value.begin(), value.end(), source.begin() + 13);
+    std::fill(into.begin(), into.end(), '\0');
+    std::vector<kv_call> calls{VerbsClient::call_for(KV_PUT, "key")};
+    calls[0].value = source.data() + 13;
+    calls[0].value_bytes = value.size();
+    REQUIRE(client.run(calls) == Status::kOk);
+    calls = {VerbsClient::call_for(KV_GET, "key")};
+    calls[0].buffer = into.data() + 5;
+    calls[0].buffer_bytes = value.size();
+    REQUIRE(client.run(calls) == Status::kOk);
+    CHECK(into.substr(5, value.size()) == value);
+  }
 }
 
 TEST_CASE("verbs store: a fenced client is cut off, the others are not" * needs_device) {

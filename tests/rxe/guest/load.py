@@ -2,8 +2,7 @@
 
 Puts and gets without end, checks what it reads, and says on stdout in which state it is: `up` when
 operations succeed again after the start or a failure, `down` with the error when they begin to
-fail, and how many there were. What it has written is known to it: a value may be older than the last put only if that put
-failed.
+fail, `progress` now and then. It alone writes its keys, so it knows what they may hold.
 """
 
 from __future__ import annotations
