@@ -23,6 +23,17 @@ if(IBVERBS_INCLUDE_DIR AND IBVERBS_LIBRARY)
     target_link_options(kvstore_verbs PRIVATE -Wl,--strip-debug)
     install(TARGETS kvstore_verbs LIBRARY DESTINATION kvstore)
   endif()
+  # Beside the store it drives the device itself, so it has the fabric's sources and libibverbs.
+  if(KVSTORE_BUILD_TESTS)
+    list(FILTER verbs_sources EXCLUDE REGEX "/library.cpp$")
+    add_executable(verbs_bench EXCLUDE_FROM_ALL
+      ${PROJECT_SOURCE_DIR}/bench/native/verbs/verbs_bench.cpp ${verbs_sources})
+    target_include_directories(verbs_bench SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
+    target_link_libraries(verbs_bench PRIVATE kvstore_core kvstore_options ${IBVERBS_LIBRARY})
+    target_link_options(verbs_bench PRIVATE -Wl,--allow-shlib-undefined)
+    set_target_properties(verbs_bench PROPERTIES
+      RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/benches)
+  endif()
 else()
   message(STATUS "infiniband/verbs.h is absent: the verbs fabric is not built")
 endif()

@@ -180,7 +180,7 @@ TEST_CASE("verbs store: registered memory is read and written directly" * needs_
   VerbsStore store(64 << 20);
   VerbsClient client(store);
   std::string error;
-  const std::string value = content(3'000'001, 5);
+  const std::string key = "key", value = content(3'000'001, 5);
   std::string source(4 << 20, '\0'), into(4 << 20, '\0');
   for (const bool registered : {true, false}) {
     for (std::string* memory : {&source, &into}) {
@@ -195,11 +195,11 @@ TEST_CASE("verbs store: registered memory is read and written directly" * needs_
     }
     std::copy(value.begin(), value.end(), source.begin() + 13);
     std::fill(into.begin(), into.end(), '\0');
-    std::vector<kv_call> calls{VerbsClient::call_for(KV_PUT, "key")};
+    std::vector<kv_call> calls{VerbsClient::call_for(KV_PUT, key)};
     calls[0].value = source.data() + 13;
     calls[0].value_bytes = value.size();
     REQUIRE(client.run(calls) == Status::kOk);
-    calls = {VerbsClient::call_for(KV_GET, "key")};
+    calls = {VerbsClient::call_for(KV_GET, key)};
     calls[0].buffer = into.data() + 5;
     calls[0].buffer_bytes = value.size();
     REQUIRE(client.run(calls) == Status::kOk);

@@ -138,7 +138,7 @@ bool Connection::issue_piece() {
   request.sg_list = &pieces_[place];
   fill_request(op, slot, request);
   ++unsignalled_;
-  unsignalled_bytes_ += slot.staged ? slot.bytes : 0;
+  unsignalled_bytes_ += slot.bytes;
   if (unsignalled_ >= kUnsignalledMax || unsignalled_bytes_ >= kUnsignalledBytesMax) {
     signal(request);
   }

@@ -1,0 +1,287 @@
+// The store over verbs beside bare verbs that read the same bytes from the same device: one get, a
+// cold get, a large value, a batch of gets.
+//
+// Usage: verbs_bench [DEVICE]. Node, client and bare reader are in this process; the device serves
+// the READs by itself. Rounds of all contestants are interleaved; each figure is the median over
+// the rounds, with its ratio to the bare reader in the same round.
+
+#include <poll.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/assert.hpp"
+#include "base/crc32c.hpp"
+#include "fabric/verbs/target.hpp"
+#include "node/node.hpp"
+
+namespace {
+
+using namespace kvstore;
+
+constexpr uint64_t kSpinNs = 50'000;  // as an executor spins before it sleeps
+constexpr int kRounds = 9;
+constexpr uint32_t kSmallCalls = 200;
+constexpr uint32_t kLargeCalls = 6;
+constexpr uint32_t kBatch = 32;
+constexpr uint32_t kKeys = 64;
+constexpr size_t kSmallBytes = 64;
+constexpr size_t kLargeBytes = 1 << 20;
+constexpr uint64_t kRegionBytes = 64 << 20;
+// What a get of a small value reads: its slot, two combined buckets, its object.
+constexpr uint32_t kSlotBytes = 8;
+constexpr uint32_t kBucketsBytes = layout::kCombinedBytes;
+constexpr uint32_t kObjectBytes = 128;
+
+// One queue pair to a region of its own, used with nothing in between.
+class BareReader {
+ public:
+  explicit BareReader(const std::string& device) : region_(4 << 20), local_(4 << 20) {
+    std::string error;
+    port_ = verbs::open_port(device, nullptr, error);
+    KV_ASSERT(port_ != nullptr);
+    target_ = verbs::expose(*port_, region_.data(), region_.size(), error);
+    KV_ASSERT(target_ != nullptr);
+    memory_ = verbs::register_memory(port_->domain.get(), port_->limits, local_.data(),
+                                     local_.size(), IBV_ACCESS_LOCAL_WRITE, error);
+    channel_.reset(ibv_create_comp_channel(port_->context.get()));
+    queue_.reset(ibv_create_cq(port_->context.get(), 64, nullptr, channel_.get(), 0));
+    ibv_qp_cap capacity{};
+    capacity.max_send_wr = 64;
+    capacity.max_send_sge = capacity.max_recv_sge = capacity.max_recv_wr = 1;
+    pair_ = verbs::make_queue_pair(*port_, queue_.get(), capacity, 0, error);
+    KV_ASSERT(pair_ != nullptr && memory_ != nullptr);
+    kv_verbs_grant grant{};
+    peer_ = verbs::accept(*target_, verbs::describe_endpoint(*port_, *pair_, 7), grant, error);
+    KV_ASSERT(peer_ != nullptr);
+    KV_ASSERT(verbs::connect_queue_pair(*port_, pair_.get(), 7, grant.node, error));
+    key_ = grant.remote_key;
+  }
+
+  // Reads pieces of these lengths in one chain and waits for the last.
+  void read(std::initializer_list<uint32_t> lengths) {
+    ibv_send_wr requests[4] = {};
+    ibv_sge pieces[4];
+    size_t count = 0;
+    for (const uint32_t length : lengths) {
+      pieces[count] = {reinterpret_cast<uint64_t>(local_.data()), length, memory_->lkey};
+      ibv_send_wr& request = requests[count];
+      request.sg_list = &pieces[count];
+      request.num_sge = 1;
+      request.opcode = IBV_WR_RDMA_READ;
+      request.wr.rdma.remote_addr = reinterpret_cast<uint64_t>(region_.data());
+      request.wr.rdma.rkey = key_;
+      if (count > 0) requests[count - 1].next = &request;
+      ++count;
+    }
+    requests[count - 1].send_flags = IBV_SEND_SIGNALED;
+    ibv_send_wr* bad = nullptr;
+    KV_ASSERT(ibv_post_send(pair_.get(), requests, &bad) == 0);
+    wait();
+  }
+
+ private:
+  void wait() {
+    ibv_wc completion;
+    const uint64_t spin_until_ns = monotonic_ns() + kSpinNs;
+    int found = 0;
+    while ((found = ibv_poll_cq(queue_.get(), 1, &completion)) == 0) {
+      if (monotonic_ns() < spin_until_ns) continue;
+      ibv_req_notify_cq(queue_.get(), 0);
+      if ((found = ibv_poll_cq(queue_.get(), 1, &completion)) != 0) break;
+      ibv_cq* queue = nullptr;
+      void* context = nullptr;
+      ibv_get_cq_event(channel_.get(), &queue, &context);
+      ibv_ack_cq_events(queue, 1);
+    }
+    KV_ASSERT(found == 1 && completion.status == IBV_WC_SUCCESS);
+  }
+
+  std::vector<uint8_t> region_, local_;
+  std::unique_ptr<kv_verbs_port> port_;
+  std::unique_ptr<kv_verbs_target> target_;
+  verbs::MemoryPtr memory_;
+  verbs::ChannelPtr channel_;
+  verbs::QueuePtr queue_;
+  verbs::QueuePairPtr pair_;
+  std::unique_ptr<kv_verbs_peer> peer_;
+  uint32_t key_ = 0;
+};
+
+class StoreReader {
+ public:
+  StoreReader(Node& node, uint32_t address_entries) : client_(1, address_entries, {"self"}) {
+    std::string error;
+    kv_admission admission{};
+    KV_ASSERT(node.admit("bench", admission, error) == Status::kOk);
+    kv_node_description description;
+    node.describe(description);
+    VerbsTarget target;
+    std::copy_n(description.verbs_gid, target.node.size(), target.node.begin());
+    target.registration = admission.registration;
+    target.exchange = [&node, admission](uint32_t lane, const kv_verbs_endpoint& mine, uint64_t,
+                                         kv_verbs_grant& grant, std::string& line) {
+      return node.connect_verbs(admission, lane, mine, grant, line);
+    };
+    const uint64_t until_ns = monotonic_ns() + 60 * kSecond;
+    KV_ASSERT(attach_verbs(client_, 0, target, until_ns, error) == Status::kOk);
+    into_.resize(kBatch * kSmallBytes + kLargeBytes);
+    KV_ASSERT(client_.register_memory(into_.data(), into_.size(), error) == Status::kOk);
+  }
+
+  static std::string key(uint32_t number) { return "key-0123456789" + std::to_string(10 + number); }
+
+  void put(uint32_t number, const std::string& value) {
+    const std::string name = key(number);
+    kv_call call = call_for(KV_PUT, name);
+    call.value = value.data();
+    call.value_bytes = value.size();
+    run(&call, 1);
+  }
+  void get(uint32_t number, size_t bytes) { get_into(number, into_.data(), bytes); }
+  // Into memory that is not registered.
+  void get_elsewhere(uint32_t number, size_t bytes) {
+    elsewhere_.resize(bytes);
+    get_into(number, elsewhere_.data(), bytes);
+  }
+  void get_into(uint32_t number, uint8_t* into, size_t bytes) {
+    const std::string name = key(number);
+    kv_call call = call_for(KV_GET, name);
+    call.buffer = into;
+    call.buffer_bytes = bytes;
+    run(&call, 1);
+  }
+  kv_client_stats stats() {
+    kv_client_stats stats;
+    client_.read_stats(stats);
+    return stats;
+  }
+  void get_batch() {
+    std::vector<std::string> names;
+    std::vector<kv_call> calls;
+    for (uint32_t i = 0; i < kBatch; ++i) names.push_back(key(i));
+    for (uint32_t i = 0; i < kBatch; ++i) {
+      calls.push_back(call_for(KV_GET, names[i]));
+      calls.back().buffer = into_.data() + i * kSmallBytes;
+      calls.back().buffer_bytes = kSmallBytes;
+    }
+    run(calls.data(), kBatch);
+  }
+
+ private:
+  static kv_call call_for(uint32_t kind, const std::string& key) {
+    kv_call call{};
+    call.kind = kind;
+    call.key = key.data();
+    call.key_bytes = key.size();
+    return call;
+  }
+  void run(kv_call* calls, uint32_t count) {
+    Status status = Status::kOk;
+    Lane* lane = client_.acquire_lane(kSecond, status);
+    KV_ASSERT(lane != nullptr);
+    lane->run(calls, count, 60 * kSecond, false);
+    client_.release_lane(*lane);
+    for (uint32_t i = 0; i < count; ++i) KV_ASSERT(calls[i].status == KV_OK);
+  }
+
+  std::vector<uint8_t> into_, elsewhere_;
+  Client client_;
+};
+
+double microseconds_each(uint32_t calls, const std::function<void(uint32_t)>& call) {
+  const uint64_t began_ns = monotonic_ns();
+  for (uint32_t i = 0; i < calls; ++i) call(i);
+  return double(monotonic_ns() - began_ns) / calls / 1000;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+struct Contest {
+  const char* name;
+  uint32_t calls;
+  std::function<void(uint32_t)> bare;
+  std::function<void(uint32_t)> store;
+};
+
+void report(const std::vector<Contest>& contests) {
+  std::vector<std::vector<double>> bare(contests.size()), store(contests.size()),
+      ratio(contests.size());
+  for (int round = 0; round < kRounds; ++round) {
+    for (size_t i = 0; i < contests.size(); ++i) {
+      const Contest& contest = contests[i];
+      bare[i].push_back(microseconds_each(contest.calls, contest.bare));
+      store[i].push_back(microseconds_each(contest.calls, contest.store));
+      ratio[i].push_back(store[i].back() / bare[i].back());
+    }
+  }
+  std::printf("%-34s %12s %12s %8s\n", "", "bare us", "store us", "ratio");
+  for (size_t i = 0; i < contests.size(); ++i) {
+    std::printf("%-34s %12.1f %12.1f %8.2f\n", contests[i].name, median(bare[i]), median(store[i]),
+                median(ratio[i]));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string device = argc > 1 ? argv[1] : "";
+  kv_node_config config{};
+  config.capacity_bytes = kRegionBytes;
+  config.verbs_device = device.c_str();
+  std::string error;
+  const std::unique_ptr<Node> node = Node::open(config, error);
+  if (!node) {
+    std::fprintf(stderr, "verbs_bench: %s\n", error.c_str());
+    return 1;
+  }
+  BareReader bare(device);
+  StoreReader warm(*node, 1024), cold(*node, 1);
+  for (uint32_t i = 0; i < kKeys; ++i) warm.put(i, std::string(kSmallBytes, 'x'));
+  warm.put(kKeys, std::string(kLargeBytes, 'y'));
+  for (uint32_t i = 0; i <= kKeys; ++i) warm.get(i, kLargeBytes);
+
+  const std::vector<uint8_t> summed(kLargeBytes, 'z');
+  uint32_t sum = 0;
+  const auto address_known = [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}); };
+  report({
+      {"get 64 B, address remembered", kSmallCalls, address_known,
+       [&](uint32_t i) { warm.get(i % kKeys, kSmallBytes); }},
+      {"get 64 B, cold", kSmallCalls,
+       [&](uint32_t) {
+         bare.read({kBucketsBytes, kBucketsBytes});
+         bare.read({kObjectBytes});
+       },
+       [&](uint32_t i) { cold.get(i % kKeys, kSmallBytes); }},
+      {"get 1 MiB into registered memory", kLargeCalls,
+       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+       [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
+      {"1 MiB: bare READ, checksum alone", kLargeCalls,
+       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+       [&](uint32_t) { sum = crc32c(sum, summed.data(), summed.size()); }},
+      {"get 1 MiB into other memory", kLargeCalls,
+       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+       [&](uint32_t) { warm.get_elsewhere(kKeys, kLargeBytes); }},
+      {"32 gets: bare singles, store batch", kSmallCalls / kBatch,
+       [&](uint32_t) {
+         for (uint32_t i = 0; i < kBatch; ++i) address_known(i);
+       },
+       [&](uint32_t) { warm.get_batch(); }},
+  });
+  for (const auto& [name, reader] : {std::pair{"address remembered", &warm}, {"cold", &cold}}) {
+    constexpr uint32_t kCounted = 50;
+    const kv_client_stats before = reader->stats();
+    for (uint32_t i = 0; i < kCounted; ++i) reader->get(i % kKeys, kSmallBytes);
+    const kv_client_stats after = reader->stats();
+    std::printf("get, %-20s %.2f READs, %.2f round trips\n", name,
+                double(after.reads - before.reads) / kCounted,
+                double(after.round_trips - before.round_trips) / kCounted);
+  }
+  return 0;
+}
