@@ -212,8 +212,7 @@ Status Node::admit(const std::string& peer, kv_admission& admission, std::string
     return Status::kRefused;
   }
   Token token;
-  admission.registration =
-      registry_->admit(peer, verbs_ ? KV_FABRIC_VERBS : KV_FABRIC_TCP, token);
+  admission.registration = registry_->admit(peer, verbs_ ? KV_FABRIC_VERBS : KV_FABRIC_TCP, token);
   if (admission.registration == 0) {
     error = "the node has no room for more clients";
     return Status::kRefused;
@@ -224,8 +223,9 @@ Status Node::admit(const std::string& peer, kv_admission& admission, std::string
 
 Status Node::admit_local(uint32_t& registration, LocalRegion& region, std::string& error) {
   if (verbs_) {
-    error = "the node's region belongs to the atomic domain of its RDMA device: clients of its own "
-            "process attach over verbs too";
+    error =
+        "the node's region belongs to the atomic domain of its RDMA device: clients of its own "
+        "process attach over verbs too";
     return Status::kRefused;
   }
   Token token;

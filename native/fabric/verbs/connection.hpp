@@ -37,8 +37,8 @@ class Connection : public kv_connection {
   static constexpr uint32_t kSlots = 512;
   static constexpr uint32_t kStagingBytes = 512 << 10;
   // A piece of a long transfer, through staging memory and without it. Small enough that there are
-  // several under way, so that one is copied or summed up while others are on the wire; large enough
-  // that their number does not matter.
+  // several under way, so that one is copied or summed up while others are on the wire; large
+  // enough that their number does not matter.
   static constexpr uint32_t kStagedBytesMax = 64 << 10;
   static constexpr uint32_t kDirectBytesMax = 128 << 10;
   // Looking registered memory up is worth it from here on.
