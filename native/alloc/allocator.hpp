@@ -80,6 +80,8 @@ class BlockAllocator {
 
   // Makes an extent without an owner this client's. kAbsent if somebody was faster.
   Task<Status> adopt_extent(Remote& remote, uint64_t segment, layout::SegmentEntry head);
+  // How many have been adopted so far.
+  uint64_t adoptions() const { return adoptions_.load(std::memory_order_relaxed); }
 
   // Gives the extent with the most free blocks of the class up, for somebody else to adopt.
   Task<Status> yield(Remote& remote, unsigned size_class);
@@ -146,7 +148,7 @@ class BlockAllocator {
   uint64_t ownerships_ = 0;
   size_t harvest_next_ = 0;
   std::atomic<uint64_t> table_full_until_ns_{0};
-  std::atomic<uint64_t> adopt_hint_{0};
+  std::atomic<uint64_t> adoptions_{0};
 };
 
 }  // namespace kvstore

@@ -192,6 +192,7 @@ Task<Status> BlockAllocator::adopt_extent(Remote& remote, uint64_t segment, Segm
   kv_op op[1] = {cas_op(geometry.entry_offset(segment), head.word, mine.word)};
   if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
   if (op[0].result != head.word && !KV_VARIANT(adopt_without_cas)) co_return Status::kAbsent;
+  adoptions_.fetch_add(1, std::memory_order_relaxed);
   {
     const std::lock_guard lock(mutex_);
     add_extent({segment, head.run()}, size_class, shape,

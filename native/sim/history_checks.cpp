@@ -14,7 +14,14 @@ bool changes(const Operation& operation) {
          operation.outcome != OperationOutcome::kAbsent;
 }
 
-// A bound, and what exceeds it.
+// What a client saw of a key.
+struct Sighting {
+  uint64_t value = 0;
+  uint64_t seen_ns = 0;  // returned for the first time
+  uint64_t gone_ns = kNeverReturned;
+};
+
+// Bounds.
 struct Price {
   uint64_t reads;
   uint64_t writes;
@@ -77,16 +84,27 @@ std::string check_expiry(std::span<const Operation> history, uint64_t slack_ns) 
       puts[operation.value] = &operation;
     }
   }
+  // By client and key: the value that a get returned last, and when one found it gone after that.
+  std::map<std::pair<uint32_t, uint64_t>, Sighting> sightings;
   for (const Operation& operation : history) {
-    if (operation.kind != OperationKind::kGet || operation.outcome != OperationOutcome::kOk) {
-      continue;
+    if (operation.kind != OperationKind::kGet) continue;
+    Sighting& sighting = sightings[{operation.client, operation.key}];
+    if (operation.outcome == OperationOutcome::kAbsent) {
+      const bool after = sighting.value != 0 && operation.called_ns > sighting.seen_ns;
+      if (after) sighting.gone_ns = std::min(sighting.gone_ns, operation.returned_ns);
     }
+    if (operation.outcome != OperationOutcome::kOk) continue;
     const auto found = puts.find(operation.value);
-    if (found == puts.end() || found->second->returned_ns == kNeverReturned) continue;
-    const uint64_t end_ns = found->second->returned_ns + found->second->lives_ns + slack_ns;
-    if (operation.called_ns > end_ns) {
-      return "expired value returned: " + describe(*found->second) + ", then " +
-             describe(operation);
+    if (found == puts.end()) continue;
+    const Operation& put = *found->second;
+    if (sighting.value != operation.value) {
+      sighting = {operation.value, operation.returned_ns, kNeverReturned};
+    } else if (operation.called_ns > sighting.gone_ns) {
+      return "expired value is back: " + describe(put) + ", then " + describe(operation);
+    }
+    if (put.returned_ns == kNeverReturned) continue;
+    if (operation.called_ns > put.returned_ns + put.lives_ns + slack_ns) {
+      return "expired value returned: " + describe(put) + ", then " + describe(operation);
     }
   }
   return {};

@@ -16,8 +16,9 @@ namespace kvstore::sim {
 std::string check_acknowledged(std::span<const Operation> history, std::span<const Operation> last,
                                bool may_vanish);
 
-// What was put with a time to live is not returned long after its end. `slack_ns`: how much later
-// than by the caller's own clock it may end.
+// What was put with a time to live does not come back to a client that has found it gone, and is
+// not returned long after its end. `slack_ns`: how much later than by the caller's own clock it may
+// end.
 std::string check_expiry(std::span<const Operation> history, uint64_t slack_ns);
 
 // What one operation cost, and what it met.

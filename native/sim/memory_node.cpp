@@ -206,6 +206,10 @@ bool MemoryNode::deserted() {
   return life_->deserted();
 }
 
+bool MemoryNode::is_swept() const {
+  return up() && life_->sweeper().idle();
+}
+
 bool MemoryNode::is_live(uint32_t registration) {
   Registered found;
   return up() && life_->registry().find(registration, found) &&

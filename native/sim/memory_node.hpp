@@ -56,6 +56,8 @@ class MemoryNode {
   const layout::Geometry& geometry() const;
   // Nobody but its own client is registered, and nobody is to be swept.
   bool deserted();
+  // Nobody is to be swept.
+  bool is_swept() const;
   bool is_live(uint32_t registration);
 
   // Of all lives together.

@@ -80,6 +80,10 @@ constexpr Parameter kParameters[] = {
     {"step_ns", kNetwork, "ns", 1, 0, 1000 * kMillion,
      "between two operations of a batch or two pieces of one, at most",
      KV_FIELD(node.timing.step_ns_max)},
+    {"stalls_per_million", kNetwork, "of a million steps", 1, 0, kMillion,
+     "begin only after a while", KV_FIELD(node.timing.stalls_per_million)},
+    {"stall_us", kNetwork, "us", kMicrosecond, 0, 600 * kMillion, "how long, at most",
+     KV_FIELD(node.timing.stall_ns_max)},
     {"pieces", kNetwork, "", 1, 1, SimNode::kPiecesLimit, "of one transfer, in any order, at most",
      KV_FIELD(node.timing.pieces_max)},
 

@@ -12,7 +12,7 @@ namespace kvstore::sim {
 struct RegisterState {
   uint64_t value = 0;    // 0: the key is absent
   uint64_t version = 0;  // 0: nobody has seen it yet
-  bool mortal = false;   // it may vanish, for it had a time to live
+  bool mortal = false;   // it has a time to live
   bool operator==(const RegisterState&) const = default;
 };
 
@@ -63,7 +63,10 @@ class RegisterModel {
   }
 
   bool become_absent(RegisterState& state) const {
-    if (state.value != 0 && !may_vanish_ && !state.mortal) return false;
+    // Clients know the node's clock as of their heartbeats: at its end a value is gone for one
+    // before it is for another.
+    if (state.mortal) return true;
+    if (state.value != 0 && !may_vanish_) return false;
     state = {};
     return true;
   }

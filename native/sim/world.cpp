@@ -309,6 +309,11 @@ class World final : private Clients, private BlockUsers {
     faults_.heal();
     expect(run_until([this] { return all_back(); }, kComeBackNs), "a client did not come back");
     expect(run_until([this] { return limbos_empty(); }, kComeBackNs), "blocks stay in limbo");
+    const auto swept = [this] {
+      return std::all_of(nodes_.begin(), nodes_.end(),
+                         [](const auto& node) { return node->is_swept(); });
+    };
+    expect(run_until(swept, kSweepsNs), "a sweep");
     const uint64_t settled_ns = schedule_.now_ns() + kSettleNs;
     run_until([&] { return schedule_.now_ns() >= settled_ns; }, kSettleNs);
     if (workload_.violation.empty()) check_alive();

@@ -20,6 +20,8 @@ constexpr uint64_t kBeatDeadlineNs = kSecond;
 constexpr uint64_t kConnectLeastNs = 50 * kMillisecond;
 // What is retired beyond this should come back sooner: fresh memory is slower than used memory.
 constexpr uint64_t kLargeLimboBytes = 32 << 20;
+// Longer than a scrub takes.
+constexpr uint64_t kWaryNs = 2 * kSecond;
 constexpr unsigned kTouchesPerBeat = 512;
 constexpr unsigned kHarvestEvery = 16;
 constexpr unsigned kHarvestExtents = 32;
@@ -107,6 +109,11 @@ Task<Status> Service::note_losses(Channel& channel, PerMember& member,
   Attachment& attachment = *channel.attachment;
   const bool changed = node.deaths != member.deaths_seen || node.losses != member.losses_seen;
   member.scrub_due |= changed && !member.first;
+  // An extent that changes hands just then may not have been scrubbed by the one who gave it up.
+  const uint64_t adoptions = attachment.allocator.adoptions();
+  if (changed) member.wary_until_ns = monotonic_ns() + kWaryNs;
+  member.scrub_due |= adoptions != member.adoptions_seen && monotonic_ns() < member.wary_until_ns;
+  member.adoptions_seen = adoptions;
   member.first = false;
   member.deaths_seen = node.deaths;
   member.losses_seen = node.losses;

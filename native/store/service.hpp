@@ -42,6 +42,8 @@ class Service {
     uint64_t losses_seen = 0;
     bool scrub_due = false;
     bool first = true;
+    uint64_t adoptions_seen = 0;
+    uint64_t wary_until_ns = 0;
     uint64_t operations_seen = 0;
     uint64_t rounds = 0;
     uint64_t pressure = 0;      // what some client of the node waits for

@@ -16,6 +16,7 @@ namespace {
 // What happened in several worlds together.
 struct Sum {
   uint64_t breaks = 0, orphans = 0, crashes = 0, pauses = 0, fenced = 0, swept = 0, unknown = 0;
+  uint64_t leaves = 0, partitions = 0, power_losses = 0, damages = 0, attachments = 0, costed = 0;
 };
 
 Sum check_seeds(const WorldOptions& options, uint64_t from, uint64_t count) {
@@ -35,6 +36,12 @@ Sum check_seeds(const WorldOptions& options, uint64_t from, uint64_t count) {
     sum.fenced += result.fenced;
     sum.swept += result.swept;
     sum.unknown += result.unknown;
+    sum.leaves += result.leaves;
+    sum.partitions += result.partitions;
+    sum.power_losses += result.power_losses;
+    sum.damages += result.damages;
+    sum.attachments += result.attachments;
+    sum.costed += result.costed;
   }
   return sum;
 }
@@ -52,7 +59,8 @@ WorldOptions slow_world() {
 TEST_CASE("sim world: without faults every operation has its outcome") {
   const Sum sum = check_seeds({}, 1, 20);
   CHECK(sum.unknown == 0);
-  CHECK(sum.fenced == 0);
+  CHECK(sum.attachments == 0);
+  CHECK(sum.costed > 5000);
 }
 
 TEST_CASE("sim world: one seed is one history, another seed another one") {
@@ -97,7 +105,96 @@ TEST_CASE("sim world: hosts stand still past their lease and come back") {
   options.pauses_per_million = 3000;
   const Sum sum = check_seeds(options, 1, 20);
   CHECK(sum.pauses > 20);
-  CHECK(sum.fenced > 5);
+  CHECK(sum.attachments > 5);
+}
+
+// A heartbeat that was given up once kept its lane from ever being connected again, so the client
+// was fenced over and over.
+TEST_CASE("sim world: partitions end, and who was cut off comes back") {
+  WorldOptions options;
+  options.partitions_per_million = 3000;
+  options.think_ns_max = kMillisecond;
+  const Sum sum = check_seeds(options, 1, 20);
+  CHECK(sum.partitions > 40);
+  CHECK(sum.attachments > 20);
+}
+
+TEST_CASE("sim world: nodes lose their power and come back empty") {
+  WorldOptions options;
+  options.nodes = 2;
+  options.power_losses_per_million = 2000;
+  options.think_ns_max = kMillisecond;
+  const Sum sum = check_seeds(options, 1, 10);
+  CHECK(sum.power_losses > 10);
+  CHECK(sum.attachments > 20);
+}
+
+TEST_CASE("sim world: clients leave, and what they retired is given back") {
+  WorldOptions options = slow_world();
+  options.leaves_per_million = 5000;
+  options.operations = 1500;
+  const Sum sum = check_seeds(options, 1, 10);
+  CHECK(sum.leaves > 40);
+  CHECK(sum.unknown == 0);
+}
+
+TEST_CASE("sim world: damaged objects are refused, never returned") {
+  WorldOptions options;
+  options.damages_per_million = 5000;
+  const Sum sum = check_seeds(options, 1, 10);
+  CHECK(sum.damages > 40);
+}
+
+TEST_CASE("sim world: values with a time to live end, and stay away") {
+  WorldOptions options = slow_world();
+  options.mortal_percent = 50;
+  options.lives_ns_max = 300 * kMillisecond;
+  check_seeds(options, 1, 10);
+}
+
+TEST_CASE("sim world: a node that is full refuses or evicts, and nothing is lost track of") {
+  WorldOptions options;
+  options.keys = 300;
+  options.value_bytes_min = 500;
+  options.value_bytes_max = 3000;
+  options.node.segments_max = 12;
+  options.put_percent = 60;
+  options.get_percent = 25;
+  options.operations = 1200;
+  check_seeds(options, 1, 5);
+  options.node.eviction = KV_EVICTION_SAMPLED_LRU;
+  check_seeds(options, 1, 2);
+}
+
+TEST_CASE("sim world: rare paths are legal") {
+  WorldOptions options;
+  options.rare_per_million = 300'000;
+  options.think_ns_max = 500'000;
+  check_seeds(options, 1, 20);
+}
+
+TEST_CASE("sim world: one fault can be forced, and faults can be limited") {
+  WorldOptions options;
+  options.forced_fault = 1;
+  options.forced_at = 100;
+  CHECK(run_world(options, 1).crashes == 1);
+  options.crashes_per_million = 100'000;
+  options.faults_max = 3;
+  const WorldResult result = run_world(options, 1);
+  CHECK(result.crashes >= 3);
+  CHECK(result.crashes <= 4);
+}
+
+TEST_CASE("sim world: a world that takes too long is ended, and says what is under way") {
+  WorldOptions options;
+  options.limit_ns = kMillisecond / 10;
+  const WorldResult late = run_world(options, 1);
+  CHECK(!late.good());
+  CHECK(late.violation.find("stuck") == 0);
+  options.limit_ns = 600 * kSecond;
+  options.operations = 100'000'000;
+  options.wall_limit_ns = kSecond / 10;
+  CHECK(run_world(options, 1).violation.find("real time") != std::string::npos);
 }
 
 TEST_CASE("sim world: everything at once, on three nodes") {
@@ -107,8 +204,12 @@ TEST_CASE("sim world: everything at once, on three nodes") {
   options.keys = 24;
   options.value_bytes_max = 5000;
   options.crashes_per_million = 3000;
+  options.leaves_per_million = 1000;
   options.breaks_per_million = 3000;
   options.pauses_per_million = 1500;
+  options.partitions_per_million = 1000;
+  options.power_losses_per_million = 500;
+  options.operations = 1500;
   options.node.timing.breaks_per_million = 300;
   const Sum sum = check_seeds(options, 1, 4);
   CHECK(sum.crashes > 0);

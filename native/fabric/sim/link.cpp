@@ -279,8 +279,12 @@ void SimLink::arrive() {
 // Between two operations, and between two pieces of one, passes a while that chance decides.
 uint64_t SimLink::next_step_ns() {
   uint64_t when_ns = node_.schedule_.now_ns();
-  const uint64_t gap_ns_max = node_.timing_.step_ns_max;
-  if (op_begun_ || op_at_ > 0) when_ns += node_.schedule_.random().below(gap_ns_max + 1);
+  const SimTiming& timing = node_.timing_;
+  Random& random = node_.schedule_.random();
+  if (op_begun_ || op_at_ > 0) {
+    when_ns += random.below(timing.step_ns_max + 1);
+    if (random.chance(timing.stalls_per_million)) when_ns += random.below(timing.stall_ns_max + 1);
+  }
   return op_begun_ ? when_ns : std::max(when_ns, due_ns_.front());
 }
 

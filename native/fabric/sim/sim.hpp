@@ -37,6 +37,9 @@ struct SimTiming {
   uint64_t late_ns_max = 300'000;
   // Between two operations of a batch, and between two pieces of one.
   uint64_t step_ns_max = 120;
+  // Some of these gaps are long: a host bus or a processor is busy with something else.
+  uint64_t stalls_per_million = 0;
+  uint64_t stall_ns_max = 50'000;
   unsigned pieces_max = 4;  // at most kPiecesLimit
   // Of the batches posted: with this one the connection breaks.
   uint64_t breaks_per_million = 0;
