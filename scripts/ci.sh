@@ -69,6 +69,7 @@ stage "setup build" 6 make setup build
 stage check 2 make check
 stage test 7 make test
 stage sim 5 make sim
+stage rxe 7 make rxe
 stage sanitize 8 make sanitize
 stage "engine tests" 20 make test-engines
 stage "network tests" 3 .venv/bin/python -m pytest -m network

@@ -105,7 +105,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> in
 
 @click.command()
 @click.option("--target", help="Use running nodes. Default: starts its own.")
-@click.option("--fabric", type=click.Choice(["shm", "tcp", "local"]), default="shm")
+@click.option("--fabric", type=click.Choice(["shm", "tcp", "verbs", "local"]), default="shm")
 @click.option("--operation", type=click.Choice(OPERATIONS), default="get", show_default=True)
 @click.option("--value-bytes", callback=_size, default="1KiB", show_default=True)
 @click.option("--batch", type=click.IntRange(1), help="Keys a call, for get_many and the like.")
@@ -209,7 +209,8 @@ def _run(setting: Setting, native: bool, say: Any) -> list[Row]:
         target = setting.target
         if not target and setting.fabric != "local":
             say("starting a node")
-            node = start_node(capacity_for(setting.keys, setting.value_bytes))
+            capacity_bytes = capacity_for(setting.keys, setting.value_bytes)
+            node = start_node(capacity_bytes, verbs=setting.fabric == "verbs")
             stack.callback(node.child.stop)
             target = target_of([node], "auto" if setting.fabric == "shm" else setting.fabric)
         from dataclasses import replace

@@ -177,12 +177,22 @@ class Node:
     shm: str
 
 
-def start_node(capacity_bytes: int, *, name: str = "kvstore-node", eviction: str = "none") -> Node:
-    """Starts a real `kvstore-node` on a free loopback port and waits until it is ready."""
+def start_node(
+    capacity_bytes: int,
+    *,
+    name: str = "kvstore-node",
+    eviction: str = "none",
+    verbs: bool = False,
+) -> Node:
+    """Starts a real `kvstore-node` on a free loopback port and waits until it is ready.
+
+    `verbs`: on an RDMA device of this machine.
+    """
     command = [
         *(sys.executable, "-m", "kvstore.node.main"),
         *("--capacity", str(capacity_bytes), "--listen", "127.0.0.1:0"),
         *("--eviction", eviction, "--log-format", "json"),
+        *(("--fabric", "verbs") if verbs else ()),
     ]
     child = Child(name, command)
     try:
@@ -205,7 +215,7 @@ def target_of(nodes: Sequence[Node], fabric: str) -> str:
     """
     if fabric == "shm" and len(nodes) == 1:
         return f"shm://{nodes[0].shm}"
-    scheme = "tcp" if fabric == "tcp" else "kv"
+    scheme = fabric if fabric in ("tcp", "verbs") else "kv"
     return f"{scheme}://{','.join(node.listen for node in nodes)}"
 
 

@@ -61,7 +61,8 @@ class _LazyGroup(click.Group):
     envvar="KVSTORE_TARGET",
     show_envvar=True,
     metavar="TARGET",
-    help="kv://HOST:PORT[,HOST:PORT], tcp://…, verbs://… or shm://NAME.  [default: kv://127.0.0.1:7400]",
+    help="kv://HOST:PORT[,HOST:PORT], tcp://…, verbs://… or shm://NAME."
+    "  [default: kv://127.0.0.1:7400]",
 )
 @click.option(
     "--token-file",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -154,8 +154,9 @@ class NativeClient:
         if handle == ffi.NULL:
             raise ConfigurationError(_line(error))
         self._handle: Any = handle
-        # What the core calls while the client is open; one a member.
-        self._exchanges: dict[int, list[Any]] = {}
+        # What the core calls while the client is open: lanes that go on with an earlier attachment
+        # may still call its exchange.
+        self._exchanges: list[Any] = []
         self._member_count = max(1, len(members))
         self._idle = threading.Condition()
         self._users = 0
@@ -256,8 +257,6 @@ class NativeClient:
         """
         error = ffi.new("char[]", _ERROR_BYTES)
         context = ffi.new_handle(exchange)
-        # Lanes that go on with an earlier attachment may still call its exchange.
-        self._exchanges.setdefault(member, []).append((exchange, context))
         with self.use() as client:
             status = lib.kv_client_attach_verbs(
                 client,
@@ -271,7 +270,27 @@ class NativeClient:
                 error,
                 _ERROR_BYTES,
             )
+        if status == lib.KV_OK:
+            self._exchanges.append((exchange, context))
         self._check_attached(status, error)
+
+    def register(self, buffer: Any) -> Any:
+        """Register writable memory, and return what `unregister` takes. It keeps the memory."""
+        memory = ffi.from_buffer(buffer, require_writable=True)
+        error = ffi.new("char[]", _ERROR_BYTES)
+        if len(memory) == 0:
+            raise ConfigurationError("an empty buffer cannot be registered")
+        with self.use() as client:
+            status = lib.kv_client_register(client, memory, len(memory), error, _ERROR_BYTES)
+        if status != lib.KV_OK:
+            raise ConfigurationError(_line(error) or status_text(status))
+        return memory
+
+    def unregister(self, memory: Any) -> None:
+        """Undo `register`; nothing to do once the client is closed."""
+        with suppress(StoreClosed, ForkedError), self.use() as client:
+            lib.kv_client_unregister(client, memory)
+        ffi.release(memory)
 
     def member_state(self, member: int) -> Any:
         """Return the `kv_member_state` of a member."""

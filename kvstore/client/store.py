@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvstore.client import values
 from kvstore.client.native import DataPath, lib, plain_error
+from kvstore.client.registration import Registration
 from kvstore.errors import (
     BufferTooSmall,
     ConditionFailed,
@@ -146,6 +147,22 @@ class Store(DataPath):
         return self.keys()
 
     # ---- the store itself ----
+
+    def register(self, buffer: Any) -> Registration:
+        """Register a writable buffer, so that values of 4 KiB and more go there without a copy.
+
+        Matters over verbs; elsewhere nothing is to be done, and nothing is. Memory that is not
+        registered works as well: its bytes go through memory that is. Registering locks the
+        memory and takes milliseconds, so register what is used again and again.
+
+        Returns a Registration: close it, or leave its `with` block, when no call uses the buffer.
+
+        Raises:
+            ConfigurationError: A limit of the system or the device is in the way; the message
+                names it and what raises it.
+            ValueInvalid: The buffer is read-only or not contiguous.
+        """
+        return Registration(self._client, buffer)
 
     def stats(self) -> ClientStats:
         """Return what this store has done since it was opened."""

@@ -56,11 +56,15 @@ bool VerbsDoor::connect(uint32_t registration, uint32_t lane, const kv_verbs_end
     return false;
   }
   kv_verbs_peer*& peer = peers_[{registration, lane}];
-  if (peer != nullptr) api_->dismiss(peer);
+  if (peer != nullptr) {
+    api_->dismiss(peer);
+    registrations_.release(registration);
+  }
   char line[512] = "";
   peer = api_->accept(target_, &client, &grant, line, sizeof line);
   if (peer != nullptr) return true;
   peers_.erase({registration, lane});
+  registrations_.release(registration);
   error = line;
   return false;
 }
@@ -70,7 +74,10 @@ void VerbsDoor::fence(uint32_t registration) {
   registrations_.fence(registration);
   const auto begin = peers_.lower_bound({registration, 0});
   const auto end = peers_.upper_bound({registration, UINT32_MAX});
-  for (auto at = begin; at != end; ++at) api_->dismiss(at->second);
+  for (auto at = begin; at != end; ++at) {
+    api_->dismiss(at->second);
+    registrations_.release(registration);
+  }
   peers_.erase(begin, end);
 }
 

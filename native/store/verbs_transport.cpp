@@ -9,7 +9,7 @@ namespace {
 
 class VerbsTransport : public Transport {
  public:
-  VerbsTransport(const kv_verbs_api& api, VerbsPort port, VerbsTarget target)
+  VerbsTransport(const kv_verbs_api& api, std::shared_ptr<kv_verbs_port> port, VerbsTarget target)
       : api_(api), port_(std::move(port)), target_(std::move(target)) {}
 
   kv_connection* connect(uint32_t lane, uint64_t deadline_ns, std::string& error) override {
@@ -43,7 +43,7 @@ class VerbsTransport : public Transport {
 
  private:
   const kv_verbs_api& api_;
-  const VerbsPort port_;
+  const std::shared_ptr<kv_verbs_port> port_;
   const VerbsTarget target_;
 };
 
@@ -62,9 +62,10 @@ Status attach_verbs(Client& client, uint32_t member, const VerbsTarget& target,
                     uint64_t deadline_ns, std::string& error) {
   const kv_verbs_api* const api = verbs_library(error);
   if (api == nullptr) return Status::kRefused;
-  VerbsPort port = port_towards(target, error);
+  // Held here too: a transport that fails goes before the connection that it made.
+  const std::shared_ptr<kv_verbs_port> port = port_towards(target, error);
   if (!port) return Status::kRefused;
-  return take_up(client, member, std::make_unique<VerbsTransport>(*api, std::move(port), target),
+  return take_up(client, member, std::make_unique<VerbsTransport>(*api, port, target),
                  target.registration, deadline_ns, error);
 }
 

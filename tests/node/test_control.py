@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kvstore import errors
 from kvstore.cluster.control import Attachment, ControlClient
 from kvstore.cluster.tls import TlsConfig
+from kvstore.node.description import VerbsEndpoint
 from tests.support.certificates import Certificate
 from tests.support.nodes import NodeProcess, start_node
 
@@ -48,6 +49,20 @@ def test_attach_gives_what_the_data_path_needs(node: NodeProcess, control: Contr
     assert attachment.members == (node.address,)
     assert attachment.cluster_id
     assert attachment.domain == "cpu"
+    assert attachment.verbs_gid == b""
+
+
+def test_queue_pairs_are_refused_where_there_is_no_device(
+    node: NodeProcess, control: ControlClient
+) -> None:
+    attachment = _attach(control, node.address)
+    mine = VerbsEndpoint(
+        gid=bytes(16), lid=0, queue_pair=1, packet_sequence=0, mtu_bytes=1024, reads_at_once=1
+    )
+    with pytest.raises(errors.AttachRefused, match="no RDMA device"):
+        control.connect_verbs(attachment.registration, attachment.token, 0, mine)
+    with pytest.raises(errors.ConfigurationError, match="16 bytes"):
+        control.connect_verbs(attachment.registration, b"short", 0, mine)
     assert attachment.consistency == "linearizable"
     assert attachment.token.hex() not in repr(attachment)
     assert str(attachment.token) not in repr(attachment)

@@ -38,6 +38,12 @@ def _assert_refused(capsys: pytest.CaptureFixture[str], options: list[str], expe
         (["--capacity=64MiB", "--config=/nonexistent"], "cannot read /nonexistent"),
         (["--capacity=64MiB", "--no-such-option"], "--no-such-option"),
         (["--capacity=900TiB", "--hugepages"], "more than can be had"),
+        (["--capacity=16MiB", "--device=rxe0"], "--device does not go with --fabric cpu"),
+        (
+            ["--capacity=16MiB", "--fabric=verbs", "--shm=x"],
+            "--shm does not go with --fabric verbs",
+        ),
+        (["--capacity=16MiB", "--fabric=verbs", "--device=absent0"], "kvstore-node: "),
     ],
 )
 def test_refusal_is_one_line_and_exit_code_2(

@@ -79,6 +79,12 @@ def test_a_batch_and_a_large_value(store: kvstore.Store, prefix: bytes) -> None:
     into = bytearray(len(large))
     assert store.get_into(prefix + b"large", into) == len(large)
     assert into == large
+    registered = bytearray(len(large) + 8)
+    with store.register(registered):
+        assert store.get_into(prefix + b"large", memoryview(registered)[8:]) == len(large)
+        assert registered[8:] == large
+        store.put_from(prefix + b"copy", memoryview(registered)[8:])
+    assert store.get(prefix + b"copy") == large
 
 
 def test_verbs_are_counted_as_over_any_fabric(store: kvstore.Store, prefix: bytes) -> None:
