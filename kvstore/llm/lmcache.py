@@ -265,7 +265,9 @@ class KvStoreL2Adapter(L2AdapterInterface):
 
 
 def _shape_of_object(item: Any) -> str:
-    return _shape(item.get_shapes(), item.get_dtypes())
+    metadata = item.metadata
+    # Objects of one shape have no list of shapes.
+    return _shape(metadata.shapes or [metadata.shape], metadata.dtypes or [metadata.dtype])
 
 
 def _shape(shapes: Iterable[Any], dtypes: Iterable[Any]) -> str:
