@@ -52,11 +52,13 @@ Task<Status> Scrub::look(Channel& channel) {
 }
 
 void Scrub::wait(uint64_t global_epoch, uint64_t safe_epoch) {
-  if (until_ == 0) {
+  if (KV_VARIANT(scrub_without_rounds)) {
+    stage_ = Stage::kFinishing;
+  } else if (until_ == 0) {
     until_ = global_epoch + 1;
   } else if (safe_epoch > until_) {
     until_ = 0;
-    if (++rounds_ == kRounds || KV_VARIANT(scrub_without_rounds)) stage_ = Stage::kFinishing;
+    if (++rounds_ == kRounds) stage_ = Stage::kFinishing;
   }
 }
 

@@ -43,6 +43,14 @@ const std::map<std::string, std::string> kScenarios{
      "value_bytes_max=100"},
     {"leaves",
      "leaves_per_million=6000 think_us=2000 operations=1500 rare=small_extents,early_release"},
+    {"expiry",
+     "mortal_percent=100 lives_ms=150 think_us=5000 get_percent=99 contains_percent=0 "
+     "put_percent=1 "
+     "keys=2 conditions=0 operations=8000"},
+    {"full",
+     "segments=10 keys=60 value_bytes_min=300 value_bytes_max=900 crashes_per_million=4000 "
+     "think_us=500 lease_ms=100 operations=3000 put_percent=60 get_percent=20 clients=6 "
+     "conditions=0"},
     {"crash_busy",
      "crashes_per_million=2000 think_us=100 operations=5000 lease_ms=100 put_percent=60 "
      "get_percent=20 late_per_million=20000"},
@@ -100,6 +108,7 @@ constexpr Broken kBroken[] = {
     {"skip_header_check", "damage", 10},
     {"trust_stale_directory", "splits", 3},
     {"trust_known_address", "steady", 3},
+    {"clock_goes_back", "expiry", 3},
     {"patch_after_failed_cas", "hot", 3},
     {"ignore_failed_cas", "hot", 3},
     {"publish_before_write", "hot", 3},
@@ -121,9 +130,10 @@ constexpr Broken kBroken[] = {
     {"epoch_ignores_operations", "reuse", 3},
     {"forget_retired_block", "hot", 3},
     {"retire_twice", "reuse", 3},
-    {"scrub_frees_taken_blocks", "crash_busy", 70},
-    {"scrub_without_rounds", "crash_busy", 70},
+    {"scrub_frees_taken_blocks", "crash_busy", 40},
+    {"scrub_without_rounds", "crash_busy", 6},
     {"dirty_bitmap", "leaves", 15},
+    {"adopt_without_cas", "full", 20},
     {"no_fence_before_sweep", "zombies", 3},
     {"sweep_without_rounds", "crash_busy", 70},
     {"safe_epoch_ignores_one", "reuse", 20},

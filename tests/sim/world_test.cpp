@@ -83,7 +83,8 @@ TEST_CASE("sim world: one seed is one history, another seed another one") {
 TEST_CASE("sim world: connections break, with what is under way executed or not") {
   WorldOptions options;
   options.node.timing.breaks_per_million = 3000;
-  options.node.timing.late_per_million = 50'000;
+  options.node.timing.late_per_million = 300'000;
+  options.node.timing.late_ns_max = 2 * kMillisecond;
   options.node.timing.step_ns_max = 5000;
   const Sum sum = check_seeds(options, 1, 40);
   CHECK(sum.breaks > 100);
