@@ -149,9 +149,22 @@ def test_a_fresh_engine_loads_what_another_one_stored(
         assert reader.count("kvstore_loaded_remote") == 7
         assert reader.count("kvstore_stored") == 0
         assert reader.count("external_prefix_cache_hits") == 640 + 128 + 128
+        check_that_the_store_is_given_what_it_lost(reader, store, keys, expected)
         check_that_loaded_bytes_are_used(reader, store, keys, expected)
         check_that_a_failed_load_is_computed(reader, store, keys, expected)
         check_that_a_dead_node_costs_no_request(reader, node, expected)
+
+
+def check_that_the_store_is_given_what_it_lost(
+    reader: Engine, store: kvstore.Store, keys: list[bytes], expected: Answer
+) -> None:
+    """Blocks that only vLLM's own cache still has go to the store with the next requests."""
+    kept = {key: store[key] for key in keys}
+    del store[keys[2]]
+    store.delete_many(keys[4:])
+    assert reader.generate()["tokens"] == expected["tokens"]
+    wait_for(lambda: block_keys(store) == keys)
+    assert {key: store[key] for key in keys} == kept
 
 
 def check_that_loaded_bytes_are_used(

@@ -29,7 +29,8 @@ class _Tracked:
     request: Any
     #: Tokens that vLLM's own cache held when the store was asked.
     local_tokens: int = 0
-    #: Tokens from the first on whose blocks are in the store, as far as is known.
+    #: Tokens from the first on whose blocks are in the store, as far as is known, or not wanted
+    #: there.
     stored_tokens: int = 0
     #: A load that has not ended yet.
     loading: list[GroupBlocks] = field(default_factory=list)
@@ -73,9 +74,23 @@ class SchedulerSide:
         tracked.local_tokens = num_computed_tokens // align * align
         # One token is left to compute: its logits are what the request wants.
         usable = (request.num_tokens - 1) // align * align
-        matched = self._matched_tokens(request, tracked.local_tokens, usable)
+        local = tracked.local_tokens
+        matched = self._matched_tokens(request, local if len(self._caches) > 1 else 0, usable)
+        if matched < local:
+            if tracked.stored_tokens == 0 and self._is_whole():
+                # The engine has what the store lost, or never got: the next step stores it.
+                tracked.stored_tokens = matched
+            else:
+                tracked.stored_tokens = max(tracked.stored_tokens, local)
+            matched = self._matched_tokens(request, local, usable)
+        else:
+            tracked.stored_tokens = max(tracked.stored_tokens, local)
         external = matched - num_computed_tokens
         return (external, self._geometry.load_async) if external > 0 else (0, False)
+
+    def _is_whole(self) -> bool:
+        """Whether every node is up: then what the store lacks it can be given."""
+        return all(member.state == "up" for member in self._store.members())
 
     def _matched_tokens(self, request: Request, local: int, usable: int) -> int:
         """Tokens up to which every group and every worker has all blocks behind `local`."""
@@ -140,7 +155,7 @@ class SchedulerSide:
         if not self._settings.save_decode:
             end = min(end, request.num_prompt_tokens)
         end = end // geometry.align_tokens * geometry.align_tokens
-        begin = max(tracked.stored_tokens, tracked.local_tokens)
+        begin = tracked.stored_tokens
         if end <= begin:
             return None
         groups = []
