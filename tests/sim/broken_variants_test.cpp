@@ -42,8 +42,6 @@ const std::map<std::string, std::string> kScenarios{
     {"reuse",
      "rare=small_extents think_us=3000 late_per_million=20000 late_us=60000 operations=1500 "
      "value_bytes_max=100"},
-    {"leaves",
-     "leaves_per_million=6000 think_us=2000 operations=1500 rare=small_extents,early_release"},
     {"expiry",
      "mortal_percent=100 lives_ms=150 think_us=5000 get_percent=99 contains_percent=0 "
      "put_percent=1 "
@@ -142,10 +140,10 @@ constexpr Broken kBroken[] = {
     {"retire_twice", "reuse", 10},
     {"scrub_frees_taken_blocks", "crash_busy", 120},
     {"scrub_without_rounds", "crash_busy", 60},
-    {"dirty_bitmap", "leaves", 60},
+    {"dirty_bitmap", "full", 20},
     {"adopt_without_cas", "full", 60},
     {"no_fence_before_sweep", "zombies", 10},
-    {"sweep_without_rounds", "crash_busy", 120},
+    {"sweep_without_rounds", "full", 20},
     {"safe_epoch_ignores_one", "reuse", 80},
 };
 
