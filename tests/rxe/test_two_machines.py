@@ -13,7 +13,7 @@ PYTHON = ".venv/bin/python"
 NODE = (
     f"{PYTHON} -m kvstore.node --capacity 16MiB --fabric verbs --listen 10.77.0.1:7400 --insecure"
 )
-READY_S = 120.0
+READY_S = 200.0
 
 
 @pytest.fixture

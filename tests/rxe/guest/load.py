@@ -7,6 +7,7 @@ fail, `progress` now and then. It alone writes its keys, so it knows what they m
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 import time
 
@@ -16,11 +17,14 @@ from kvstore.errors import KvError, NodeUnreachable, OutcomeUnknown
 KEYS = 20
 TIMEOUT_S = 20.0
 PAUSE_S = 0.1
+STILL_S = 60.0
 PROGRESS_EVERY = 50
 
 
 def main() -> None:
     """Run until killed."""
+    # Where it stands, should it stand still.
+    faulthandler.dump_traceback_later(STILL_S, repeat=True)
     store = kvstore.connect(sys.argv[1], timeout_s=TIMEOUT_S)
     acceptable: dict[bytes, set[bytes | None]] = {}
     state, number = "", 0
@@ -41,6 +45,7 @@ def main() -> None:
             print(f"progress {number}", flush=True)
         if time.monotonic() - began > 2 * TIMEOUT_S:
             print("wrong: a call was not bounded", flush=True)
+        faulthandler.dump_traceback_later(STILL_S, repeat=True)
         if now.split()[0] != state:
             state = now.split()[0]
             restarts = store.members()[0].restarts
