@@ -1,12 +1,14 @@
 # kvstore_core: every layer of the native core in one static library. Includes start at native/.
 #
-# A build of a part: -DKVSTORE_ONLY_LAYERS="base;fabric;fabric/cpu" -DKVSTORE_ONLY_TESTS=fabric.
-if(NOT DEFINED KVSTORE_ONLY_LAYERS)
-  set(KVSTORE_ONLY_LAYERS
-    "base;layout;coro;fabric;fabric/cpu;fabric/sim;alloc;index;messages;store;node;api")
+# A build of a part: -DKVSTORE_LAYERS="base;fabric;fabric/cpu" -DKVSTORE_TESTED=fabric.
+set(KVSTORE_LAYERS "" CACHE STRING "Folders of native/ that make up the core; empty: all")
+# Not a default of the cache entry, which a build tree would remember when a layer comes or goes.
+set(core_layers ${KVSTORE_LAYERS})
+if(NOT core_layers)
+  set(core_layers "base;layout;coro;fabric;fabric/cpu;fabric/sim;alloc;index;messages;store;node;api")
 endif()
 set(core_sources)
-foreach(layer IN LISTS KVSTORE_ONLY_LAYERS)
+foreach(layer IN LISTS core_layers)
   file(GLOB layer_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/native/${layer}/*.cpp)
   list(APPEND core_sources ${layer_sources})
 endforeach()
