@@ -154,9 +154,11 @@ class ControlClient:
             raise errors.ConfigurationError(f"{self.address} sent a GID of a wrong size")
         return grant_from(answer)
 
-    def detach(self, registration: int, *, timeout_s: float = TIMEOUT_S_DEFAULT) -> bool:
+    def detach(
+        self, registration: int, token: bytes, *, timeout_s: float = TIMEOUT_S_DEFAULT
+    ) -> bool:
         """Ends an admission. False if the node knows no such one."""
-        request = control_pb2.DetachRequest(registration=registration)
+        request = control_pb2.DetachRequest(registration=registration, token=token)
         return self._call("Detach", request, control_pb2.DetachResponse(), timeout_s).found
 
     def describe(self, *, timeout_s: float = TIMEOUT_S_DEFAULT) -> NodeDescription:

@@ -116,7 +116,7 @@ class ControlAttacher(Attacher):
         self._control_client: ControlClient | None = None
         self._pending: Attachment | None = None
         # Of an attachment whose end the node does not see by itself.
-        self._remote_registration: int | None = None
+        self._remote: Attachment | None = None
 
     def cluster_id(self, members: tuple[str, ...], timeout_s: float) -> str:
         """See Attacher. The admission is kept for the `attach` that follows."""
@@ -168,7 +168,7 @@ class ControlAttacher(Attacher):
             admission=admission,
             timeout_s=_left(deadline),
         )
-        self._remote_registration = found.registration
+        self._remote = found
 
     def _attach_verbs(
         self, client: NativeClient, index: int, found: Attachment, timeout_s: float
@@ -193,7 +193,7 @@ class ControlAttacher(Attacher):
             VerbsExchange(found.registration, connect),
             timeout_s=timeout_s,
         )
-        self._remote_registration = found.registration
+        self._remote = found
 
     def close(self, *, ended: bool) -> None:
         """See Attacher. Tells the node, which would notice some ends by the lease only."""
@@ -201,12 +201,12 @@ class ControlAttacher(Attacher):
         if control is None:
             return
         pending, self._pending = self._pending, None
-        over = [] if pending is None else [pending.registration]
-        if ended and self._remote_registration is not None:
-            over.append(self._remote_registration)
+        over = [] if pending is None else [pending]
+        if ended and self._remote is not None:
+            over.append(self._remote)
         with contextlib.suppress(KvError):
-            for registration in over:
-                control.detach(registration, timeout_s=_DETACH_TIMEOUT_S)
+            for one in over:
+                control.detach(one.registration, one.token, timeout_s=_DETACH_TIMEOUT_S)
         control.close()
 
     def _admit(self, cluster_id: str, members: tuple[str, ...], timeout_s: float) -> Attachment:

@@ -197,13 +197,16 @@ class MemoryNode:
             remote_key=grant.remote_key,
         )
 
-    def dismiss(self, registration: int) -> bool:
-        """Fences a registration and has what it held swept; False if there is no such one."""
-        if not 0 <= registration <= 0xFFFFFFFF:
+    def dismiss(self, registration: int, token: bytes) -> bool:
+        """Fences an admission and has what it held swept; False if there is no such one."""
+        if not 0 <= registration <= 0xFFFFFFFF or len(token) != self._lib.KV_TOKEN_BYTES:
             return False
         self._check_process()
+        admission = self._ffi.new("kv_admission *")
+        admission.registration = registration
+        admission.token = token
         with self._lock:
-            status = self._lib.kv_node_dismiss(self.handle, registration)
+            status = self._lib.kv_node_dismiss(self.handle, admission)
         return bool(status == self._lib.KV_OK)
 
     def set_members(self, cluster_id: str, members: Sequence[str]) -> None:

@@ -123,7 +123,9 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
         raise AssertionError("abort returned")
 
     def Detach(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
-        found = self._guarded(context, lambda: self._node.dismiss(request.registration))
+        found = self._guarded(
+            context, lambda: self._node.dismiss(request.registration, request.token)
+        )
         self._log.info("client detached", registration=request.registration, found=found)
         return control_pb2.DetachResponse(found=found)
 

@@ -183,8 +183,9 @@ kv_node* kv_node_open(const kv_node_config* config, char* error, uint64_t error_
 void kv_node_describe(kv_node* node, kv_node_description* description);
 int kv_node_admit(kv_node* node, const char* peer, kv_admission* admission, char* error,
                   uint64_t error_bytes);
-/* Fences a registration and has what it held swept. KV_ABSENT if there is no such one. */
-int kv_node_dismiss(kv_node* node, uint32_t registration);
+/* Fences an admission and has what it held swept. KV_ABSENT if there is no such one: after a
+ * restart its registration may be another client's, which the token tells apart. */
+int kv_node_dismiss(kv_node* node, const kv_admission* admission);
 /* Connects a queue pair of an admitted client. It takes the place of the lane's earlier one, which
  * is destroyed first. KV_REFUSED with the reason. */
 int kv_node_connect_verbs(kv_node* node, const kv_admission* admission, uint32_t lane,

@@ -40,8 +40,8 @@ int kv_node_admit(kv_node* node, const char* peer, kv_admission* admission, char
   return int(s);
 }
 
-int kv_node_dismiss(kv_node* node, uint32_t registration) {
-  return int(node->node->dismiss(registration));
+int kv_node_dismiss(kv_node* node, const kv_admission* admission) {
+  return int(node->node->dismiss(*admission));
 }
 
 int kv_node_connect_verbs(kv_node* node, const kv_admission* admission, uint32_t lane,

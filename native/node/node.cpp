@@ -281,6 +281,13 @@ void Node::drain() {
 
 // ---- Upkeep ---------------------------------------------------------------------------------
 
+Status Node::dismiss(const kv_admission& admission) {
+  Token token;
+  std::copy_n(admission.token, token.size(), token.begin());
+  const bool known = registry_->authenticate(admission.registration, token);
+  return known ? dismiss(admission.registration) : Status::kAbsent;
+}
+
 Status Node::dismiss(uint32_t registration) {
   return upkeep_ ? upkeep_->dismiss(registration) : Status::kAbsent;
 }

@@ -36,7 +36,10 @@ class Node {
   Status admit(const std::string& peer, kv_admission& admission, std::string& error);
   // Admits a client of this process.
   Status admit_local(uint32_t& registration, LocalRegion& region, std::string& error);
+  // Of this incarnation of the node, as whoever is in its process knows.
   Status dismiss(uint32_t registration);
+  // kAbsent if the token is not that of the registration.
+  Status dismiss(const kv_admission& admission);
   // Connects a queue pair of an admitted client, in the place of the lane's earlier one.
   Status connect_verbs(const kv_admission& admission, uint32_t lane,
                        const kv_verbs_endpoint& client, kv_verbs_grant& grant, std::string& error);

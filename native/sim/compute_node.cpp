@@ -26,7 +26,7 @@ class ComputeNode::Departure final : public Driver {
       const Reach& reach = host_.client_->reach(member);
       // A farewell that is lost is followed by a fence.
       const bool heard = schedule_.now_ns() >= reach.requests_from_ns;
-      if (heard) host_.nodes_[member]->dismiss(host_.client_->registration(member));
+      if (heard) host_.nodes_[member]->dismiss(host_.client_->grant(member));
     }
     stop();
     host_.crash();

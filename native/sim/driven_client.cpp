@@ -78,6 +78,7 @@ class DrivenClient::Attacher final : public Driver {
         member_(member),
         home_(home) {}
 
+  const Grant& grant() const { return grant_; }
   uint32_t registration() const { return grant_.registration; }
   uint64_t attached_ns() const { return attached_ns_; }
   SimNode* fabric() const { return grant_.fabric; }
@@ -241,6 +242,10 @@ bool DrivenClient::begun() const {
 bool DrivenClient::attached() const {
   return std::all_of(attachers_.begin(), attachers_.end(),
                      [](const auto& attacher) { return attacher->is_up(); });
+}
+
+const Grant& DrivenClient::grant(uint32_t member) const {
+  return attachers_[member]->grant();
 }
 
 uint32_t DrivenClient::registration(uint32_t member) const {

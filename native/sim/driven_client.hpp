@@ -51,6 +51,7 @@ class DrivenClient {
   bool attached() const;
   // The latest, 0 before the first; and since when.
   uint32_t registration(uint32_t member) const;
+  const Grant& grant(uint32_t member) const;
   uint64_t attached_ns(uint32_t member) const;
   uint64_t attachments() const { return attachments_; }
   Reach& reach(uint32_t member) { return *reaches_[member]; }

@@ -69,6 +69,8 @@ class MemoryNode::Life {
     return {registration, fabric_.get()};
   }
 
+  // The token of an admission is good for one life of the node.
+  bool has_granted(const Grant& grant) const { return grant.fabric == fabric_.get(); }
   void dismiss(uint32_t registration) {
     const OnHost scope(clock_);
     upkeep_->dismiss(registration);
@@ -175,8 +177,8 @@ Grant MemoryNode::admit() {
   return up() ? life_->admit(KV_FABRIC_TCP) : Grant{};
 }
 
-void MemoryNode::dismiss(uint32_t registration) {
-  if (up()) life_->dismiss(registration);
+void MemoryNode::dismiss(const Grant& grant) {
+  if (up() && life_->has_granted(grant)) life_->dismiss(grant.registration);
 }
 
 void MemoryNode::lose_power() {

@@ -41,7 +41,7 @@ class MemoryNode {
 
   // The node's answers to messages that arrive now.
   Grant admit();
-  void dismiss(uint32_t registration);
+  void dismiss(const Grant& grant);
 
   // All that it holds is gone at once.
   void lose_power();

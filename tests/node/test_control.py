@@ -81,8 +81,11 @@ def test_clients_lists_attachments_until_they_detach(
     listed = {record.registration: record for record in control.clients()}
     assert listed[attachment.registration].peer.startswith("a test ")
     assert control.stats()["clients_total"] == 1
-    assert control.detach(attachment.registration) is True
-    assert control.detach(attachment.registration + 1000) is False
+    assert control.detach(attachment.registration, bytes(16)) is False
+    assert control.detach(attachment.registration, b"short") is False
+    assert control.detach(attachment.registration + 1000, attachment.token) is False
+    assert control.detach(attachment.registration, attachment.token) is True
+    assert control.detach(attachment.registration, attachment.token) is False
 
 
 def test_member_order_does_not_matter(control: ControlClient) -> None:
@@ -160,7 +163,7 @@ def test_wrong_token_is_refused_and_counted(token_file: Path, presented: str | N
             with pytest.raises(errors.AuthenticationFailed):
                 _attach(control, node.address)
             with pytest.raises(errors.AuthenticationFailed):
-                control.detach(1)
+                control.detach(1, bytes(16))
         with ControlClient(node.address, token=TOKEN) as control:
             assert control.stats()["clients_total"] == 0
             assert _attach(control, node.address).registration > 0

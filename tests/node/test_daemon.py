@@ -137,7 +137,7 @@ def test_sigterm_drains_first(node: NodeProcess) -> None:
         with pytest.raises(errors.NodeUnreachable):
             control.attach(cluster_id="", members=[node.address], peer="late")
         assert node.alive
-        control.detach(attachment.registration)
+        control.detach(attachment.registration, attachment.token)
     assert node.process.wait(10) == 0
 
 

@@ -74,9 +74,12 @@ def test_admission_and_dismissal() -> None:
         assert len({admission.registration for admission in admissions}) == 3
         assert all(len(admission.token) == 16 for admission in admissions)
         assert [record.peer for record in node.clients()] == ["peer 0", "peer 1", "peer 2"]
-        assert node.dismiss(admissions[0].registration)
-        assert not node.dismiss(0)
-        assert not node.dismiss(-1)
+        first, second, _ = admissions
+        assert not node.dismiss(first.registration, second.token)
+        assert not node.dismiss(first.registration, b"")
+        assert node.dismiss(first.registration, first.token)
+        assert not node.dismiss(0, first.token)
+        assert not node.dismiss(-1, first.token)
         node.admit("x" * 5000)
         node.drain()
         with pytest.raises(errors.NodeUnreachable):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#kvstore/cluster/proto/control.proto\x12\x12kvstore.control.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xab\x03\n\x0fNodeDescription\x12\x0f\n\x07node_id\x18\x01 \x01(\x06\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x14\n\x0cregion_bytes\x18\x03 \x01(\x04\x12\x16\n\x0elayout_version\x18\x04 \x01(\r\x12*\n\x06\x64omain\x18\x05 \x01(\x0e\x32\x1a.kvstore.control.v1.Domain\x12.\n\x08\x65viction\x18\x06 \x01(\x0e\x32\x1c.kvstore.control.v1.Eviction\x12\x34\n\x0b\x63onsistency\x18\x07 \x01(\x0e\x32\x1f.kvstore.control.v1.Consistency\x12\x1b\n\x13membership_lease_ms\x18\x08 \x01(\r\x12\x10\n\x08shm_name\x18\t \x01(\t\x12\x11\n\tdata_host\x18\n \x01(\t\x12\x11\n\tdata_port\x18\x0b \x01(\r\x12\x12\n\ncluster_id\x18\x0c \x01(\t\x12\x0f\n\x07members\x18\r \x03(\t\x12\x0f\n\x07version\x18\x0e \x01(\t\x12\x14\n\x0cverbs_device\x18\x0f \x01(\t\x12\x11\n\tverbs_gid\x18\x10 \x01(\x0c\"Z\n\rAttachRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x16\n\x0elayout_version\x18\x04 \x01(\r\"d\n\nAttachment\x12\x31\n\x04node\x18\x01 \x01(\x0b\x32#.kvstore.control.v1.NodeDescription\x12\x14\n\x0cregistration\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\"\x80\x01\n\rVerbsEndpoint\x12\x0b\n\x03gid\x18\x01 \x01(\x0c\x12\x0b\n\x03lid\x18\x02 \x01(\r\x12\x12\n\nqueue_pair\x18\x03 \x01(\r\x12\x17\n\x0fpacket_sequence\x18\x04 \x01(\r\x12\x11\n\tmtu_bytes\x18\x05 \x01(\r\x12\x15\n\rreads_at_once\x18\x06 \x01(\r\"{\n\x13\x43onnectVerbsRequest\x12\x14\n\x0cregistration\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0c\n\x04lane\x18\x03 \x01(\r\x12\x31\n\x06\x63lient\x18\x04 \x01(\x0b\x32!.kvstore.control.v1.VerbsEndpoint\"\x7f\n\nVerbsGrant\x12/\n\x04node\x18\x01 \x01(\x0b\x32!.kvstore.control.v1.VerbsEndpoint\x12\x16\n\x0eregion_address\x18\x02 \x01(\x06\x12\x14\n\x0cregion_bytes\x18\x03 \x01(\x04\x12\x12\n\nremote_key\x18\x04 \x01(\r\"v\n\x12MembershipConflict\x12\x17\n\x0fnode_cluster_id\x18\x01 \x01(\t\x12\x14\n\x0cnode_members\x18\x02 \x03(\t\x12\x19\n\x11\x63lient_cluster_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_members\x18\x04 \x03(\t\"%\n\rDetachRequest\x12\x14\n\x0cregistration\x18\x01 \x01(\r\"\x1f\n\x0e\x44\x65tachResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x0e\n\x0cStatsRequest\"x\n\tNodeStats\x12;\n\x07\x66igures\x18\x01 \x03(\x0b\x32*.kvstore.control.v1.NodeStats.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x10\n\x0e\x43lientsRequest\"\xce\x01\n\x0c\x43lientRecord\x12\x14\n\x0cregistration\x18\x01 \x01(\r\x12*\n\x06\x66\x61\x62ric\x18\x02 \x01(\x0e\x32\x1a.kvstore.control.v1.Fabric\x12\x12\n\nprocess_id\x18\x03 \x01(\r\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.kvstore.control.v1.ClientState\x12\x17\n\x0fpublished_epoch\x18\x05 \x01(\x04\x12\x11\n\tsilent_ms\x18\x06 \x01(\x04\x12\x0c\n\x04peer\x18\x07 \x01(\t\"?\n\nClientList\x12\x31\n\x07\x63lients\x18\x01 \x03(\x0b\x32 .kvstore.control.v1.ClientRecord\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse*7\n\x08\x45viction\x12\x11\n\rEVICTION_NONE\x10\x00\x12\x18\n\x14\x45VICTION_SAMPLED_LRU\x10\x01*D\n\x0b\x43onsistency\x12\x1c\n\x18\x43ONSISTENCY_LINEARIZABLE\x10\x00\x12\x17\n\x13\x43ONSISTENCY_REGULAR\x10\x01*B\n\x06\x44omain\x12\x16\n\x12\x44OMAIN_UNSPECIFIED\x10\x00\x12\x0e\n\nDOMAIN_CPU\x10\x01\x12\x10\n\x0c\x44OMAIN_VERBS\x10\x02*u\n\x0b\x43lientState\x12\x1c\n\x18\x43LIENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43LIENT_STATE_LIVE\x10\x01\x12\x18\n\x14\x43LIENT_STATE_STALLED\x10\x02\x12\x17\n\x13\x43LIENT_STATE_FENCED\x10\x03*L\n\x06\x46\x61\x62ric\x12\x10\n\x0c\x46\x41\x42RIC_LOCAL\x10\x00\x12\x0e\n\nFABRIC_SHM\x10\x01\x12\x0e\n\nFABRIC_TCP\x10\x02\x12\x10\n\x0c\x46\x41\x42RIC_VERBS\x10\x03\x32\xbd\x04\n\x07\x43ontrol\x12T\n\x08\x44\x65scribe\x12#.kvstore.control.v1.DescribeRequest\x1a#.kvstore.control.v1.NodeDescription\x12K\n\x06\x41ttach\x12!.kvstore.control.v1.AttachRequest\x1a\x1e.kvstore.control.v1.Attachment\x12W\n\x0c\x43onnectVerbs\x12\'.kvstore.control.v1.ConnectVerbsRequest\x1a\x1e.kvstore.control.v1.VerbsGrant\x12O\n\x06\x44\x65tach\x12!.kvstore.control.v1.DetachRequest\x1a\".kvstore.control.v1.DetachResponse\x12H\n\x05Stats\x12 .kvstore.control.v1.StatsRequest\x1a\x1d.kvstore.control.v1.NodeStats\x12M\n\x07\x43lients\x12\".kvstore.control.v1.ClientsRequest\x1a\x1e.kvstore.control.v1.ClientList\x12L\n\x05\x44rain\x12 .kvstore.control.v1.DrainRequest\x1a!.kvstore.control.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#kvstore/cluster/proto/control.proto\x12\x12kvstore.control.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xab\x03\n\x0fNodeDescription\x12\x0f\n\x07node_id\x18\x01 \x01(\x06\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x14\n\x0cregion_bytes\x18\x03 \x01(\x04\x12\x16\n\x0elayout_version\x18\x04 \x01(\r\x12*\n\x06\x64omain\x18\x05 \x01(\x0e\x32\x1a.kvstore.control.v1.Domain\x12.\n\x08\x65viction\x18\x06 \x01(\x0e\x32\x1c.kvstore.control.v1.Eviction\x12\x34\n\x0b\x63onsistency\x18\x07 \x01(\x0e\x32\x1f.kvstore.control.v1.Consistency\x12\x1b\n\x13membership_lease_ms\x18\x08 \x01(\r\x12\x10\n\x08shm_name\x18\t \x01(\t\x12\x11\n\tdata_host\x18\n \x01(\t\x12\x11\n\tdata_port\x18\x0b \x01(\r\x12\x12\n\ncluster_id\x18\x0c \x01(\t\x12\x0f\n\x07members\x18\r \x03(\t\x12\x0f\n\x07version\x18\x0e \x01(\t\x12\x14\n\x0cverbs_device\x18\x0f \x01(\t\x12\x11\n\tverbs_gid\x18\x10 \x01(\x0c\"Z\n\rAttachRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x16\n\x0elayout_version\x18\x04 \x01(\r\"d\n\nAttachment\x12\x31\n\x04node\x18\x01 \x01(\x0b\x32#.kvstore.control.v1.NodeDescription\x12\x14\n\x0cregistration\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\"\x80\x01\n\rVerbsEndpoint\x12\x0b\n\x03gid\x18\x01 \x01(\x0c\x12\x0b\n\x03lid\x18\x02 \x01(\r\x12\x12\n\nqueue_pair\x18\x03 \x01(\r\x12\x17\n\x0fpacket_sequence\x18\x04 \x01(\r\x12\x11\n\tmtu_bytes\x18\x05 \x01(\r\x12\x15\n\rreads_at_once\x18\x06 \x01(\r\"{\n\x13\x43onnectVerbsRequest\x12\x14\n\x0cregistration\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0c\n\x04lane\x18\x03 \x01(\r\x12\x31\n\x06\x63lient\x18\x04 \x01(\x0b\x32!.kvstore.control.v1.VerbsEndpoint\"\x7f\n\nVerbsGrant\x12/\n\x04node\x18\x01 \x01(\x0b\x32!.kvstore.control.v1.VerbsEndpoint\x12\x16\n\x0eregion_address\x18\x02 \x01(\x06\x12\x14\n\x0cregion_bytes\x18\x03 \x01(\x04\x12\x12\n\nremote_key\x18\x04 \x01(\r\"v\n\x12MembershipConflict\x12\x17\n\x0fnode_cluster_id\x18\x01 \x01(\t\x12\x14\n\x0cnode_members\x18\x02 \x03(\t\x12\x19\n\x11\x63lient_cluster_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_members\x18\x04 \x03(\t\"4\n\rDetachRequest\x12\x14\n\x0cregistration\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x1f\n\x0e\x44\x65tachResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x0e\n\x0cStatsRequest\"x\n\tNodeStats\x12;\n\x07\x66igures\x18\x01 \x03(\x0b\x32*.kvstore.control.v1.NodeStats.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x10\n\x0e\x43lientsRequest\"\xce\x01\n\x0c\x43lientRecord\x12\x14\n\x0cregistration\x18\x01 \x01(\r\x12*\n\x06\x66\x61\x62ric\x18\x02 \x01(\x0e\x32\x1a.kvstore.control.v1.Fabric\x12\x12\n\nprocess_id\x18\x03 \x01(\r\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.kvstore.control.v1.ClientState\x12\x17\n\x0fpublished_epoch\x18\x05 \x01(\x04\x12\x11\n\tsilent_ms\x18\x06 \x01(\x04\x12\x0c\n\x04peer\x18\x07 \x01(\t\"?\n\nClientList\x12\x31\n\x07\x63lients\x18\x01 \x03(\x0b\x32 .kvstore.control.v1.ClientRecord\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse*7\n\x08\x45viction\x12\x11\n\rEVICTION_NONE\x10\x00\x12\x18\n\x14\x45VICTION_SAMPLED_LRU\x10\x01*D\n\x0b\x43onsistency\x12\x1c\n\x18\x43ONSISTENCY_LINEARIZABLE\x10\x00\x12\x17\n\x13\x43ONSISTENCY_REGULAR\x10\x01*B\n\x06\x44omain\x12\x16\n\x12\x44OMAIN_UNSPECIFIED\x10\x00\x12\x0e\n\nDOMAIN_CPU\x10\x01\x12\x10\n\x0c\x44OMAIN_VERBS\x10\x02*u\n\x0b\x43lientState\x12\x1c\n\x18\x43LIENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43LIENT_STATE_LIVE\x10\x01\x12\x18\n\x14\x43LIENT_STATE_STALLED\x10\x02\x12\x17\n\x13\x43LIENT_STATE_FENCED\x10\x03*L\n\x06\x46\x61\x62ric\x12\x10\n\x0c\x46\x41\x42RIC_LOCAL\x10\x00\x12\x0e\n\nFABRIC_SHM\x10\x01\x12\x0e\n\nFABRIC_TCP\x10\x02\x12\x10\n\x0c\x46\x41\x42RIC_VERBS\x10\x03\x32\xbd\x04\n\x07\x43ontrol\x12T\n\x08\x44\x65scribe\x12#.kvstore.control.v1.DescribeRequest\x1a#.kvstore.control.v1.NodeDescription\x12K\n\x06\x41ttach\x12!.kvstore.control.v1.AttachRequest\x1a\x1e.kvstore.control.v1.Attachment\x12W\n\x0c\x43onnectVerbs\x12\'.kvstore.control.v1.ConnectVerbsRequest\x1a\x1e.kvstore.control.v1.VerbsGrant\x12O\n\x06\x44\x65tach\x12!.kvstore.control.v1.DetachRequest\x1a\".kvstore.control.v1.DetachResponse\x12H\n\x05Stats\x12 .kvstore.control.v1.StatsRequest\x1a\x1d.kvstore.control.v1.NodeStats\x12M\n\x07\x43lients\x12\".kvstore.control.v1.ClientsRequest\x1a\x1e.kvstore.control.v1.ClientList\x12L\n\x05\x44rain\x12 .kvstore.control.v1.DrainRequest\x1a!.kvstore.control.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODESTATS_FIGURESENTRY']._loaded_options = None
   _globals['_NODESTATS_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_EVICTION']._serialized_start=1742
-  _globals['_EVICTION']._serialized_end=1797
-  _globals['_CONSISTENCY']._serialized_start=1799
-  _globals['_CONSISTENCY']._serialized_end=1867
-  _globals['_DOMAIN']._serialized_start=1869
-  _globals['_DOMAIN']._serialized_end=1935
-  _globals['_CLIENTSTATE']._serialized_start=1937
-  _globals['_CLIENTSTATE']._serialized_end=2054
-  _globals['_FABRIC']._serialized_start=2056
-  _globals['_FABRIC']._serialized_end=2132
+  _globals['_EVICTION']._serialized_start=1757
+  _globals['_EVICTION']._serialized_end=1812
+  _globals['_CONSISTENCY']._serialized_start=1814
+  _globals['_CONSISTENCY']._serialized_end=1882
+  _globals['_DOMAIN']._serialized_start=1884
+  _globals['_DOMAIN']._serialized_end=1950
+  _globals['_CLIENTSTATE']._serialized_start=1952
+  _globals['_CLIENTSTATE']._serialized_end=2069
+  _globals['_FABRIC']._serialized_start=2071
+  _globals['_FABRIC']._serialized_end=2147
   _globals['_DESCRIBEREQUEST']._serialized_start=59
   _globals['_DESCRIBEREQUEST']._serialized_end=76
   _globals['_NODEDESCRIPTION']._serialized_start=79
@@ -60,25 +60,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMBERSHIPCONFLICT']._serialized_start=1087
   _globals['_MEMBERSHIPCONFLICT']._serialized_end=1205
   _globals['_DETACHREQUEST']._serialized_start=1207
-  _globals['_DETACHREQUEST']._serialized_end=1244
-  _globals['_DETACHRESPONSE']._serialized_start=1246
-  _globals['_DETACHRESPONSE']._serialized_end=1277
-  _globals['_STATSREQUEST']._serialized_start=1279
-  _globals['_STATSREQUEST']._serialized_end=1293
-  _globals['_NODESTATS']._serialized_start=1295
-  _globals['_NODESTATS']._serialized_end=1415
-  _globals['_NODESTATS_FIGURESENTRY']._serialized_start=1369
-  _globals['_NODESTATS_FIGURESENTRY']._serialized_end=1415
-  _globals['_CLIENTSREQUEST']._serialized_start=1417
-  _globals['_CLIENTSREQUEST']._serialized_end=1433
-  _globals['_CLIENTRECORD']._serialized_start=1436
-  _globals['_CLIENTRECORD']._serialized_end=1642
-  _globals['_CLIENTLIST']._serialized_start=1644
-  _globals['_CLIENTLIST']._serialized_end=1707
-  _globals['_DRAINREQUEST']._serialized_start=1709
-  _globals['_DRAINREQUEST']._serialized_end=1723
-  _globals['_DRAINRESPONSE']._serialized_start=1725
-  _globals['_DRAINRESPONSE']._serialized_end=1740
-  _globals['_CONTROL']._serialized_start=2135
-  _globals['_CONTROL']._serialized_end=2708
+  _globals['_DETACHREQUEST']._serialized_end=1259
+  _globals['_DETACHRESPONSE']._serialized_start=1261
+  _globals['_DETACHRESPONSE']._serialized_end=1292
+  _globals['_STATSREQUEST']._serialized_start=1294
+  _globals['_STATSREQUEST']._serialized_end=1308
+  _globals['_NODESTATS']._serialized_start=1310
+  _globals['_NODESTATS']._serialized_end=1430
+  _globals['_NODESTATS_FIGURESENTRY']._serialized_start=1384
+  _globals['_NODESTATS_FIGURESENTRY']._serialized_end=1430
+  _globals['_CLIENTSREQUEST']._serialized_start=1432
+  _globals['_CLIENTSREQUEST']._serialized_end=1448
+  _globals['_CLIENTRECORD']._serialized_start=1451
+  _globals['_CLIENTRECORD']._serialized_end=1657
+  _globals['_CLIENTLIST']._serialized_start=1659
+  _globals['_CLIENTLIST']._serialized_end=1722
+  _globals['_DRAINREQUEST']._serialized_start=1724
+  _globals['_DRAINREQUEST']._serialized_end=1738
+  _globals['_DRAINRESPONSE']._serialized_start=1740
+  _globals['_DRAINRESPONSE']._serialized_end=1755
+  _globals['_CONTROL']._serialized_start=2150
+  _globals['_CONTROL']._serialized_end=2723
 # @@protoc_insertion_point(module_scope)

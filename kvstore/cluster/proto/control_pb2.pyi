@@ -167,10 +167,12 @@ class MembershipConflict(_message.Message):
     def __init__(self, node_cluster_id: _Optional[str] = ..., node_members: _Optional[_Iterable[str]] = ..., client_cluster_id: _Optional[str] = ..., client_members: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DetachRequest(_message.Message):
-    __slots__ = ("registration",)
+    __slots__ = ("registration", "token")
     REGISTRATION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     registration: int
-    def __init__(self, registration: _Optional[int] = ...) -> None: ...
+    token: bytes
+    def __init__(self, registration: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class DetachResponse(_message.Message):
     __slots__ = ("found",)
