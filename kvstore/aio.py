@@ -27,6 +27,7 @@ from kvstore.client import values
 from kvstore.client.buffers import export_buffer
 from kvstore.client.connect import connect as connect_store
 from kvstore.client.native import allocator, ffi, lib, plain_error, take_bytes
+from kvstore.client.registration import Registration
 from kvstore.client.store import WALK_TIMEOUT_S, Store
 from kvstore.errors import ConfigurationError, InternalError, KvError, StoreClosed
 from kvstore.types import Buffer, ClientStats, Key, MemberState, Value
@@ -227,6 +228,10 @@ class AsyncStore:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self.keys()
+
+    def register(self, buffer: Any) -> Registration:
+        """Register a writable buffer. See `Store.register`."""
+        return self._store.register(buffer)
 
     def stats(self) -> ClientStats:
         """Return what this store has done since it was opened."""
