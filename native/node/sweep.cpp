@@ -115,11 +115,14 @@ bool Sweep::of_the_dead(uint32_t owner) const {
   return std::find(registrations_.begin(), registrations_.end(), owner) != registrations_.end();
 }
 
+// Or that of an earlier attempt, which had taken the lock over before its connection broke.
 Task<Status> finish_split_of(Channel& channel, uint32_t registration) {
   Attachment& attachment = *channel.attachment;
   const SplitEnvironment environment{attachment.segments, attachment.directory,
                                      attachment.registration, attachment.split_running,
                                      channel.lane().deadline_ns()};
+  const Status own = co_await resume_split(channel.remote, environment, attachment.registration);
+  if (own != Status::kOk) co_return own;
   co_return co_await resume_split(channel.remote, environment, registration);
 }
 

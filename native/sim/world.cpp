@@ -261,7 +261,7 @@ class World final : private Clients, private BlockUsers {
     if (options_.damages_per_million > 0 || options_.forced_fault != 0) return;
     for (uint32_t member = 0; member < nodes_.size(); ++member) {
       const IndexView index(nodes_[member]->region(), nodes_[member]->geometry());
-      note(index.check(false), *nodes_[member]);
+      note(index.check(true), *nodes_[member]);
       for (const auto& client : clients_) {
         const auto attachment = client->client().client().attachment(member);
         const auto extents = attachment->allocator.begin_scrub();

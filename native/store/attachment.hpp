@@ -67,6 +67,8 @@ class Attachment {
   Limbo limbo;
   AddressCache addresses;
   std::atomic<bool> split_running{false};
+  // A connection broke during a split: the directory lock may be ours while nobody is at it.
+  std::atomic<bool> split_left{false};
   std::atomic<State> state{State::kUp};
   // Blocks of ours may have been left behind, by a client that died or by a lost connection.
   std::atomic<bool> scrub_wanted{false};

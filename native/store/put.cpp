@@ -247,7 +247,10 @@ Task<Status> make_room(Channel& channel, const Key& key) {
       attachment.registration,      attachment.split_running,
       channel.lane().deadline_ns(), !channel.lane().client().any_unfenced(channel.member())};
   const Status s = co_await split_subtable(channel.remote, environment, key.hash);
-  if (channel.remote.broken()) channel.want_scrub();
+  if (channel.remote.broken()) {
+    channel.want_scrub();
+    attachment.split_left.store(true, std::memory_order_release);
+  }
   if (s != Status::kOutOfMemory || !attachment.evicts()) co_return s;
   attachment.full.store(true, std::memory_order_relaxed);
   co_return co_await evict_in_places(channel, key);

@@ -8,6 +8,7 @@
 
 #include "base/assert.hpp"
 #include "base/time_scale.hpp"
+#include "index/split.hpp"
 #include "store/client.hpp"
 
 namespace kvstore {
@@ -131,6 +132,22 @@ Task<Status> Service::note_losses(Channel& channel, PerMember& member,
   co_return from_fabric(posted);
 }
 
+// Its reads are under the epoch that this beat has published, as those of the scrub are.
+Task<Status> Service::finish_split(Channel& channel) {
+  Attachment& attachment = *channel.attachment;
+  if (!attachment.split_left.load(std::memory_order_acquire)) co_return Status::kOk;
+  if (!lanes_fenced(channel.member())) co_return Status::kOk;
+  if (attachment.split_running.exchange(true)) co_return Status::kOk;
+  attachment.split_left.store(false, std::memory_order_release);
+  const SplitEnvironment environment{attachment.segments, attachment.directory,
+                                     attachment.registration, attachment.split_running,
+                                     lane_.deadline_ns()};
+  const Status s = co_await resume_split(channel.remote, environment, attachment.registration);
+  attachment.split_running.store(false);
+  if (s != Status::kOk) attachment.split_left.store(true, std::memory_order_release);
+  co_return channel.remote.broken() ? s : Status::kOk;
+}
+
 Task<Status> Service::beat(Channel& channel, PerMember& member) {
   Attachment& attachment = *channel.attachment;
   const std::vector<Block> fresh = attachment.limbo.take_fresh();
@@ -169,6 +186,7 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
   member.pressure = node.pressure;
   if (const Status s = co_await share_memory(channel, member); s != Status::kOk) co_return s;
   if (const Status s = co_await note_losses(channel, member, node); s != Status::kOk) co_return s;
+  if (const Status s = co_await finish_split(channel); s != Status::kOk) co_return s;
   co_return co_await member.scrub.advance(channel, node.global_epoch, node.safe_epoch);
 }
 
@@ -205,8 +223,8 @@ uint64_t Service::period_after(uint32_t index, bool hurried) {
   uint64_t operations = 0;
   for (const auto& lane : client_.lanes_) operations += lane->counts().operations.get();
   const uint64_t limbo_bytes = attachment.limbo.bytes();
-  const bool busy =
-      operations != member.operations_seen || limbo_bytes > 0 || member.scrub.running();
+  const bool busy = operations != member.operations_seen || limbo_bytes > 0 ||
+                    member.scrub.running() || attachment.split_left.load(std::memory_order_relaxed);
   member.operations_seen = operations;
   if (hurried || limbo_bytes > kLargeLimboBytes || member.pressure != 0) return kPressedPeriodNs;
   return busy ? kBusyPeriodNs : kIdlePeriodNs;

@@ -57,6 +57,8 @@ class Service {
   void begin_beat();
   uint64_t end_beat();
   Task<Status> beat(Channel& channel, PerMember& member);
+  // A split that this client left behind stops every insert that needs one, also of the others.
+  Task<Status> finish_split(Channel& channel);
   Task<Status> beat_ready(const std::vector<uint32_t>& ready);
   // Takes up the member's attachment. False while it can't be reached.
   bool prepare(uint32_t index);
