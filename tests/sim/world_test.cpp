@@ -7,6 +7,7 @@
 
 #include <set>
 
+#include "base/variant.hpp"
 #include "sim/host.hpp"
 #include "sim/values.hpp"
 
@@ -128,6 +129,37 @@ TEST_CASE("sim world: nodes lose their power and come back empty") {
   const Sum sum = check_seeds(options, 1, 10);
   CHECK(sum.power_losses > 10);
   CHECK(sum.attachments > 20);
+}
+
+// A farewell once ended whoever had the same registration of a node that had restarted meanwhile,
+// be it the node's own client, after which nothing was swept any more.
+TEST_CASE("sim world: a farewell that comes after a restart ends nobody else's admission") {
+  WorldOptions options;
+  options.nodes = 2;
+  options.clients = 5;
+  options.operations = 1000;
+  options.think_ns_max = kMillisecond;
+  options.partitions_per_million = 3000;
+  options.power_losses_per_million = 2000;
+  options.leaves_per_million = 5000;
+  const Sum sum = check_seeds(options, 1, 40);
+  CHECK(sum.leaves > 100);
+  CHECK(sum.power_losses > 50);
+}
+
+// Twice a split once stayed half done: when the connection of the client that was at it broke, and
+// when that of a sweep did which had taken a dead client's split over.
+TEST_CASE("sim world: a split that was left behind is taken up") {
+  WorldOptions options;
+  options.think_ns_max = kMillisecond;
+  options.operations = 1000;
+  options.keys = 64;
+  options.rare = uint64_t{1} << unsigned(RarePath::early_split);
+  options.node.timing.breaks_per_million = 10'000;
+  options.pauses_per_million = 5000;
+  const Sum sum = check_seeds(options, 1, 30);
+  CHECK(sum.breaks > 300);
+  CHECK(sum.fenced > 10);
 }
 
 TEST_CASE("sim world: clients leave, and what they retired is given back") {
