@@ -36,18 +36,23 @@ from kvstore.errors import (
     KeyInvalid,
     KvError,
     LayoutMismatch,
+    LockLost,
+    LockWornOut,
     MembershipMismatch,
     NodeUnreachable,
+    NotHeld,
     OutcomeUnknown,
     OutOfMemory,
     StoreClosed,
     ValueInvalid,
     ValueTooLarge,
+    WouldDeadlock,
 )
 from kvstore.types import ClientStats, MemberState
 
 if TYPE_CHECKING:
     from kvstore.client.connect import connect
+    from kvstore.client.native import Lock
     from kvstore.client.store import Store
     from kvstore.cluster.tls import TlsConfig
 
@@ -70,9 +75,13 @@ __all__ = [
     "KeyInvalid",
     "KvError",
     "LayoutMismatch",
+    "Lock",
+    "LockLost",
+    "LockWornOut",
     "MemberState",
     "MembershipMismatch",
     "NodeUnreachable",
+    "NotHeld",
     "OutOfMemory",
     "OutcomeUnknown",
     "Store",
@@ -80,12 +89,14 @@ __all__ = [
     "TlsConfig",
     "ValueInvalid",
     "ValueTooLarge",
+    "WouldDeadlock",
     "__version__",
     "connect",
 ]
 
 #: Public names that are loaded when they are first used, and where they are.
 _LAZY: Final = {
+    "Lock": "kvstore.client.native",
     "Store": "kvstore.client.store",
     "TlsConfig": "kvstore.cluster.tls",
     "connect": "kvstore.client.connect",

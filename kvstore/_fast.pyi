@@ -1,7 +1,8 @@
 """The extension module of native/python: the hot path of `kvstore.Store`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, final
 
 from kvstore.errors import KvError
 from kvstore.types import Buffer, Key, Value
@@ -15,7 +16,38 @@ def bind(
 def allocator() -> int: ...
 def take_bytes(slot_address: int, /) -> bytes | None: ...
 
+@final
+class Lock:
+    @property
+    def token(self) -> int: ...
+    @property
+    def held(self) -> bool: ...
+    @property
+    def lost(self) -> bool: ...
+    @property
+    def name(self) -> Key: ...
+    @property
+    def shared(self) -> bool: ...
+    def acquire(self, *, timeout_s: float | None = None) -> None: ...
+    def try_acquire(self) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
 class DataPath:
+    def lock(
+        self,
+        name: Key,
+        *,
+        shared: bool = False,
+        timeout_s: float | None = None,
+        owner: int = 0,
+    ) -> Lock: ...
     def get(self, key: Key, *, timeout_s: float | None = None) -> bytes | None: ...
     def get_versioned(
         self, key: Key, *, timeout_s: float | None = None

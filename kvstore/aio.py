@@ -20,10 +20,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
 
 from kvstore.client import values
+from kvstore.client.async_lock import AsyncLock
 from kvstore.client.buffers import export_buffer
 from kvstore.client.connect import connect as connect_store
 from kvstore.client.native import allocator, ffi, lib, plain_error, take_bytes
@@ -129,6 +131,23 @@ class AsyncStore:
         """Return the value that `put_object` stored, or `default`."""
         found = await self._one(lib.KV_GET, key, _coded, timeout_s)
         return default if found is None else values.unpack(*found)
+
+    # ---- locks ----
+
+    def lock(self, name: Key, *, shared: bool = False, timeout_s: float | None = None) -> AsyncLock:
+        """Return the lock of a name, for `async with`; see `Store.lock`."""
+        return AsyncLock(self._store, name, shared=shared, timeout_s=timeout_s)
+
+    @asynccontextmanager
+    async def locks(
+        self, names: Iterable[Key], *, shared: bool = False, timeout_s: float | None = None
+    ) -> AsyncIterator[list[AsyncLock]]:
+        """Hold the locks of several names, for `async with`; see `Store.locks`."""
+        async with AsyncExitStack() as stack:
+            yield [
+                await stack.enter_async_context(self.lock(name, shared=shared, timeout_s=timeout_s))
+                for name in self._store._in_lock_order(names)
+            ]
 
     # ---- many keys ----
 

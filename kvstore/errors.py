@@ -69,6 +69,25 @@ class Busy(DeadlineExceeded):
     """Every lane of the client was taken by other threads until the time-out passed."""
 
 
+class WouldDeadlock(KvError, RuntimeError):
+    """The caller holds the lock already, and would wait for itself for ever."""
+
+
+class NotHeld(KvError, RuntimeError):
+    """The lock is not held through this object, so it has no token and can't be released."""
+
+
+class LockLost(KvError):
+    """The lock was lost before it was released: others may have held it meanwhile.
+
+    Its node is gone, or took this client for dead and cut it off.
+    """
+
+
+class LockWornOut(KvError):
+    """The lock has been granted as often as its words at the node can count."""
+
+
 class OutcomeUnknown(KvError):
     """The connection broke at the deciding moment: the change was applied or it was not.
 

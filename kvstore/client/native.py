@@ -38,7 +38,7 @@ from kvstore.types import ClientStats
 
 try:
     from kvstore import _native
-    from kvstore._fast import DataPath, allocator, bind, take_bytes
+    from kvstore._fast import DataPath, Lock, allocator, bind, take_bytes
 except ImportError as error:
     if getattr(error, "name", None) not in (
         "kvstore",  # it has no such module
@@ -53,6 +53,7 @@ except ImportError as error:
 
 __all__ = [
     "DataPath",
+    "Lock",
     "NativeClient",
     "allocator",
     "ffi",
@@ -198,9 +199,13 @@ class NativeClient:
         node_id: int = 0,
         admission: tuple[int, bytes] | None = None,
         secret: str | None = None,
+        reached_at: str = "",
         timeout_s: float,
     ) -> None:
-        """Attach over shared memory; `admission` is a registration and its token."""
+        """Attach over shared memory; `admission` is a registration and its token.
+
+        `reached_at` is the node's address as other hosts know it, for messages with their clients.
+        """
         error = ffi.new("char[]", _ERROR_BYTES)
         with self.use() as client:
             status = lib.kv_client_attach_shm(
@@ -210,6 +215,7 @@ class NativeClient:
                 node_id,
                 _admission(admission),
                 ffi.NULL if secret is None else secret.encode(),
+                reached_at.encode(),
                 int(timeout_s * _NS),
                 error,
                 _ERROR_BYTES,
@@ -305,6 +311,11 @@ class NativeClient:
         """Return the index of the member that holds a key."""
         with self.use() as client:
             return int(lib.kv_client_member_of(client, key, len(key)))
+
+    def lock_order(self, name: bytes) -> int:
+        """Return the place of a lock in the order in which several are taken."""
+        with self.use() as client:
+            return int(lib.kv_lock_order(client, name, len(name)))
 
     def stats(self) -> ClientStats:
         """Return the counters of the client."""

@@ -7,21 +7,28 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvstore.client import values
-from kvstore.client.native import DataPath, lib, plain_error
+from kvstore.client.native import DataPath, Lock, lib, plain_error
 from kvstore.client.registration import Registration
 from kvstore.errors import (
     BufferTooSmall,
     ConditionFailed,
+    ConfigurationError,
+    DeadlineExceeded,
     Fenced,
     InternalError,
     KeyInvalid,
     KvError,
+    LockLost,
+    LockWornOut,
     NodeUnreachable,
+    NotHeld,
+    WouldDeadlock,
 )
 from kvstore.types import ClientStats, Key, MemberState
 
@@ -109,6 +116,28 @@ class Store(DataPath):
         """
         found = self._get_coded(key, timeout_s=timeout_s)
         return default if found is None else values.unpack(*found)
+
+    # ---- locks ----
+
+    @contextmanager
+    def locks(
+        self, names: Iterable[Key], *, shared: bool = False, timeout_s: float | None = None
+    ) -> Iterator[list[Lock]]:
+        """Hold the locks of several names: `with store.locks(["a", "b"]) as held`.
+
+        Everybody who takes several locks at once by this takes them in one order, so that nobody
+        waits for the other for ever. `timeout_s` bounds the wait for each. A name that comes twice
+        is taken once; the list has one lock a name, in the order in which they were taken.
+        """
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(self.lock(name, shared=shared, timeout_s=timeout_s))
+                for name in self._in_lock_order(names)
+            ]
+
+    def _in_lock_order(self, names: Iterable[Key]) -> list[bytes]:
+        wanted = {name.encode() if isinstance(name, str) else bytes(name) for name in names}
+        return sorted(wanted, key=self._client.lock_order)
 
     # ---- the whole store ----
 
@@ -263,6 +292,39 @@ class Store(DataPath):
         if key is None or isinstance(error, InternalError):
             return error
         return type(error)(f"key {name}: {error}")
+
+    def _lock_error(self, status: int, name: object) -> KvError:
+        """Return the typed error of a lock. The extension module calls this."""
+        shown = _shown(name)
+        if status == lib.KV_WOULD_DEADLOCK:
+            return WouldDeadlock(
+                f"lock {shown} is held by this caller already, and is not re-entrant: release it"
+                " first; where a reader wants to write, take it for writing at once"
+            )
+        if status == lib.KV_LOCK_LOST:
+            self._membership.notice()
+            return LockLost(
+                f"lock {shown} was lost: its node is gone or has cut this client off, so others"
+                " may have held it meanwhile"
+            )
+        if status == lib.KV_DEADLINE_EXCEEDED:
+            return DeadlineExceeded(
+                f"lock {shown} was not to be had before the time-out passed: try again, or give a"
+                " longer timeout_s"
+            )
+        if status == lib.KV_REFUSED:
+            return ConfigurationError(
+                f"lock {shown}: this process has no socket left for messages with other clients"
+                " (ulimit -n)"
+            )
+        if status == lib.KV_LOCK_WORN_OUT:
+            return LockWornOut(
+                f"lock {shown} has been granted as often as it can be (2^41 times): use another"
+                " name, or restart its node"
+            )
+        if status == lib.KV_INVALID:
+            return NotHeld(f"lock {shown} is not held through this object")
+        return self._error(status, name, 0, 0)
 
     def _where(self, key: object) -> str:
         try:

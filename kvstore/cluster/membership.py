@@ -146,6 +146,7 @@ class ControlAttacher(Attacher):
                     found.shm_name,
                     node_id=found.node_id,
                     admission=admission,
+                    reached_at=found.tcp_host,
                     timeout_s=_left(deadline),
                 )
             except (MembershipMismatch, LayoutMismatch, DomainMismatch):

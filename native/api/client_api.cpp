@@ -80,8 +80,8 @@ void kv_client_close(kv_client* client) {
 }
 
 int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_name, uint64_t node_id,
-                         const kv_admission* admission, const char* secret, uint64_t timeout_ns,
-                         char* error, uint64_t error_bytes) {
+                         const kv_admission* admission, const char* secret, const char* reached_at,
+                         uint64_t timeout_ns, char* error, uint64_t error_bytes) {
   if (member >= client->client.members()) return KV_INVALID;
   ShmHello hello;
   hello.node_id = node_id;
@@ -100,7 +100,8 @@ int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_nam
   std::string line;
   return guarded(error, error_bytes, int(KV_OUT_OF_MEMORY), [&] {
     const Status s =
-        attach_shm(client->client, member, shm_name, hello, deadline_after(timeout_ns), line);
+        attach_shm(client->client, member, shm_name, hello, reached_at == nullptr ? "" : reached_at,
+                   deadline_after(timeout_ns), line);
     set_error(error, error_bytes, line);
     return int(s);
   });
@@ -275,8 +276,9 @@ uint64_t kv_bench_loop(kv_client* client, uint32_t kind, const void* keys, uint6
 
 const kv_data_path* kv_get_data_path(void) {
   static const kv_data_path table = {
-      KV_ABI_VERSION,        kv_session_acquire,  kv_session_release,    kv_run,
-      kv_default_timeout_ns, kv_client_is_inline, kv_set_interrupt_check};
+      KV_ABI_VERSION,        kv_session_acquire,  kv_session_release,     kv_run,
+      kv_default_timeout_ns, kv_client_is_inline, kv_set_interrupt_check, kv_lock_acquire,
+      kv_lock_release,       kv_lock_token,       kv_lock_is_lost,        kv_lock_forget};
   return &table;
 }
 

@@ -40,6 +40,9 @@ constexpr StatusText kStatusTexts[] = {
     {"KV_FENCED", "the node fenced this client out: connect anew"},
     {"KV_INVALID", "an argument makes no sense"},
     {"KV_BUSY", "no session was free before the deadline"},
+    {"KV_WOULD_DEADLOCK", "the caller holds this lock already"},
+    {"KV_LOCK_LOST", "the lock was lost: its node is gone or fenced this client out"},
+    {"KV_LOCK_WORN_OUT", "the lock has been granted as often as its words can count"},
 };
 
 struct LayoutNumber {

@@ -49,7 +49,10 @@ enum kv_status {
   KV_NO_ATTACHMENT = 16,    /* this member was never attached */
   KV_FENCED = 17,           /* the node fenced this client out: attach again */
   KV_INVALID = 18,          /* an argument makes no sense: a defect of the caller */
-  KV_BUSY = 19              /* no session was free before the deadline */
+  KV_BUSY = 19,             /* no session was free before the deadline */
+  KV_WOULD_DEADLOCK = 20,   /* the caller holds this lock already */
+  KV_LOCK_LOST = 21,        /* the node is gone or fenced this client out: others may hold it */
+  KV_LOCK_WORN_OUT = 22     /* the lock has been granted 2^41 times */
 };
 
 enum kv_fabric_kind {
@@ -251,10 +254,12 @@ void kv_client_close(kv_client* client);
  * `member` is an index into the member list. */
 int kv_client_attach_local(kv_client* client, uint32_t member, kv_node* node, char* error,
                            uint64_t error_bytes);
-/* With `admission` NULL the secret is presented instead. `node_id` 0 accepts any node. */
+/* With `admission` NULL the secret is presented instead. `node_id` 0 accepts any node.
+ * `reached_at`: the node's address as clients of other hosts know it, so that they can send to this
+ * client; NULL or "": there are none. */
 int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_name, uint64_t node_id,
-                         const kv_admission* admission, const char* secret, uint64_t timeout_ns,
-                         char* error, uint64_t error_bytes);
+                         const kv_admission* admission, const char* secret, const char* reached_at,
+                         uint64_t timeout_ns, char* error, uint64_t error_bytes);
 int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, uint32_t port,
                          uint64_t incarnation, const kv_admission* admission, uint64_t timeout_ns,
                          char* error, uint64_t error_bytes);
@@ -330,6 +335,37 @@ void kv_session_release(kv_session* session);
 int kv_run(kv_session* session, kv_call* calls, uint32_t count, uint64_t timeout_ns,
            uint32_t flags);
 
+/* ---- locks --------------------------------------------------------------------------------- */
+
+/* One acquisition; zeroed before its first use, and not moved while it waits or holds. */
+typedef struct kv_lock {
+  uint64_t opaque[32];
+} kv_lock;
+
+enum kv_lock_flags {
+  KV_LOCK_SHARED = 1,  /* beside other readers */
+  KV_LOCK_IF_FREE = 2, /* KV_BUSY instead of waiting */
+  KV_LOCK_INLINE = 4   /* return KV_PENDING instead of blocking */
+};
+
+/* Acquires the lock of a name, across the cluster. A thread that waits takes no session. `owner`
+ * names the thread or task (not 0): one that holds the lock already is told KV_WOULD_DEADLOCK.
+ * With KV_LOCK_INLINE it may return KV_PENDING, and must then be called again with the same
+ * arguments, without that flag. A wish whose time-out passes is KV_DEADLINE_EXCEEDED. */
+int kv_lock_acquire(kv_client* client, kv_lock* lock, const void* name, uint64_t name_bytes,
+                    uint64_t owner, uint64_t timeout_ns, uint32_t flags);
+/* KV_LOCK_LOST: it had been lost, and others may have held it meanwhile. */
+int kv_lock_release(kv_lock* lock, uint32_t flags);
+/* Larger than that of every earlier grant to a writer. */
+uint64_t kv_lock_token(const kv_lock* lock);
+/* Of a lock that is held: 1 if the node is known to be gone, or to have cut this client off. */
+int kv_lock_is_lost(const kv_lock* lock);
+/* Forgets a held lock whose client has been closed. */
+void kv_lock_forget(kv_lock* lock);
+/* Who takes several locks takes them in this order, so that nobody waits in a circle. Names may
+ * share a lock: they have one place. */
+uint64_t kv_lock_order(kv_client* client, const void* name, uint64_t name_bytes);
+
 /* While a call waits, the check runs every 50 ms and after each signal; 1 ends the call with
  * KV_INTERRUPTED. NULL: none. Process-wide. The library holds no lock while it runs. */
 void kv_set_interrupt_check(int (*interrupted)(void));
@@ -396,6 +432,11 @@ typedef struct kv_data_path {
   uint64_t (*default_timeout_ns)(uint64_t);
   int (*is_inline)(kv_client*);
   void (*set_interrupt_check)(int (*)(void));
+  int (*lock_acquire)(kv_client*, kv_lock*, const void*, uint64_t, uint64_t, uint64_t, uint32_t);
+  int (*lock_release)(kv_lock*, uint32_t);
+  uint64_t (*lock_token)(const kv_lock*);
+  int (*lock_is_lost)(const kv_lock*);
+  void (*lock_forget)(kv_lock*);
 } kv_data_path;
 const kv_data_path* kv_get_data_path(void);
 

@@ -27,7 +27,10 @@ enum class Status : int {
   kNoAttachment = KV_NO_ATTACHMENT,
   kFenced = KV_FENCED,
   kInvalid = KV_INVALID,
-  kBusy = KV_BUSY
+  kBusy = KV_BUSY,
+  kWouldDeadlock = KV_WOULD_DEADLOCK,
+  kLockLost = KV_LOCK_LOST,
+  kLockWornOut = KV_LOCK_WORN_OUT
 };
 
 // The connection broke, or was broken before: what was posted may or may not have executed.

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "index/split.hpp"
+#include "lock/table.hpp"
 #include "store/operations.hpp"
 
 namespace kvstore {
@@ -106,6 +107,13 @@ Task<Status> Sweep::settle(Channel& channel, uint64_t segment, SegmentEntry head
       co_return co_await settle_subtable(channel, segment, head);
     case SegmentEntry::kObjects:
       co_return co_await list_extent(channel, segment, head);
+    case SegmentEntry::kLocks: {
+      bool is_table = true;  // and everybody's
+      const Status s =
+          co_await is_lock_table(channel.remote, channel.attachment->geometry, segment, is_table);
+      if (s != Status::kOk || is_table) co_return s;
+      co_return co_await channel.attachment->segments.release(channel.remote, segment, head);
+    }
     default:
       co_return Status::kOk;
   }

@@ -159,7 +159,7 @@ std::array<PyMethodDef, 32> all_methods{};
 
 PyObject* make_type() {
   size_t methods = 0;
-  for (PyMethodDef* table : {single_methods, batch_methods, life_methods}) {
+  for (PyMethodDef* table : {single_methods, batch_methods, life_methods, lock_makers}) {
     for (PyMethodDef* method = table; method->ml_name != nullptr; ++method) {
       if (methods + 1 >= all_methods.size()) {
         PyErr_SetString(PyExc_SystemError, "the method table is too small");
@@ -196,5 +196,12 @@ PyMODINIT_FUNC PyInit__fast() {
     return nullptr;
   }
   Py_DECREF(type);
+  PyObject* lock = kvstore::python::make_lock_type();
+  if (lock == nullptr || PyModule_AddObjectRef(module, "Lock", lock) != 0) {
+    Py_XDECREF(lock);
+    Py_DECREF(module);
+    return nullptr;
+  }
+  Py_DECREF(lock);
   return module;
 }

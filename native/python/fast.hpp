@@ -149,6 +149,10 @@ int check_signals();
 extern PyMethodDef single_methods[];
 extern PyMethodDef batch_methods[];
 extern PyMethodDef life_methods[];
+extern PyMethodDef lock_makers[];  // of DataPath
+
+// The type kvstore._fast.Lock: a new reference, or nullptr with an exception set.
+PyObject* make_lock_type();
 
 PyObject* get_item(PyObject* self, PyObject* key);
 int set_item(PyObject* self, PyObject* key, PyObject* value);

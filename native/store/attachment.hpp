@@ -15,8 +15,10 @@
 #include "alloc/limbo.hpp"
 #include "alloc/segments.hpp"
 #include "base/variant.hpp"
+#include "fabric/port.hpp"
 #include "index/directory.hpp"
 #include "layout/layout.hpp"
+#include "lock/space.hpp"
 #include "store/address_cache.hpp"
 
 namespace kvstore {
@@ -35,6 +37,11 @@ class Transport {
   // may be under way there when it is taken back.
   virtual bool register_memory(void*, uint64_t, std::string&) { return true; }
   virtual void unregister_memory(void*) {}
+  // The client's end of messages with the node's other clients, or nullptr and one line in `error`.
+  virtual PortPtr open_port(std::string& error) {
+    error = "this transport carries no messages";
+    return nullptr;
+  }
   // A descriptor that hangs up when the node has died, or -1.
   virtual int hangup_descriptor() const { return -1; }
   // Called when it did.
@@ -54,7 +61,9 @@ class Attachment {
         directory(shape),
         segments(shape, granted),
         allocator(segments),
-        addresses(address_entries) {}
+        addresses(address_entries),
+        locks([this](std::string& error) { return transport->open_port(error); }, granted,
+              block.incarnation, shape, block.membership_lease_ms * kMillisecond) {}
 
   const layout::Superblock superblock;
   const layout::Geometry geometry;
@@ -66,6 +75,7 @@ class Attachment {
   BlockAllocator allocator;
   Limbo limbo;
   AddressCache addresses;
+  LockSpace locks;
   std::atomic<bool> split_running{false};
   // A connection broke during a split: the directory lock may be ours while nobody is at it.
   std::atomic<bool> split_left{false};

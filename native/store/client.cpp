@@ -58,6 +58,8 @@ std::shared_ptr<Attachment> Client::attachment(uint32_t member) {
 
 void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
   Member& member = *members_[index];
+  attachment->locks.set_alarm([this](uint64_t due_ns) { alarm(due_ns); });
+  std::shared_ptr<Attachment> before;
   {
     const std::lock_guard memory_lock(memory_mutex_);
     // Without a registration transfers are copied, which is slower and nothing else.
@@ -69,12 +71,14 @@ void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
     const bool restarted = member.attachment && member.attachment->superblock.incarnation !=
                                                     attachment->superblock.incarnation;
     if (restarted) ++member.restarts;
-    member.attachment = std::move(attachment);
+    before = std::exchange(member.attachment, std::move(attachment));
     member.generation.fetch_add(1, std::memory_order_release);
   }
+  if (before) before->locks.fail(Status::kNodeUnreachable);
   const std::lock_guard lock(lanes_mutex_);
   if (!service_ && !closing_.load()) {
     service_ = std::make_unique<Service>(*this, *service_lane_, own_thread_);
+    alarmed_.store(service_.get(), std::memory_order_release);
   }
   if (service_) service_->hurry();
 }
@@ -159,6 +163,10 @@ void Client::release_lane(Lane& lane) {
   }
 }
 
+void Client::alarm(uint64_t due_ns) {
+  if (Service* service = alarmed_.load(std::memory_order_acquire)) service->alarm(due_ns);
+}
+
 void Client::want_memory(uint32_t member, unsigned size_class) {
   if (const std::shared_ptr<Attachment> current = attachment(member)) {
     current->class_wanted.store(size_class);
@@ -231,6 +239,7 @@ void Client::close() {
     return;
   }
   if (own_thread_) drain_limbo();
+  alarmed_.store(nullptr, std::memory_order_release);
   service_.reset();
 }
 

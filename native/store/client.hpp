@@ -67,6 +67,8 @@ class Client {
   // The service and its lane, for who drives them; nullptr before the first attachment.
   Service* service() { return service_.get(); }
   Lane& service_lane() { return *service_lane_; }
+  // Has the service tend to locks at `due_ns` at the latest.
+  void alarm(uint64_t due_ns);
   // Has the heartbeat come soon, because blocks of the class are waited for.
   void want_memory(uint32_t member, unsigned size_class);
 
@@ -96,6 +98,7 @@ class Client {
   std::atomic<uint64_t> tick_{1};
   std::atomic<bool> closing_{false};
   std::unique_ptr<Service> service_;
+  std::atomic<Service*> alarmed_{nullptr};  // the same, while it takes alarms
   const uint64_t fork_generation_;
 };
 

@@ -117,6 +117,8 @@ class Channel {
     unfenced_.store(true, std::memory_order_release);
     attachment->scrub_wanted.store(true, std::memory_order_release);
   }
+  // The same where nothing is left behind but what may still execute.
+  void note_lost() { unfenced_.store(true, std::memory_order_release); }
   // Any thread.
   bool unfenced() const { return unfenced_.load(std::memory_order_acquire); }
 
@@ -161,9 +163,10 @@ class Lane {
 
   // Runs `count` calls given by address.
   int run_list(kv_call* const* calls, uint32_t count, uint64_t timeout_ns);
-  // Runs one task of the store to its end on this thread: `start` makes it.
+  // Runs one task of the store to its end on this thread: `start` makes it. Not `interruptible`: it
+  // is short, and to leave it half done would cost more than to wait for its end.
   template <class Start>
-  Status run_task(Start&& start, uint64_t deadline_ns);
+  Status run_task(Start&& start, uint64_t deadline_ns, bool interruptible = true);
 
   // For who drives the lane without waiting in it. Goes on with calls that `run` left pending as
   // far as can be now; past their deadline they are given up. KV_OK once each has its outcome.
@@ -237,7 +240,7 @@ class Lane {
   // Ends what is under way: pending batches are lost, sleepers wake, loops see `cancelled`.
   void give_up(Status reason);
   template <class Condition>
-  void drive(Condition&& done, uint64_t deadline_ns);
+  void drive(Condition&& done, uint64_t deadline_ns, bool interruptible = true);
 
   Client& client_;
   const uint32_t index_;
@@ -254,11 +257,12 @@ class Lane {
 };
 
 template <class Condition>
-void Lane::drive(Condition&& done, uint64_t deadline_ns) {
+void Lane::drive(Condition&& done, uint64_t deadline_ns, bool interruptible) {
   Executor::Outcome outcome;
   do {
     outcome = executor_.run(done, deadline_ns, true);
-  } while (outcome == Executor::Outcome::kWoken);
+  } while (outcome == Executor::Outcome::kWoken ||
+           (outcome == Executor::Outcome::kInterrupted && !interruptible));
   if (outcome == Executor::Outcome::kDone) return;
   give_up(outcome == Executor::Outcome::kInterrupted ? Status::kInterrupted
                                                      : Status::kDeadlineExceeded);
@@ -285,9 +289,9 @@ void Lane::begin_task(Start&& start, uint64_t deadline_ns) {
 }
 
 template <class Start>
-Status Lane::run_task(Start&& start, uint64_t deadline_ns) {
+Status Lane::run_task(Start&& start, uint64_t deadline_ns, bool interruptible) {
   begin_task(start, deadline_ns);
-  drive([this] { return task_.done(); }, deadline_ns);
+  drive([this] { return task_.done(); }, deadline_ns, interruptible);
   return end_task();
 }
 

@@ -45,10 +45,17 @@ Service::~Service() {
   ::close(wake_descriptor_);
 }
 
-void Service::hurry() noexcept {
-  if (hurried_.exchange(true, std::memory_order_relaxed)) return;
+void Service::wake() noexcept {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(wake_descriptor_, &one, sizeof one);
+}
+
+void Service::hurry() noexcept {
+  if (!hurried_.exchange(true, std::memory_order_relaxed)) wake();
+}
+
+void Service::alarm(uint64_t due_ns) noexcept {
+  if (due_ns < asleep_until_ns_.load(std::memory_order_seq_cst)) wake();
 }
 
 uint64_t Service::oldest_tick() const {
@@ -179,11 +186,14 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
     co_return s;
   }
   // The epoch is published only after everything that may go back has: the scrub relies on it.
+  const uint64_t renewal_ns = monotonic_ns();
   const Status written =
       co_await write_line(channel, member, member.seen.publishable(oldest_tick()));
   if (written != Status::kOk) co_return written;
+  attachment.locks.renewed(renewal_ns);
 
   member.pressure = node.pressure;
+  attachment.locks.note_deaths(node.deaths);
   if (const Status s = co_await share_memory(channel, member); s != Status::kOk) co_return s;
   if (const Status s = co_await note_losses(channel, member, node); s != Status::kOk) co_return s;
   if (const Status s = co_await finish_split(channel); s != Status::kOk) co_return s;
@@ -224,7 +234,9 @@ uint64_t Service::period_after(uint32_t index, bool hurried) {
   for (const auto& lane : client_.lanes_) operations += lane->counts().operations.get();
   const uint64_t limbo_bytes = attachment.limbo.bytes();
   const bool busy = operations != member.operations_seen || limbo_bytes > 0 ||
-                    member.scrub.running() || attachment.split_left.load(std::memory_order_relaxed);
+                    member.scrub.running() ||
+                    attachment.split_left.load(std::memory_order_relaxed) ||
+                    attachment.locks.due_ns() != UINT64_MAX;
   member.operations_seen = operations;
   if (hurried || limbo_bytes > kLargeLimboBytes || member.pressure != 0) return kPressedPeriodNs;
   return busy ? kBusyPeriodNs : kIdlePeriodNs;
@@ -247,25 +259,95 @@ uint64_t Service::end_beat() {
   return period_ns;
 }
 
-uint64_t Service::beat_all() {
+void Service::beat_all() {
   begin_beat();
   if (!ready_.empty()) {
     lane_.run_task([&] { return beat_ready(ready_); }, monotonic_ns() + patient(kBeatDeadlineNs));
   }
-  return end_beat();
+  beat_due_ns_ = monotonic_ns() + end_beat();
+  fail_locks();
 }
 
 uint64_t Service::step() {
-  if (!beating_) {
-    begin_beat();
-    if (ready_.empty()) return end_beat();
-    lane_.begin_task([&] { return beat_ready(ready_); }, monotonic_ns() + patient(kBeatDeadlineNs));
-    beating_ = true;
+  receive_messages();
+  for (;;) {
+    if (work_ == Work::kNone) {
+      const uint64_t now_ns = monotonic_ns();
+      if (now_ns >= beat_due_ns_ || hurried()) {
+        begin_beat();
+        if (ready_.empty()) {
+          beat_due_ns_ = now_ns + end_beat();
+          fail_locks();
+          continue;
+        }
+        lane_.begin_task([&] { return beat_ready(ready_); }, now_ns + patient(kBeatDeadlineNs));
+        work_ = Work::kBeat;
+      } else if (begin_locks()) {
+        lane_.begin_task([&] { return tend_locks(tended_); }, now_ns + patient(kBeatDeadlineNs));
+        work_ = Work::kLocks;
+      } else {
+        const uint64_t due_ns = std::min(beat_due_ns_, locks_due_ns());
+        return std::max<uint64_t>(due_ns, now_ns + 1) - now_ns;
+      }
+    }
+    if (!lane_.step_task()) return 0;
+    lane_.end_task();
+    if (work_ == Work::kBeat) {
+      beat_due_ns_ = monotonic_ns() + end_beat();
+      fail_locks();
+    }
+    work_ = Work::kNone;
   }
-  if (!lane_.step_task()) return 0;
-  lane_.end_task();
-  beating_ = false;
-  return end_beat();
+}
+
+// ---- locks ----------------------------------------------------------------------------------
+
+void Service::receive_messages() {
+  for (uint32_t m = 0; m < client_.members(); ++m) {
+    if (const std::shared_ptr<Attachment> current = client_.attachment(m)) current->locks.receive();
+  }
+}
+
+uint64_t Service::locks_due_ns() const {
+  uint64_t due_ns = UINT64_MAX;
+  for (uint32_t m = 0; m < client_.members(); ++m) {
+    const std::shared_ptr<Attachment> current = client_.attachment(m);
+    if (!current || current->state.load() != Attachment::State::kUp) continue;
+    due_ns = std::min(due_ns, current->locks.due_ns());
+  }
+  return due_ns;
+}
+
+bool Service::begin_locks() {
+  tended_.clear();
+  const uint64_t now_ns = monotonic_ns();
+  for (uint32_t m = 0; m < client_.members(); ++m) {
+    const std::shared_ptr<Attachment> current = client_.attachment(m);
+    if (!current || current->locks.due_ns() > now_ns) continue;
+    if (current->state.load() == Attachment::State::kUp && prepare(m)) tended_.push_back(m);
+  }
+  return !tended_.empty();
+}
+
+Task<Status> Service::tend_locks(const std::vector<uint32_t>& members) {
+  for (const uint32_t index : members) {
+    Channel& channel = lane_.channel(index);
+    LockSpace& locks = channel.attachment->locks;
+    const bool fenced = locks.has_unknown() && lanes_fenced(index);
+    co_await locks.upkeep(channel.remote, fenced);
+  }
+  co_return Status::kOk;
+}
+
+// Whoever waits for a lock of a node that is gone, or has cut us off, waits in vain.
+void Service::fail_locks() {
+  for (uint32_t m = 0; m < client_.members(); ++m) {
+    const std::shared_ptr<Attachment> current = client_.attachment(m);
+    if (!current) continue;
+    const Attachment::State state = current->state.load(std::memory_order_acquire);
+    if (state == Attachment::State::kDown) current->locks.fail(Status::kNodeUnreachable);
+    if (state == Attachment::State::kFenced) current->locks.fail(Status::kFenced);
+  }
 }
 
 bool Service::lanes_fenced(uint32_t index) {
@@ -289,25 +371,32 @@ void Service::drop_idle(uint32_t index) {
   }
 }
 
-void Service::sleep(uint64_t timeout_ns) {
+void Service::sleep(uint64_t until_ns) {
   std::vector<pollfd> descriptors{{wake_descriptor_, POLLIN, 0}};
   std::vector<std::shared_ptr<Attachment>> watched;
   for (uint32_t m = 0; m < client_.members(); ++m) {
     std::shared_ptr<Attachment> attachment = client_.attachment(m);
     if (!attachment || attachment->state.load() != Attachment::State::kUp) continue;
-    const int descriptor = attachment->transport->hangup_descriptor();
-    if (descriptor < 0) continue;
-    descriptors.push_back({descriptor, POLLIN | POLLRDHUP, 0});
+    // An absent descriptor is negative, which poll passes over.
+    descriptors.push_back({attachment->transport->hangup_descriptor(), POLLIN | POLLRDHUP, 0});
+    descriptors.push_back({attachment->locks.wait_descriptor(), POLLIN, 0});
     watched.push_back(std::move(attachment));
   }
+  asleep_until_ns_.store(until_ns, std::memory_order_seq_cst);
+  // An alarm before the store has not woken us.
+  until_ns = std::min(until_ns, locks_due_ns());
+  const uint64_t now_ns = monotonic_ns();
+  const uint64_t timeout_ns = until_ns > now_ns ? until_ns - now_ns : 0;
   const timespec timeout{time_t(timeout_ns / kSecond), long(timeout_ns % kSecond)};
-  if (::ppoll(descriptors.data(), descriptors.size(), &timeout, nullptr) <= 0) return;
+  const int ready = ::ppoll(descriptors.data(), descriptors.size(), &timeout, nullptr);
+  asleep_until_ns_.store(0, std::memory_order_seq_cst);
+  if (ready <= 0) return;
   if (descriptors[0].revents != 0) {
     uint64_t ignored = 0;
     [[maybe_unused]] const ssize_t got = ::read(wake_descriptor_, &ignored, sizeof ignored);
   }
   for (size_t i = 0; i < watched.size(); ++i) {
-    if (descriptors[i + 1].revents == 0) continue;
+    if (descriptors[2 * i + 1].revents == 0) continue;
     watched[i]->transport->node_died();
     watched[i]->state.store(Attachment::State::kDown, std::memory_order_release);
   }
@@ -315,8 +404,13 @@ void Service::sleep(uint64_t timeout_ns) {
 
 void Service::loop() {
   while (!stopping_.load()) {
-    const uint64_t period_ns = beat_all();
-    sleep(period_ns);
+    if (monotonic_ns() >= beat_due_ns_ || hurried()) beat_all();
+    receive_messages();
+    if (begin_locks()) {
+      lane_.run_task([&] { return tend_locks(tended_); },
+                     monotonic_ns() + patient(kBeatDeadlineNs));
+    }
+    sleep(beat_due_ns_);
   }
 }
 

@@ -31,6 +31,10 @@ class Service {
 
   // Has the next heartbeat come within about a millisecond.
   void hurry() noexcept;
+  // Has the locks tended to at `due_ns` at the latest. Any thread.
+  void alarm(uint64_t due_ns) noexcept;
+  // When locks want to be tended to.
+  uint64_t locks_due_ns() const;
 
  private:
   struct PerMember {
@@ -52,8 +56,8 @@ class Service {
   };
 
   void loop();
-  // Returns in how many nanoseconds the next round is due.
-  uint64_t beat_all();
+  void wake() noexcept;
+  void beat_all();
   void begin_beat();
   uint64_t end_beat();
   Task<Status> beat(Channel& channel, PerMember& member);
@@ -71,7 +75,12 @@ class Service {
   Task<Status> share_memory(Channel& channel, PerMember& member);
   Task<Status> note_losses(Channel& channel, PerMember& member, const layout::NodeLine& node);
   Task<Status> write_line(Channel& channel, PerMember& member, uint64_t published);
-  void sleep(uint64_t timeout_ns);
+  // Locks: messages are taken in, what is due is done. `begin_locks` is false if nothing is.
+  void receive_messages();
+  bool begin_locks();
+  Task<Status> tend_locks(const std::vector<uint32_t>& members);
+  void fail_locks();
+  void sleep(uint64_t until_ns);
   uint64_t oldest_tick() const;
 
   Client& client_;
@@ -80,7 +89,11 @@ class Service {
   // Of the round under way.
   std::vector<uint32_t> ready_;
   bool hurried_round_ = false;
-  bool beating_ = false;
+  std::vector<uint32_t> tended_;
+  enum class Work { kNone, kBeat, kLocks };
+  Work work_ = Work::kNone;
+  uint64_t beat_due_ns_ = 0;
+  std::atomic<uint64_t> asleep_until_ns_{0};  // 0: awake
   int wake_descriptor_;
   std::atomic<bool> hurried_{false};
   std::atomic<bool> stopping_{false};

@@ -1,10 +1,26 @@
 #include "store/transports.hpp"
 
+#include <netdb.h>
+#include <sys/socket.h>
+
 #include "base/assert.hpp"
+#include "fabric/cpu/datagram_port.hpp"
 #include "fabric/cpu/shm.hpp"
 
 namespace kvstore {
 namespace {
+
+// The first address of a host's name; empty if it has none.
+std::string numeric_address(const std::string& host) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  char text[NI_MAXHOST] = "";
+  if (host.empty() || ::getaddrinfo(host.c_str(), nullptr, &hints, &found) != 0) return {};
+  ::getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof text, nullptr, 0, NI_NUMERICHOST);
+  ::freeaddrinfo(found);
+  return text;
+}
 
 class LocalTransport : public Transport {
  public:
@@ -16,6 +32,7 @@ class LocalTransport : public Transport {
     return shm_connection(region_.data, region_.bytes, region_.dead.get());
   }
   uint32_t fabric() const override { return KV_FABRIC_LOCAL; }
+  PortPtr open_port(std::string& error) override { return open_datagram_port({}, error); }
 
  private:
   const LocalRegion region_;
@@ -23,7 +40,8 @@ class LocalTransport : public Transport {
 
 class ShmTransport : public Transport {
  public:
-  explicit ShmTransport(const ShmMapping& mapping) : mapping_(mapping) {}
+  ShmTransport(const ShmMapping& mapping, std::string reached_at)
+      : mapping_(mapping), reached_at_(std::move(reached_at)) {}
   ~ShmTransport() override { shm_detach(mapping_); }
   kv_connection* connect(uint32_t, uint64_t, std::string&) override {
     const uint8_t* liveness = mapping_.region + layout::kLivenessOffset;
@@ -31,11 +49,15 @@ class ShmTransport : public Transport {
                           reinterpret_cast<const uint32_t*>(liveness));
   }
   uint32_t fabric() const override { return KV_FABRIC_SHM; }
+  PortPtr open_port(std::string& error) override {
+    return open_datagram_port(numeric_address(reached_at_), error);
+  }
   int hangup_descriptor() const override { return mapping_.socket; }
   void node_died() override { dead_.store(1, std::memory_order_release); }
 
  private:
   ShmMapping mapping_;
+  const std::string reached_at_;
   std::atomic<uint32_t> dead_{0};
 };
 
@@ -48,6 +70,9 @@ class TcpTransport : public Transport {
     return tcp_connect(target, deadline_ns, error);
   }
   uint32_t fabric() const override { return KV_FABRIC_TCP; }
+  PortPtr open_port(std::string& error) override {
+    return open_datagram_port(numeric_address(target_.host), error);
+  }
 
  private:
   const TcpTarget target_;
@@ -89,13 +114,13 @@ Status attach_local(Client& client, uint32_t member, const LocalRegion& region,
 }
 
 Status attach_shm(Client& client, uint32_t member, const std::string& name, const ShmHello& hello,
-                  uint64_t deadline_ns, std::string& error) {
+                  const std::string& reached_at, uint64_t deadline_ns, std::string& error) {
   ShmMapping mapping;
   const Status attached = shm_attach(name, hello, deadline_ns, mapping, error);
   if (attached != Status::kOk) return attached;
   const uint32_t registration = mapping.registration;
-  return take_up(client, member, std::make_unique<ShmTransport>(mapping), registration, deadline_ns,
-                 error);
+  return take_up(client, member, std::make_unique<ShmTransport>(mapping, reached_at), registration,
+                 deadline_ns, error);
 }
 
 Status attach_tcp(Client& client, uint32_t member, const TcpTarget& target, uint64_t deadline_ns,

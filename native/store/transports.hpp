@@ -29,8 +29,10 @@ Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> trans
 
 Status attach_local(Client& client, uint32_t member, const LocalRegion& region,
                     uint32_t registration, std::string& error);
+// `reached_at`: the node's address as clients of other hosts know it, for messages with them;
+// empty: there are none.
 Status attach_shm(Client& client, uint32_t member, const std::string& name, const ShmHello& hello,
-                  uint64_t deadline_ns, std::string& error);
+                  const std::string& reached_at, uint64_t deadline_ns, std::string& error);
 Status attach_tcp(Client& client, uint32_t member, const TcpTarget& target, uint64_t deadline_ns,
                   std::string& error);
 

@@ -12,6 +12,7 @@
 
 #include "api/kvstore.h"
 #include "layout/layout.hpp"
+#include "layout/locks.hpp"
 
 namespace kvstore::layout {
 namespace {
@@ -147,6 +148,10 @@ std::map<std::string, Extent> index_and_object_fields() {
           FIELD(ObjectHeader, "object_header", address_generation),
           FIELD(ObjectHeader, "object_header", value_crc),
           FIELD(ObjectHeader, "object_header", expiry_ticks),
+          FIELD(LockTableHead, "lock_table_head", magic),
+          FIELD(LockTableHead, "lock_table_head", lock_count),
+          FIELD(LockTableHead, "lock_table_head", ring_capacity),
+          FIELD(LockTableHead, "lock_table_head", checksum),
           FIELD(FenceExtension, "fence_extension", lock_id),
           FIELD(FenceExtension, "fence_extension", token)};
 }
@@ -193,6 +198,16 @@ std::map<std::string, Extent> word_fields() {
        seen_bits([](uint64_t w) { return CoherenceRecord{w}.owners(); })},
       {"coherence_record.registrations",
        seen_bits([](uint64_t w) { return CoherenceRecord{w}.registrations(); })},
+      {"lock_header.resetting", seen_bits([](uint64_t w) { return LockHeader{w}.resetting(); })},
+      {"lock_header.exclusive", seen_bits([](uint64_t w) { return LockHeader{w}.exclusive(); })},
+      {"lock_header.size", seen_bits([](uint64_t w) { return LockHeader{w}.size(); })},
+      {"lock_header.head", seen_bits([](uint64_t w) { return LockHeader{w}.head(); })},
+      {"lock_entry.exclusive", seen_bits([](uint64_t w) { return LockEntry{w}.exclusive(); })},
+      {"lock_entry.registration",
+       seen_bits([](uint64_t w) { return LockEntry{w}.registration(); })},
+      {"lock_entry.lap", seen_bits([](uint64_t w) { return LockEntry{w}.lap(); })},
+      {"lock_reset.owner", seen_bits([](uint64_t w) { return LockReset{w}.owner(); })},
+      {"lock_reset.epoch", seen_bits([](uint64_t w) { return LockReset{w}.epoch(); })},
       {"object_header.address", seen_bits([](uint64_t w) {
          ObjectHeader header{};
          header.address_generation = w;
@@ -211,6 +226,13 @@ std::map<std::string, uint64_t> numbers() {
       {"slots_per_group", kSlotsPerGroup},
       {"metadata_bytes_per_group", kMetadataBytesPerGroup},
       {"roots", kRoots},
+      {"lock_root", kLockRoot},
+      {"lock_table_magic", kLockTableMagic},
+      {"lock_count_default", kLockCountDefault},
+      {"lock_ring_default", kLockRingDefault},
+      {"lock_table_share", kLockTableShare},
+      {"lock_reset_offset", kLockResetOffset},
+      {"lock_ring_offset", kLockRingOffset},
   };
   const char* name = nullptr;
   uint64_t value = 0;

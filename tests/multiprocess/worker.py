@@ -234,6 +234,33 @@ def watch_batches(target: str, keys: str, timeout_s: str) -> None:
             time.sleep(0.001)
 
 
+def lock(target: str, name: str, shared: str, hold_s: str) -> None:
+    """Takes and releases a lock for ever; `+TOKEN TIME` when it is held, `-TOKEN TIME` before."""
+    with kvstore.connect(target) as store:
+        say("ready")
+        while True:
+            try:
+                with store.lock(name, shared=shared == "shared", timeout_s=60) as held:
+                    say(f"+{held.token} {time.monotonic():.6f}")
+                    time.sleep(float(hold_s))
+                    say(f"-{held.token} {time.monotonic():.6f}")
+            except kvstore.KvError as error:
+                say(f"{type(error).__name__}: {error}")
+                time.sleep(0.01)
+
+
+def count_locked(target: str, name: str, rounds: str) -> None:
+    """Adds one to a number under a lock, so often; the number is no atomic one."""
+    with kvstore.connect(target) as store:
+        say("ready")
+        for _ in range(int(rounds)):
+            with store.lock(name, timeout_s=60) as held:
+                number = int(store.get("number") or b"0")
+                store.put("number", str(number + 1).encode())
+                say(f"+{held.token}")
+    say("done")
+
+
 def blocked(target: str, operation: str) -> None:
     """Calls with a long time-out until interrupted, says when that ended the call, and goes on."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

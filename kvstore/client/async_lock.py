@@ -1,0 +1,139 @@
+"""The asyncio form of a lock."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from kvstore.errors import NotHeld
+
+if TYPE_CHECKING:
+    from kvstore.client.native import Lock
+    from kvstore.client.store import Store
+    from kvstore.types import Key
+
+#: Tasks as owners of locks, apart from the threads that the extension module numbers from 1.
+_FIRST_OWNER: Final = 1 << 62
+_owner_numbers = itertools.count(_FIRST_OWNER)
+_owners: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
+
+
+class AsyncLock:
+    """A lock for a task: `async with store.lock(name) as held`. Made by `AsyncStore.lock`.
+
+    A task that waits has a thread of its own wait, so however many tasks wait, none of them keeps
+    another from its lock.
+    """
+
+    def __init__(self, store: Store, name: Key, *, shared: bool, timeout_s: float | None) -> None:
+        self._store = store
+        self._name = name
+        self._shared = shared
+        self._timeout_s = timeout_s
+        self._lock: Lock | None = None
+
+    @property
+    def token(self) -> int:
+        """The token of this possession: larger than those of all earlier writers."""
+        return self._held().token
+
+    @property
+    def held(self) -> bool:
+        """Whether it is held through this object."""
+        return self._lock is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is held, but its node is known to be gone or to have cut this client off."""
+        return self._lock is not None and self._lock.lost
+
+    async def acquire(self) -> None:
+        """Wait for the lock; DeadlineExceeded if the time-out passes.
+
+        If the task is cancelled meanwhile, the wish ends with its time-out; a lock that is granted
+        before that is let go at once.
+        """
+        lock = self._store.lock(
+            self._name, shared=self._shared, timeout_s=self._timeout_s, owner=_owner()
+        )
+        await _in_thread(lock)
+        self._lock = lock
+
+    async def release(self) -> None:
+        """Release the lock; LockLost if it had been lost before."""
+        lock = self._held()
+        self._lock = None
+        await asyncio.shield(asyncio.to_thread(lock.release))
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.release()
+
+    def _held(self) -> Lock:
+        if self._lock is None:
+            raise NotHeld(f"lock {self._name!r} is not held through this object")
+        return self._lock
+
+
+def _owner() -> int:
+    task = asyncio.current_task()
+    if task is None:
+        return 0
+    if task not in _owners:
+        _owners[task] = next(_owner_numbers)
+    return _owners[task]
+
+
+async def _in_thread(lock: Lock) -> None:
+    """Acquire on a thread of its own."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    # Which of the two lets a lock go that came too late.
+    agreement = threading.Lock()
+    given_up = False
+    delivered = False
+
+    def settle(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def acquire() -> None:
+        nonlocal delivered
+        failure: BaseException | None = None
+        try:
+            lock.acquire()
+        except BaseException as error:
+            failure = error
+        with agreement:
+            if not given_up:
+                delivered = True
+                loop.call_soon_threadsafe(settle, failure)
+                return
+        if failure is None:
+            lock.release()
+
+    threading.Thread(target=acquire, name="kvstore-lock", daemon=True).start()
+    try:
+        await done
+    except asyncio.CancelledError:
+        with agreement:
+            given_up = True
+        if delivered and lock.held:
+            await asyncio.shield(asyncio.to_thread(lock.release))
+        raise

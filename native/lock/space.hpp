@@ -1,0 +1,158 @@
+// The locks of one node as one client uses them: where they lie, the client's own part of each, and
+// the messages about them. It belongs to an attachment and ends with it.
+//
+// Lanes enter and leave; the client's service receives messages and does the upkeep: it looks after
+// requests that have waited long, because a message may have been lost, and resets locks whose
+// holder has died. Safety rests on the header word alone. Entries and messages only save looking.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "alloc/segments.hpp"
+#include "lock/local_lock.hpp"
+#include "lock/table.hpp"
+#include "lock/wire.hpp"
+#include "messages/postbox.hpp"
+
+namespace kvstore {
+
+struct LockCounts {
+  std::atomic<uint64_t> grants_sent{0};
+  std::atomic<uint64_t> grants_received{0};
+  std::atomic<uint64_t> looks{0};          // of requests that waited long
+  std::atomic<uint64_t> found_by_look{0};  // grants without a message
+  std::atomic<uint64_t> questions{0};
+  std::atomic<uint64_t> resets{0};
+  std::atomic<uint64_t> ring_looks{0};  // beyond the one that a release takes along
+};
+
+class LockCase;
+
+class LockSpace final : public LockAttendant {
+ public:
+  using OpenPort = std::function<PortPtr(std::string& error)>;
+
+  LockSpace(OpenPort open_port, uint32_t registration, uint64_t incarnation,
+            const layout::Geometry& geometry, uint64_t lease_ns);
+  ~LockSpace();
+  LockSpace(const LockSpace&) = delete;
+  LockSpace& operator=(const LockSpace&) = delete;
+
+  // Makes the client reachable and finds the table. Before anything else, on any lane, by several
+  // at once if need be. kRefused if this host gives us no port for messages.
+  Task<Status> open(Remote& remote, SegmentTable& segments);
+  bool is_open() const { return opened_.load(std::memory_order_acquire); }
+
+  LockTable& table() { return table_; }
+  LocalLock& lock_of(const LockName& name) { return lock_at(uint32_t(name.number(lock_count()))); }
+  LocalLock& lock_at(uint32_t number);
+
+  // ---- on a lane, by whom a lock has told so ----
+
+  // Both report to the lock what came of it, but for kOutcomeUnknown: the connection broke on it.
+  // Then the caller sees to it that nothing is `fenced` before the lane has another connection, and
+  // reports that.
+  Task<Status> enter(Remote& remote, LocalLock& lock);
+  Task<Status> leave(Remote& remote, LocalLock& lock);
+
+  // ---- for the service ----
+
+  // Takes in messages; one thread. -1: there is no descriptor (yet).
+  unsigned receive();
+  int wait_descriptor() const;
+  // When the next upkeep is due; UINT64_MAX: not before something happens.
+  uint64_t due_ns() const { return due_ns_.load(std::memory_order_acquire); }
+  // Called on any thread when that has become sooner, or there is a descriptor. To be set before
+  // anything else.
+  void set_alarm(std::function<void(uint64_t due_ns)> alarm) { alarm_ = std::move(alarm); }
+  // Whether some lock waits until `fenced` can be said.
+  bool has_unknown() const { return unknown_.load(std::memory_order_acquire); }
+  // Does what is due. `fenced`: nothing that any lane lost can execute any more.
+  Task<Status> upkeep(Remote& remote, bool fenced);
+  // Clients have died, or left: some lock may have no holder any more.
+  void note_deaths(uint64_t deaths);
+  // All is lost.
+  void fail(Status status);
+
+  // The membership lease was renewed by a heartbeat that began at `begun_ns`.
+  void renewed(uint64_t begun_ns) { renewed_ns_.store(begun_ns, std::memory_order_release); }
+
+  void attend(LocalLock& lock, uint64_t due_ns) override;
+  bool is_current() override;
+
+  const LockCounts& counts() const { return counts_; }
+  uint32_t registration() const { return registration_; }
+  // Those of which there is anything here, for tests and statistics.
+  template <class Visit>
+  void for_each(Visit&& visit) {
+    for (uint64_t i = 0; is_open() && i < lock_count(); ++i) {
+      if (LocalLock* lock = locks_[i].load(std::memory_order_acquire)) visit(*lock);
+    }
+  }
+
+ private:
+  friend class LockCase;
+  friend class LockRecovery;
+
+  uint64_t lock_count() const { return table_.shape().lock_count; }
+  LocalLock* find(uint32_t number) const;
+  Task<Status> open_postbox(Remote& remote);
+
+  Task<Status> try_enter(Remote& remote, LocalLock& lock, const LocalLock::Entry& entry);
+  Task<Status> notify(Remote& remote, LocalLock& lock, layout::LockHeader before, bool exclusive,
+                      std::vector<uint64_t>& ring, bool have_ring);
+  Task<Status> send(Remote& remote, uint32_t to, const LockMessage& message);
+  // Without a verb, or later by the service.
+  void reply(uint32_t to, const LockMessage& message);
+
+  void handle(const Message& message);
+  void answer(uint32_t from, const LockMessage& question);
+  LockCase* case_of(uint32_t number);
+  void take_in_attention();
+  void schedule(uint64_t due_ns);
+
+  const OpenPort open_port_;
+  const uint32_t registration_;
+  const uint64_t incarnation_;
+  const layout::Geometry geometry_;
+  const uint64_t lease_ns_;
+  std::atomic<uint64_t> renewed_ns_;
+  LockTable table_;
+  LockCounts counts_;
+  std::mutex open_mutex_;
+  std::unique_ptr<Postbox> postbox_;
+  std::atomic<Postbox*> reachable_{nullptr};  // once others can send to it
+  std::atomic<bool> opened_{false};
+  std::unique_ptr<std::atomic<LocalLock*>[]> locks_;
+  std::mutex locks_mutex_;
+
+  struct Attention {
+    LocalLock* lock;
+    uint64_t due_ns;
+  };
+  struct Reply {
+    uint32_t to;
+    LockMessage message;
+  };
+  std::mutex attention_mutex_;
+  std::vector<Attention> attention_;
+  std::function<void(uint64_t)> alarm_;
+  std::atomic<uint64_t> due_ns_{UINT64_MAX};
+  std::atomic<bool> unknown_{false};
+  std::atomic<uint64_t> deaths_{0};
+  Status failed_ = Status::kOk;
+
+  // The service's own.
+  std::vector<std::unique_ptr<LockCase>> cases_;
+  std::vector<Reply> replies_;
+  uint64_t next_question_ = 1;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,194 @@
+"""Locks of a store, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+import kvstore
+import kvstore.aio
+
+
+@pytest.fixture
+def store() -> Iterator[kvstore.Store]:
+    with kvstore.connect() as opened:
+        yield opened
+
+
+def test_a_lock_excludes_and_its_tokens_grow(store: kvstore.Store) -> None:
+    counter, tokens = 0, []
+
+    def work() -> None:
+        nonlocal counter
+        for _ in range(200):
+            with store.lock("counter") as held:
+                before = counter
+                tokens.append(held.token)
+                counter = before + 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter == 800
+    assert tokens == sorted(set(tokens))
+
+
+def test_readers_share(store: kvstore.Store) -> None:
+    with store.lock("a", shared=True) as one:
+        other = store.lock("a", shared=True)
+        reader = threading.Thread(target=other.acquire)
+        reader.start()
+        reader.join(10)
+        assert other.held
+        assert one.held
+        tried: list[bool] = []
+        writer = threading.Thread(target=lambda: tried.append(store.lock("a").try_acquire()))
+        writer.start()
+        writer.join(10)
+        assert tried == [False]
+        other.release()
+
+
+def test_a_wait_ends_at_its_time_out(store: kvstore.Store) -> None:
+    failures: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            store.lock("a", timeout_s=0.05).acquire()
+        except kvstore.KvError as error:
+            failures.append(error)
+
+    with store.lock("a"):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        waiter.join(10)
+    assert isinstance(failures[0], kvstore.DeadlineExceeded)
+    assert "'a'" in str(failures[0])
+
+
+def test_who_holds_it_is_told_so(store: kvstore.Store) -> None:
+    with store.lock("a"):
+        for shared in (False, True):
+            with pytest.raises(kvstore.WouldDeadlock), store.lock("a", shared=shared):
+                pass
+    with (
+        store.lock("a", shared=True),
+        pytest.raises(kvstore.WouldDeadlock, match="for writing"),
+        store.lock("a"),
+    ):
+        pass
+
+
+def test_a_lock_object_can_be_used_again(store: kvstore.Store) -> None:
+    lock = store.lock("a")
+    for _ in range(3):
+        with lock as held:
+            assert held is lock
+            assert held.held
+            assert held.token > 0
+            assert not held.lost
+        assert not lock.held
+    with pytest.raises(kvstore.NotHeld):
+        lock.release()
+    with pytest.raises(kvstore.NotHeld):
+        _ = lock.token
+    assert lock.try_acquire()
+    with pytest.raises(kvstore.WouldDeadlock):
+        lock.acquire()
+    lock.release()
+
+
+def test_names_are_those_of_keys(store: kvstore.Store) -> None:
+    with store.lock("name"), pytest.raises(kvstore.WouldDeadlock), store.lock(b"name"):
+        pass
+    for name in (b"", "x" * 1025):
+        with pytest.raises(kvstore.KeyInvalid), store.lock(name):
+            pass
+    with pytest.raises(ValueError, match="timeout_s"):
+        store.lock("a", timeout_s=0)
+
+
+def test_a_lock_that_is_dropped_is_released(store: kvstore.Store) -> None:
+    store.lock("a").acquire()
+    assert store.lock("a").try_acquire()
+
+
+def test_several_locks_in_one_order(store: kvstore.Store) -> None:
+    """Threads that take the same locks in every order never wait in a circle."""
+    names = [f"account {i}" for i in range(6)]
+    balance = dict.fromkeys(names, 100)
+
+    def transfer(seed: int) -> None:
+        for turn in range(60):
+            source, target = names[(seed + turn) % 6], names[(seed * 5 + turn * 7 + 1) % 6]
+            with store.locks([source, target], timeout_s=20) as held:
+                assert len(held) == len({source, target})
+                amount = turn % 7
+                balance[source] -= amount
+                balance[target] += amount
+
+    threads = [threading.Thread(target=transfer, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(balance.values()) == 600
+
+
+def test_closing_a_store_with_a_lock(store: kvstore.Store) -> None:
+    other = kvstore.connect()
+    lock = other.lock("a")
+    lock.acquire()
+    other.close()
+    assert lock.lost
+    with pytest.raises(kvstore.StoreClosed):
+        lock.release()
+    with pytest.raises(kvstore.StoreClosed):
+        lock.acquire()
+
+
+def test_tasks_exclude_each_other() -> None:
+    async def main() -> int:
+        counter = 0
+        async with await kvstore.aio.connect() as store:
+
+            async def work() -> None:
+                nonlocal counter
+                for _ in range(10):
+                    async with store.lock("a") as held:
+                        before = counter
+                        assert held.token > 0
+                        await asyncio.sleep(0)
+                        counter = before + 1
+
+            await asyncio.gather(*(work() for _ in range(8)))
+            async with store.locks(["a", "b", "a"]) as both:
+                assert [lock.held for lock in both] == [True, True]
+                with pytest.raises(kvstore.WouldDeadlock):
+                    async with store.lock("a"):
+                        pass
+        return counter
+
+    assert asyncio.run(main()) == 80
+
+
+def test_a_cancelled_task_lets_its_lock_go() -> None:
+    async def main() -> None:
+        async with await kvstore.aio.connect() as store:
+            first = store.lock("a")
+            await first.acquire()
+            waiting = asyncio.create_task(store.lock("a").acquire())
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await first.release()
+            async with store.lock("a", timeout_s=10):
+                pass
+
+    asyncio.run(main())
