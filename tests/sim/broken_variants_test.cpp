@@ -50,6 +50,10 @@ const std::map<std::string, std::string> kScenarios{
      "segments=10 keys=60 value_bytes_min=300 value_bytes_max=900 crashes_per_million=4000 "
      "think_us=500 lease_ms=100 operations=3000 put_percent=60 get_percent=20 clients=6 "
      "conditions=0"},
+    {"scrubs",
+     "rare=small_extents crashes_per_million=3000 batch_breaks_per_million=3000 think_us=300 "
+     "operations=4000 lease_ms=60 put_percent=70 get_percent=10 keys=30 value_bytes_max=100 "
+     "late_per_million=200000 late_us=5000"},
     {"crash_busy",
      "crashes_per_million=2000 think_us=100 operations=5000 lease_ms=100 put_percent=60 "
      "get_percent=20 late_per_million=20000"},
@@ -138,7 +142,7 @@ constexpr Broken kBroken[] = {
     {"epoch_ignores_operations", "reuse", 10},
     {"forget_retired_block", "hot", 10},
     {"retire_twice", "reuse", 10},
-    {"scrub_frees_taken_blocks", "crash_busy", 120},
+    {"scrub_frees_taken_blocks", "scrubs", 10},
     {"scrub_without_rounds", "crash_busy", 60},
     {"dirty_bitmap", "full", 20},
     {"adopt_without_cas", "full", 60},
