@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <tuple>
 #include <unordered_set>
 
 #include "base/assert.hpp"
@@ -129,8 +130,9 @@ class Search {
       events.push_back({history_[i].returned_ns, true, i});
       ++open_;
     }
-    std::stable_sort(events.begin(), events.end(), [](const Event& a, const Event& b) {
-      return a.when_ns != b.when_ns ? a.when_ns < b.when_ns : a.is_return < b.is_return;
+    std::sort(events.begin(), events.end(), [](const Event& a, const Event& b) {
+      return std::tie(a.when_ns, a.is_return, a.operation) <
+             std::tie(b.when_ns, b.is_return, b.operation);
     });
     entries_.push_back({kNone, kNone, false, kNone, kEnd});
     entries_.push_back({kNone, kNone, false, kHead, kNone});
