@@ -1,5 +1,6 @@
 #include "base/siphash.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -59,7 +60,7 @@ SipCode siphash(const SipKey& key, std::span<const uint8_t> message) {
   const size_t whole = message.size() / 8 * 8;
   for (size_t at = 0; at < whole; at += 8) state.absorb(load(message.data() + at));
   std::array<uint8_t, 8> last{};
-  std::memcpy(last.data(), message.data() + whole, message.size() - whole);
+  std::copy(message.begin() + ptrdiff_t(whole), message.end(), last.begin());
   last[7] = uint8_t(message.size());
   state.absorb(load(last.data()));
 
