@@ -146,7 +146,8 @@ bool Node::open_shm(const kv_node_config& config, std::string& error) {
 
 void Node::start_upkeep(uint64_t fence_after_ns) {
   Status status = Status::kOk;
-  Lane* lane = janitor_->acquire_lane(0, status);
+  // The client's service looks at idle lanes, and holds each for a moment.
+  Lane* lane = janitor_->acquire_lane(kJanitorAttachNs, status);
   KV_ASSERT(lane != nullptr);
   sweeper_ = std::make_unique<Sweeper>(*registry_, region_->data(), *lane);
   const auto cut_off = [this](uint32_t registration) {

@@ -325,7 +325,9 @@ uint64_t SimLink::request_arrival_ns(uint64_t sent_ns) const {
 }
 
 uint64_t SimLink::answer_arrival_ns() const {
-  return std::max(node_.schedule_.now_ns(), reach_.answers_from_ns) + node_.delay_ns();
+  // A client that is gone has taken its part of the network along.
+  const uint64_t from_ns = client_.gone ? 0 : reach_.answers_from_ns;
+  return std::max(node_.schedule_.now_ns(), from_ns) + node_.delay_ns();
 }
 
 void SimLink::end_node_side() {
