@@ -71,10 +71,10 @@ stage test 7 make test
 stage sim 5 make sim
 stage rxe 7 make rxe
 stage sanitize 8 make sanitize
-stage "engine tests" 20 make test-engines
 stage "network tests" 3 .venv/bin/python -m pytest -m network
 stage "system setup" 6 system_setup
 stage "pip install" 3 pip_install
+stage "engine tests" 20 make test-engines
 
 echo "==== stages"
 over=0
