@@ -39,7 +39,7 @@ uint64_t this_thread() {
 }
 
 PyObject* raise_lock(Lock* self, int status) {
-  if (status == KV_INTERRUPTED && PyErr_Occurred() != nullptr) return nullptr;
+  if (PyErr_Occurred() != nullptr) return nullptr;  // of a signal handler
   PyObject* error = PyObject_CallMethod(self->store, "_lock_error", "iO", status, self->name);
   if (error == nullptr) return nullptr;
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error)), error);
@@ -66,6 +66,18 @@ class Use {
   Lock* lock_;
 };
 
+int release_native(Lock* self) {
+  self->held = false;
+  if (data_path(self->store)->is_inline != 0) {
+    return binding.core->lock_release(&self->native, KV_LOCK_INLINE);
+  }
+  PyThreadState* released = PyEval_SaveThread();
+  const int status = binding.core->lock_release(&self->native, 0);
+  PyEval_RestoreThread(released);
+  return status;
+}
+
+// Negative: an exception is set, and the lock is not held.
 int acquire(Lock* self, uint64_t timeout_ns, uint32_t flags) {
   DataPath* path = data_path(self->store);
   if (path->client == nullptr) return KV_CLOSED;
@@ -87,23 +99,29 @@ int acquire(Lock* self, uint64_t timeout_ns, uint32_t flags) {
     PyEval_RestoreThread(released);
   }
   self->held = status == KV_OK;
-  return status;
+  if (PyErr_Occurred() == nullptr) return status;
+  // A signal handler raised while a step went on that is never left half done: nobody would know
+  // that the lock is held.
+  if (self->held) release_native(self);
+  return -1;
 }
 
 int release(Lock* self) {
   DataPath* path = data_path(self->store);
   if (!self->held || self->busy) return KV_INVALID;
-  self->held = false;
   if (path->client == nullptr) {
+    self->held = false;
     binding.core->lock_forget(&self->native);
     return KV_CLOSED;
   }
   const Use use(self);
-  if (path->is_inline != 0) return binding.core->lock_release(&self->native, KV_LOCK_INLINE);
-  PyThreadState* released = PyEval_SaveThread();
-  const int status = binding.core->lock_release(&self->native, 0);
-  PyEval_RestoreThread(released);
-  return status;
+  return release_native(self);
+}
+
+// A result, unless something went wrong or a signal handler raised.
+PyObject* result_of(Lock* self, int status, PyObject* result) {
+  if (status == KV_OK && PyErr_Occurred() == nullptr) return Py_NewRef(result);
+  return raise_lock(self, status);
 }
 
 // ---- methods --------------------------------------------------------------------------------
@@ -115,10 +133,8 @@ PyObject* enter(PyObject* self, PyObject*) {
 }
 
 PyObject* leave(PyObject* self, PyObject* const*, Py_ssize_t) {
-  const int status = release(lock_of(self));
-  if (status == KV_OK) return Py_NewRef(Py_False);
   // What went wrong inside matters more; the error of the release becomes its context otherwise.
-  return raise_lock(lock_of(self), status);
+  return result_of(lock_of(self), release(lock_of(self)), Py_False);
 }
 
 PyObject* acquire_method(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
@@ -142,8 +158,7 @@ PyObject* try_acquire(PyObject* self, PyObject*) {
 }
 
 PyObject* release_method(PyObject* self, PyObject*) {
-  const int status = release(lock_of(self));
-  return status == KV_OK ? Py_NewRef(Py_None) : raise_lock(lock_of(self), status);
+  return result_of(lock_of(self), release(lock_of(self)), Py_None);
 }
 
 PyObject* token(PyObject* self, void*) {

@@ -116,6 +116,11 @@ void* Run::allocate(void* context, kv_call* call, uint64_t bytes) {
 
 PyObject* outcome_of(PyObject* self, PyObject* key, Shape shape, const kv_call& call,
                      PyObject* object) {
+  // What a signal handler raised meanwhile goes before any outcome, as it does between two calls.
+  if (PyErr_Occurred() != nullptr) {
+    Py_XDECREF(object);
+    return nullptr;
+  }
   if (call.status != KV_OK && call.status != KV_ABSENT) {
     Py_XDECREF(object);
     raise_status(self, call.status, key, &call);
@@ -146,7 +151,7 @@ PyObject* outcome_of(PyObject* self, PyObject* key, Shape shape, const kv_call& 
 }
 
 void raise_status(PyObject* self, int status, PyObject* key, const kv_call* call) {
-  if (status == KV_INTERRUPTED && PyErr_Occurred() != nullptr) return;
+  if (PyErr_Occurred() != nullptr) return;  // of a signal handler
   const unsigned long long needed = call != nullptr ? call->data_bytes : 0;
   const unsigned long long version = call != nullptr ? call->version : 0;
   PyObject* error = PyObject_CallMethod(self, "_error", "iOKK", status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -168,6 +169,36 @@ def test_a_signal_ends_a_wait(nodes: list[NodeProcess], operation: str) -> None:
         assert ended - begin < 2
         client.wait_line("recovered")
         client.finish()
+
+
+class Alarm(Exception):
+    """Raised by a signal handler."""
+
+
+def test_what_a_signal_handler_raises_goes_before_an_unknown_outcome(
+    nodes: list[NodeProcess],
+) -> None:
+    """A put may be told in the middle of its deciding CAS that it ends here."""
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with kvstore.connect(target_of(nodes[:1], "tcp")) as store:
+            for turn in range(12):
+                pause = threading.Timer(0.01 + turn * 0.0007, nodes[0].pause)
+                pause.start()
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                with pytest.raises(Alarm):
+                    while True:
+                        store.put("k", b"v", timeout_s=30.0)
+                pause.join()
+                nodes[0].resume()
+                store.put("k", b"after")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_time_out_is_kept(nodes: list[NodeProcess]) -> None:
