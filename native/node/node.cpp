@@ -309,7 +309,7 @@ void Node::maintain() {
 
 void Node::sweep_dead() {
   while (!stopping_.load()) {
-    const uint64_t again_ns = sweeper_->step();
+    const uint64_t again_ns = sweeper_->step(true);
     std::unique_lock lock(mutex_);
     const auto woken = [&] { return stopping_.load() || sweep_wanted_; };
     if (again_ns == UINT64_MAX) {

@@ -46,9 +46,10 @@ bool Sweeper::take_work() {
   return true;
 }
 
-uint64_t Sweeper::step() {
+uint64_t Sweeper::step(bool may_wait) {
   for (;;) {
     if (lane_.running()) {
+      if (may_wait) lane_.wait_for_task();
       if (!lane_.step_task())
         return std::min(lane_.executor().next_timer_ns(), lane_.deadline_ns());
       finished(lane_.end_task());

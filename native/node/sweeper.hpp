@@ -31,9 +31,10 @@ class Sweeper {
   // The client has been fenced. Any thread; `step` has work then.
   void add(uint32_t registration);
 
-  // Goes on as far as can be now. Returns when (monotonic) it must be called again, UINT64_MAX if
-  // only `add` or a completion makes that worthwhile.
-  uint64_t step();
+  // Goes on as far as can be now, or if it `may_wait` for answers of the node's device, until only
+  // time or more work helps. Returns when (monotonic) it must be called again, UINT64_MAX if only
+  // `add`, or a completion that was not waited for, makes that worthwhile.
+  uint64_t step(bool may_wait);
   // Ends what is under way, without its result.
   void abandon();
 

@@ -110,7 +110,7 @@ class MemoryNode::Life {
    private:
     uint64_t step() override {
       life_.janitor_->notice();
-      return life_.sweeper_->step();
+      return life_.sweeper_->step(false);
     }
     Life& life_;
   };

@@ -175,6 +175,10 @@ class Lane {
   template <class Start>
   void begin_task(Start&& start, uint64_t deadline_ns);
   bool step_task();
+  // The same for who may wait.
+  void wait_for_task() {
+    drive([this] { return task_.done(); }, run_.deadline_ns);
+  }
   Status end_task();
 
   // Values without a buffer come through `allocate` whatever their size: the lane is released
