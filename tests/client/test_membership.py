@@ -183,6 +183,10 @@ def test_what_a_signal_handler_raises_goes_before_an_unknown_outcome(
     def ring(*_: object) -> None:
         raise Alarm
 
+    def put_for_ever() -> None:
+        while True:
+            store.put("k", b"v", timeout_s=30.0)
+
     before = signal.signal(signal.SIGALRM, ring)
     try:
         with kvstore.connect(target_of(nodes[:1], "tcp")) as store:
@@ -191,8 +195,7 @@ def test_what_a_signal_handler_raises_goes_before_an_unknown_outcome(
                 pause.start()
                 signal.setitimer(signal.ITIMER_REAL, 0.2)
                 with pytest.raises(Alarm):
-                    while True:
-                        store.put("k", b"v", timeout_s=30.0)
+                    put_for_ever()
                 pause.join()
                 nodes[0].resume()
                 store.put("k", b"after")
