@@ -40,6 +40,7 @@ class NodeConfig:
     #: None: no shm.
     shm_name: str | None
     hugepages: bool
+    prefault: bool
     eviction: str
     consistency: str
     token: str | None

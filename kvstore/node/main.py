@@ -101,6 +101,12 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option("--hugepages", is_flag=True, help="Take the region from reserved huge pages.")
 @click.option(
+    "--prefault/--no-prefault",
+    default=True,
+    show_default=True,
+    help="Touch all pages in the background, so that no first write to one has to wait.",
+)
+@click.option(
     "--eviction",
     type=click.Choice(["sampled-lru", "none"]),
     default="sampled-lru",
@@ -197,6 +203,7 @@ def _config_of(options: dict[str, Any]) -> Any:
         advertise=options["advertise"],
         shm_name=None if shm == "none" else shm or config.default_shm_name(),
         hugepages=options["hugepages"],
+        prefault=options["prefault"],
         eviction=options["eviction"],
         consistency=options["consistency"],
         token=config.read_token(token_file) if token_file else None,

@@ -55,6 +55,7 @@ class MemoryNode:
         eviction: str = "sampled-lru",
         consistency: str = "linearizable",
         hugepages: bool = False,
+        prefault: bool = False,
         membership_lease_ms: int = 0,
         fence_after_ms: int = 0,
         secret: str | None = None,
@@ -88,6 +89,7 @@ class MemoryNode:
         config.eviction = _number_of("eviction", EVICTIONS, eviction)
         config.consistency = _number_of("consistency", CONSISTENCIES, consistency)
         config.hugepages = int(hugepages)
+        config.prefault = int(prefault)
         config.membership_lease_ms = _in_range("membership_lease_ms", membership_lease_ms, 0)
         config.fence_after_ms = _in_range("fence_after_ms", fence_after_ms, 0)
         config.secret = self._text(secret)

@@ -107,6 +107,7 @@ typedef struct kv_node_config {
   uint32_t eviction;            /* kv_eviction */
   uint32_t consistency;         /* kv_consistency */
   uint32_t hugepages;           /* 1: MFD_HUGETLB */
+  uint32_t prefault;            /* 1: touch all pages in the background; RDMA does anyway */
   uint32_t membership_lease_ms; /* 0: 5000 */
   uint32_t fence_after_ms;      /* kill a stopped shm client after this long; 0: never */
   const char* secret;     /* what direct shm attachments must present; NULL or "": same user */

@@ -81,6 +81,7 @@ bool Node::start(const kv_node_config& config, std::string& error) {
   held.get_future().wait();
   if (!open_shm(config, error)) return false;
   sweeping_ = std::thread([this] { sweep_dead(); });
+  if (config.prefault != 0 && !verbs) prefault_ = std::make_unique<Prefault>(region_);
   return true;
 }
 

@@ -15,6 +15,7 @@
 
 #include "api/kvstore.h"
 #include "fabric/cpu/tcp.hpp"
+#include "node/prefault.hpp"
 #include "node/region.hpp"
 #include "node/registry.hpp"
 #include "node/shm_door.hpp"
@@ -104,6 +105,7 @@ class Node {
   bool sweep_wanted_ = false;
   std::thread maintenance_;
   std::thread sweeping_;
+  std::unique_ptr<Prefault> prefault_;
 };
 
 }  // namespace kvstore

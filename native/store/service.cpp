@@ -17,6 +17,10 @@ namespace {
 constexpr uint64_t kBusyPeriodNs = 10 * kMillisecond;
 constexpr uint64_t kIdlePeriodNs = 50 * kMillisecond;
 constexpr uint64_t kPressedPeriodNs = kMillisecond;
+// Memory that others wait for comes back two beats after the slowest client's. Who beats for them
+// goes on for a while, or each of their waves would find everybody asleep.
+constexpr uint64_t kHelpingPeriodNs = 2 * kMillisecond;
+constexpr uint64_t kHelpingNs = 250 * kMillisecond;
 constexpr uint64_t kBeatDeadlineNs = kSecond;
 constexpr uint64_t kConnectLeastNs = 50 * kMillisecond;
 // What is retired beyond this should come back sooner: fresh memory is slower than used memory.
@@ -238,7 +242,10 @@ uint64_t Service::period_after(uint32_t index, bool hurried) {
                     attachment.split_left.load(std::memory_order_relaxed) ||
                     attachment.locks.due_ns() != UINT64_MAX;
   member.operations_seen = operations;
+  const uint64_t now_ns = monotonic_ns();
+  if (member.pressure != 0) member.helping_until_ns = now_ns + kHelpingNs;
   if (hurried || limbo_bytes > kLargeLimboBytes || member.pressure != 0) return kPressedPeriodNs;
+  if (now_ns < member.helping_until_ns) return kHelpingPeriodNs;
   return busy ? kBusyPeriodNs : kIdlePeriodNs;
 }
 

@@ -50,7 +50,8 @@ class Service {
     uint64_t wary_until_ns = 0;
     uint64_t operations_seen = 0;
     uint64_t rounds = 0;
-    uint64_t pressure = 0;      // what some client of the node waits for
+    uint64_t pressure = 0;  // what some client of the node waits for
+    uint64_t helping_until_ns = 0;
     unsigned class_wanted = 0;  // what this one does
     Scrub scrub;
   };
