@@ -1,7 +1,8 @@
 # Every task of the project. `make` alone lists them.
 #
 # Builds: build/editable holds the core, the Python modules (written to kvstore/) and the native
-# tests; build/werror, build/address and build/thread are trees of their own.
+# tests; build/werror, build/address and build/thread are trees of their own. With WERROR=ON
+# build/editable is itself built so that warnings are errors, and `make check` needs no other tree.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,6 +10,7 @@ PYTHON_VENV := $(BIN)/python
 BUILD := build/editable
 JOBS ?= $(shell nproc)
 PYTEST_WORKERS ?= 0
+WERROR ?= OFF
 FUZZ_SECONDS ?= 60
 SOAK_SEEDS ?= 100000
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
@@ -32,7 +34,8 @@ $(PYTHON_VENV):
 .PHONY: build
 build: $(PYTHON_VENV) ## bring the native parts up to date
 	@test -e $(BUILD)/CMakeCache.txt || scripts/setup.sh
-	@$(CMAKE) -S . -B $(BUILD) -DKVSTORE_BUILD_TESTS=ON >build/configure.log \
+	@$(CMAKE) -S . -B $(BUILD) -DKVSTORE_BUILD_TESTS=ON -DKVSTORE_WERROR=$(WERROR) \
+	  >build/configure.log \
 	  || { cat build/configure.log; exit 1; }
 	@$(CMAKE) --build $(BUILD) -j $(JOBS)
 
@@ -81,12 +84,16 @@ check: $(PYTHON_VENV) ## style, types, generated files, and a build without warn
 	@$(MAKE) --no-print-directory werror
 
 .PHONY: werror
+ifeq ($(WERROR),ON)
+werror: native-tests
+else
 werror: doctest
 	@$(CMAKE) -S . -B build/werror -G Ninja -DKVSTORE_WERROR=ON -DKVSTORE_BUILD_TESTS=ON \
 	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja >build/configure.log \
 	  || { cat build/configure.log; exit 1; }
 	@$(CMAKE) --build build/werror -j $(JOBS) --target kvstore_core kvstore_native_tests \
 	  kvstore_simulate kvstore_simulation_tests
+endif
 
 .PHONY: format
 format: $(PYTHON_VENV) ## rewrite the sources in the project's format

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset MAKEFLAGS MFLAGS MAKELEVEL
+export WERROR=ON
 names=() seconds=() budgets=()
 
 # stage NAME MINUTES COMMAND...
