@@ -148,7 +148,7 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
     co_return InsertResult{InsertOutcome::kUnknown, {target.offset, live}};
   }
   if (commit[0].result != tentative.word) co_return InsertResult{InsertOutcome::kConflict, {}};
-  co_return InsertResult{InsertOutcome::kInserted, {target.offset, live}};
+  co_return InsertResult{InsertOutcome::kInserted, {target.offset, live}, copies > 0};
 }
 
 }  // namespace kvstore

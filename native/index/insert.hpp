@@ -22,7 +22,8 @@ enum class InsertOutcome {
 
 struct InsertResult {
   InsertOutcome outcome;
-  SlotRef slot;  // as committed
+  SlotRef slot;             // as committed
+  bool met_others = false;  // entries that may be of this key had come: a conflict, and its price
 };
 
 // `contents` has the class and the address of the object. `first` (the WRITE of its header, if that

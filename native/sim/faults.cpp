@@ -185,6 +185,7 @@ void Faults::heal() {
   for (MemoryNode* node : nodes_) {
     if (!node->up()) node->restart();
     node->fabric().timing().breaks_per_million = 0;
+    node->fabric().timing().late_per_million = 0;
   }
 }
 

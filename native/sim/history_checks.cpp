@@ -66,6 +66,7 @@ std::string check_acknowledged(std::span<const Operation> history, std::span<con
     });
     if (!alone || change.mortal) continue;
     const bool put = change.kind == OperationKind::kPut;
+    if (read.outcome == OperationOutcome::kNoEffect) return "no answer at rest: " + describe(read);
     const bool seen = read.outcome == OperationOutcome::kOk && read.value == change.value;
     if (put && !seen && !(may_vanish && read.outcome == OperationOutcome::kAbsent)) {
       return "acknowledged write lost: " + describe(change) + ", at the end " + describe(read);

@@ -166,6 +166,7 @@ Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lo
       result.outcome == InsertOutcome::kFull || result.outcome == InsertOutcome::kFilling;
   if (!nothing_posted) draft.posted();
   slot = result.slot;
+  if (result.met_others) ++channel.lane().counts().cas_conflicts;
   switch (result.outcome) {
     case InsertOutcome::kInserted:
       co_return Step::kDone;
