@@ -255,9 +255,12 @@ class NativeClient:
         device: str,
         exchange: VerbsExchange,
         *,
+        reached_at: str,
         timeout_s: float,
     ) -> None:
         """Attach to a node over RDMA. `device` empty: the one on the way to the node.
+
+        `reached_at` is the node's address, for messages with clients of other hosts.
 
         The exchange is called for every connection, on any thread, until the client is closed.
         """
@@ -269,6 +272,7 @@ class NativeClient:
                 member,
                 node_gid,
                 device.encode(),
+                reached_at.encode(),
                 exchange.registration,
                 lib.kvstore_verbs_exchange,
                 context,

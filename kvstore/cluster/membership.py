@@ -192,6 +192,7 @@ class ControlAttacher(Attacher):
             found.verbs_gid,
             os.environ.get(VERBS_DEVICE_VARIABLE, ""),
             VerbsExchange(found.registration, connect),
+            reached_at=found.tcp_host,
             timeout_s=timeout_s,
         )
         self._remote = found

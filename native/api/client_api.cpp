@@ -126,12 +126,14 @@ int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, u
 }
 
 int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gid,
-                           const char* device, uint32_t registration, kv_verbs_exchange exchange,
-                           void* context, uint64_t timeout_ns, char* error, uint64_t error_bytes) {
+                           const char* device, const char* reached_at, uint32_t registration,
+                           kv_verbs_exchange exchange, void* context, uint64_t timeout_ns,
+                           char* error, uint64_t error_bytes) {
   if (member >= client->client.members() || exchange == nullptr) return KV_INVALID;
   VerbsTarget target;
   std::copy_n(node_gid, target.node.size(), target.node.begin());
   target.device = device == nullptr ? "" : device;
+  target.reached_at = reached_at == nullptr ? "" : reached_at;
   target.registration = registration;
   target.exchange = [exchange, context](uint32_t lane, const kv_verbs_endpoint& mine,
                                         uint64_t left_ns, kv_verbs_grant& grant,

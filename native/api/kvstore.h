@@ -265,11 +265,13 @@ int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, u
                          uint64_t incarnation, const kv_admission* admission, uint64_t timeout_ns,
                          char* error, uint64_t error_bytes);
 /* `node_gid` as the node describes itself. `device` NULL or "": the one on the way to it.
+ * `reached_at`: the node's address, for messages with clients of other hosts; "": there are none.
  * `exchange` is called until the attachment is replaced or the client closed, and `context` must
  * last so long. */
 int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gid,
-                           const char* device, uint32_t registration, kv_verbs_exchange exchange,
-                           void* context, uint64_t timeout_ns, char* error, uint64_t error_bytes);
+                           const char* device, const char* reached_at, uint32_t registration,
+                           kv_verbs_exchange exchange, void* context, uint64_t timeout_ns,
+                           char* error, uint64_t error_bytes);
 /* Lets values go to and from this memory without a copy where the fabric needs to be told (verbs).
  * KV_REFUSED with the limit that is in the way. The memory must stay until it is unregistered,
  * which needs every call that uses it to have ended. */

@@ -8,9 +8,6 @@
 #include "fabric/cpu/shm.hpp"
 
 namespace kvstore {
-namespace {
-
-// The first address of a host's name; empty if it has none.
 std::string numeric_address(const std::string& host) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_DGRAM;
@@ -21,6 +18,8 @@ std::string numeric_address(const std::string& host) {
   ::freeaddrinfo(found);
   return text;
 }
+
+namespace {
 
 class LocalTransport : public Transport {
  public:

@@ -22,6 +22,9 @@ struct LocalRegion {
   std::function<void()> detached;  // tells the node that the attachment has ended
 };
 
+// The first address of a host's name, for messages; empty if it has none.
+std::string numeric_address(const std::string& host);
+
 // Reads the superblock and the directory over a connection of its own, and hands the member its
 // attachment.
 Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> transport,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "fabric/cpu/datagram_port.hpp"
 #include "store/transports.hpp"
 
 namespace kvstore {
@@ -36,6 +37,11 @@ class VerbsTransport : public Transport {
     if (api_.register_memory(port_.get(), memory, bytes, line, sizeof line) == 0) return true;
     error = line;
     return false;
+  }
+  // Messages are few and small, so they go over the network's ordinary sockets: they need no queue
+  // pair, no receive ring and no device that has unreliable datagrams.
+  PortPtr open_port(std::string& error) override {
+    return open_datagram_port(numeric_address(target_.reached_at), error);
   }
   void unregister_memory(void* memory) override { api_.unregister_memory(port_.get(), memory); }
   uint32_t fabric() const override { return KV_FABRIC_VERBS; }
