@@ -1,4 +1,4 @@
-"""Runs commands on one or two machines with Soft-RoCE: `deploy/rxe/lab.py --help`."""
+"""Runs commands on one or two machines with Soft-RoCE: `python deploy/rxe/lab.py --help`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def main(commands: tuple[str, ...], count: int, timeout_s: float) -> None:
 
     \b
     Examples:
-      deploy/rxe/lab.py 'ibv_devinfo -d rxe0'
-      deploy/rxe/lab.py --machines 2 'ib_read_lat -d rxe0' 'sleep 2; ib_read_lat -d rxe0 10.77.0.1'
+      .venv/bin/python deploy/rxe/lab.py 'ibv_devinfo -d rxe0'
+      .venv/bin/python deploy/rxe/lab.py --machines 2 \\
+          'ib_read_lat -d rxe0' 'sleep 2; ib_read_lat -d rxe0 10.77.0.1'
     """  # noqa: D301
     # A kill of this process ends the machines as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

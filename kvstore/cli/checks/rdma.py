@@ -165,7 +165,7 @@ def soft_roce(root: Path) -> Check:
         NOTE,
         f"the kernel {release} has no module rdma_rxe",
         "sudo apt-get install linux-image-amd64  # not a `cloud` kernel; or try it in a virtual"
-        " machine: deploy/rxe/lab.py",
+        " machine: make rxe",
     )
 
 
