@@ -63,6 +63,7 @@ class DataPath:
         *,
         if_version: int | None = None,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> int: ...
@@ -73,11 +74,17 @@ class DataPath:
         *,
         if_version: int | None = None,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> int: ...
     def delete(
-        self, key: Key, *, if_version: int | None = None, timeout_s: float | None = None
+        self,
+        key: Key,
+        *,
+        if_version: int | None = None,
+        fence: int | None = None,
+        timeout_s: float | None = None,
     ) -> bool: ...
     def get_many(
         self, keys: Iterable[Key], *, timeout_s: float | None = None
@@ -96,6 +103,7 @@ class DataPath:
         items: Mapping[Any, Value] | Iterable[tuple[Key, Value]],
         *,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> list[int | KvError]: ...
@@ -104,6 +112,7 @@ class DataPath:
         items: Mapping[Any, Value] | Iterable[tuple[Key, Value]],
         *,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> list[int | KvError]: ...
@@ -136,6 +145,7 @@ class DataPath:
         *,
         if_version: int | None = None,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> int: ...

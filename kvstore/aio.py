@@ -91,22 +91,28 @@ class AsyncStore:
         *,
         if_version: int | None = None,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """Store `value` under `key` and return its version. The value must not change meanwhile."""
         return await self._put(
-            key, value, values.CODEC_BYTES, if_version, if_absent, ttl_s, timeout_s
+            key, value, values.CODEC_BYTES, if_version, if_absent, fence, ttl_s, timeout_s
         )
 
     put_from = put
 
     async def delete(
-        self, key: Key, *, if_version: int | None = None, timeout_s: float | None = None
+        self,
+        key: Key,
+        *,
+        if_version: int | None = None,
+        fence: int | None = None,
+        timeout_s: float | None = None,
     ) -> bool:
         """Delete `key` and return whether it was there."""
         batch = _Batch(self._store, lib.KV_DELETE, [key])
-        batch.set_conditions(if_version=if_version)
+        batch.set_conditions(if_version=if_version, fence=fence)
         return cast("bool", _raised((await self._run(batch, _found, timeout_s))[0]))
 
     async def put_object(
@@ -116,13 +122,14 @@ class AsyncStore:
         *,
         if_version: int | None = None,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """Store a structured value under `key` and return its version."""
         packed = values.pack(value)
         return await self._put(
-            key, packed, values.CODEC_MSGPACK, if_version, if_absent, ttl_s, timeout_s
+            key, packed, values.CODEC_MSGPACK, if_version, if_absent, fence, ttl_s, timeout_s
         )
 
     async def get_object(
@@ -181,6 +188,7 @@ class AsyncStore:
         items: Mapping[Any, Value] | Iterable[tuple[Key, Value]],
         *,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> list[int | KvError]:
@@ -189,7 +197,7 @@ class AsyncStore:
         batch = _Batch(
             self._store, lib.KV_PUT, [key for key, _ in pairs], stored=[value for _, value in pairs]
         )
-        batch.set_conditions(if_absent=if_absent, ttl_s=ttl_s)
+        batch.set_conditions(if_absent=if_absent, fence=fence, ttl_s=ttl_s)
         return await self._run(batch, _version, timeout_s)
 
     put_from_many = put_many
@@ -304,11 +312,12 @@ class AsyncStore:
         codec: int,
         if_version: int | None,
         if_absent: bool,
+        fence: int | None,
         ttl_s: float | None,
         timeout_s: float | None,
     ) -> int:
         batch = _Batch(self._store, lib.KV_PUT, [key], stored=[value], codec=codec)
-        batch.set_conditions(if_version=if_version, if_absent=if_absent, ttl_s=ttl_s)
+        batch.set_conditions(if_version=if_version, if_absent=if_absent, fence=fence, ttl_s=ttl_s)
         return cast("int", _raised((await self._run(batch, _version, timeout_s))[0]))
 
     async def _run(self, batch: _Batch, shape: _Shape, timeout_s: float | None) -> list[Any]:
@@ -378,11 +387,14 @@ class _Batch:
         *,
         if_version: int | None = None,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
     ) -> None:
         """Set the same conditions on every call."""
         if if_version is not None and if_absent:
             raise ValueError("if_version and if_absent exclude each other: give one")
+        if fence is not None and not 0 <= fence < 1 << 128:
+            raise ValueError(f"fence is {fence}, which is no token of a lock")
         ttl_ms = math.ceil(_positive("ttl_s", ttl_s) * 1000) if ttl_s is not None else 0
         for index in range(self.count):
             call = self.calls[index]
@@ -391,6 +403,9 @@ class _Batch:
                 call.if_version = if_version
             if if_absent:
                 call.flags |= lib.KV_IF_ABSENT
+            if fence is not None:
+                call.flags |= lib.KV_WITH_FENCE
+                call.fence.lock, call.fence.token = fence >> 64, fence & 0xFFFFFFFFFFFFFFFF
             call.ttl_ms = ttl_ms
 
     def timeout_ns(self, timeout_s: float | None) -> int:

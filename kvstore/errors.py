@@ -84,6 +84,17 @@ class LockLost(KvError):
     """
 
 
+class FencedWrite(KvError):
+    """Somebody who had the lock later has written the key. Nothing was applied.
+
+    The lock that `fence` belongs to was lost meanwhile: others may have had it since.
+    """
+
+
+class FenceMismatch(KvError):
+    """The key is written under another lock than the one that `fence` belongs to."""
+
+
 class LockWornOut(KvError):
     """The lock has been granted as often as its words at the node can count."""
 

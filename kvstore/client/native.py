@@ -21,6 +21,8 @@ from kvstore.errors import (
     CorruptObject,
     DeadlineExceeded,
     Fenced,
+    FencedWrite,
+    FenceMismatch,
     ForkedError,
     InternalError,
     Interrupted,
@@ -110,6 +112,15 @@ _PLAIN: Final[dict[int, tuple[type[KvError], str]]] = {
         Busy,
         "other threads used every lane of the client until the time-out passed: connect with more"
         " lanes, or give a longer timeout_s",
+    ),
+    lib.KV_FENCED_WRITE: (
+        FencedWrite,
+        "somebody who had the lock later has written it: this lock was lost, so take it again and"
+        " decide anew",
+    ),
+    lib.KV_FENCE_MISMATCH: (
+        FenceMismatch,
+        "it is written under another lock: take that one, for a key stays with its first lock",
     ),
     lib.KV_CONDITION_FAILED: (ConditionFailed, "the condition does not hold"),
 }

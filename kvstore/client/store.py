@@ -91,6 +91,7 @@ class Store(DataPath):
         *,
         if_version: int | None = None,
         if_absent: bool = False,
+        fence: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> int:
@@ -105,6 +106,7 @@ class Store(DataPath):
             values.CODEC_MSGPACK,
             if_version=if_version,
             if_absent=if_absent,
+            fence=fence,
             ttl_s=ttl_s,
             timeout_s=timeout_s,
         )

@@ -43,6 +43,8 @@ constexpr StatusText kStatusTexts[] = {
     {"KV_WOULD_DEADLOCK", "the caller holds this lock already"},
     {"KV_LOCK_LOST", "the lock was lost: its node is gone or fenced this client out"},
     {"KV_LOCK_WORN_OUT", "the lock has been granted as often as its words can count"},
+    {"KV_FENCED_WRITE", "a newer holder of the lock has written the key"},
+    {"KV_FENCE_MISMATCH", "the key is fenced by another lock"},
 };
 
 struct LayoutNumber {

@@ -52,7 +52,9 @@ enum kv_status {
   KV_BUSY = 19,             /* no session was free before the deadline */
   KV_WOULD_DEADLOCK = 20,   /* the caller holds this lock already */
   KV_LOCK_LOST = 21,        /* the node is gone or fenced this client out: others may hold it */
-  KV_LOCK_WORN_OUT = 22     /* the lock has been granted 2^41 times */
+  KV_LOCK_WORN_OUT = 22,    /* the lock has been granted 2^41 times */
+  KV_FENCED_WRITE = 23,  /* a newer holder of the fence's lock has written; nothing was applied */
+  KV_FENCE_MISMATCH = 24 /* the key is fenced by another lock; nothing was applied */
 };
 
 enum kv_fabric_kind {
@@ -287,10 +289,18 @@ int kv_client_is_inline(kv_client* client);
 /* ---- data path ----------------------------------------------------------------------------- */
 
 enum kv_call_kind { KV_GET = 1, KV_PUT = 2, KV_DELETE = 3, KV_CONTAINS = 4 };
+/* Of a lock that is held: see kv_lock_fence. With `lock` 0 the caller numbers its writers itself.
+ */
+typedef struct kv_fence {
+  uint64_t lock;
+  uint64_t token;
+} kv_fence;
+
 enum kv_call_flags {
   KV_IF_ABSENT = 1,  /* put: only if the key is absent */
   KV_IF_VERSION = 2, /* put, delete: only if the current version is `if_version` */
-  KV_PROBE = 4       /* get, contains: a miss need not be final (one round trip less) */
+  KV_PROBE = 4,      /* get, contains: a miss need not be final (one round trip less) */
+  KV_WITH_FENCE = 8  /* put, delete: only if nobody has written with a later `fence` */
 };
 enum kv_run_flags {
   KV_RUN_INLINE = 1 /* return KV_PENDING instead of waiting */
@@ -315,6 +325,7 @@ struct kv_call {
   void* (*allocate)(void* context, kv_call* call, uint64_t bytes);
   void* context;
   uint64_t if_version;
+  kv_fence fence;
   uint64_t ttl_ms; /* put: 0 lives until deleted or evicted */
   uint32_t codec;  /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack,
                     * 16 and up as kvstore/llm/codecs says */
@@ -359,8 +370,9 @@ int kv_lock_acquire(kv_client* client, kv_lock* lock, const void* name, uint64_t
                     uint64_t owner, uint64_t timeout_ns, uint32_t flags);
 /* KV_LOCK_LOST: it had been lost, and others may have held it meanwhile. */
 int kv_lock_release(kv_lock* lock, uint32_t flags);
-/* Larger than that of every earlier grant to a writer. */
-uint64_t kv_lock_token(const kv_lock* lock);
+/* What its holder's writes carry, so that those of earlier holders are refused: see KV_WITH_FENCE.
+ * The token is larger than that of every earlier grant to a writer. */
+kv_fence kv_lock_fence(const kv_lock* lock);
 /* Of a lock that is held: 1 if the node is known to be gone, or to have cut this client off. */
 int kv_lock_is_lost(const kv_lock* lock);
 /* Forgets a held lock whose client has been closed. */
@@ -437,7 +449,7 @@ typedef struct kv_data_path {
   void (*set_interrupt_check)(int (*)(void));
   int (*lock_acquire)(kv_client*, kv_lock*, const void*, uint64_t, uint64_t, uint64_t, uint32_t);
   int (*lock_release)(kv_lock*, uint32_t);
-  uint64_t (*lock_token)(const kv_lock*);
+  kv_fence (*lock_fence)(const kv_lock*);
   int (*lock_is_lost)(const kv_lock*);
   void (*lock_forget)(kv_lock*);
 } kv_data_path;

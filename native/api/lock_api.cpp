@@ -64,9 +64,11 @@ int kv_lock_release(kv_lock* lock, uint32_t flags) {
   return int(status);
 }
 
-uint64_t kv_lock_token(const kv_lock* lock) {
+kv_fence kv_lock_fence(const kv_lock* lock) {
   Storage& storage = storage_of(lock);
-  return storage.in_use != 0 ? hold_of(storage).token() : 0;
+  if (storage.in_use == 0) return {};
+  const layout::Fence fence = hold_of(storage).fence();
+  return {fence.lock, fence.token};
 }
 
 int kv_lock_is_lost(const kv_lock* lock) {

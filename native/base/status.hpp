@@ -30,7 +30,9 @@ enum class Status : int {
   kBusy = KV_BUSY,
   kWouldDeadlock = KV_WOULD_DEADLOCK,
   kLockLost = KV_LOCK_LOST,
-  kLockWornOut = KV_LOCK_WORN_OUT
+  kLockWornOut = KV_LOCK_WORN_OUT,
+  kFencedWrite = KV_FENCED_WRITE,
+  kFenceMismatch = KV_FENCE_MISMATCH
 };
 
 // The connection broke, or was broken before: what was posted may or may not have executed.

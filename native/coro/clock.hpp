@@ -37,6 +37,14 @@ inline uint64_t boottime_ns() noexcept {
   return clock_ns(CLOCK_BOOTTIME);
 }
 
+// Since 1970, as the hosts of a cluster roughly agree; a simulation begins some time in 2024.
+inline uint64_t wall_clock_ms() noexcept {
+  constexpr uint64_t kSimulatedMs = 1'710'000'000'000;
+  if (time_source != nullptr) [[unlikely]]
+    return kSimulatedMs + time_source->boottime_ns() / 1'000'000;
+  return clock_ns(CLOCK_REALTIME) / 1'000'000;
+}
+
 inline constexpr uint64_t kMillisecond = 1'000'000;
 inline constexpr uint64_t kSecond = 1'000'000'000;
 

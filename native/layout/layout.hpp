@@ -29,7 +29,7 @@
 namespace kvstore::layout {
 
 inline constexpr uint64_t kMagic = 0x31304d454d44564bull;  // "KVDMEM01"
-inline constexpr uint32_t kLayoutVersion = 2;
+inline constexpr uint32_t kLayoutVersion = 3;
 
 inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kLineBytes = 64;
@@ -211,10 +211,27 @@ static_assert(sizeof(ObjectHeader) == 48);
 inline constexpr uint64_t kHeaderBytes = sizeof(ObjectHeader);
 inline constexpr uint64_t kExpiryTickMs = 64;
 
-struct FenceExtension {
-  uint64_t lock_id;
-  uint64_t token;
+// Which holder of a lock wrote last. Whoever held the lock before is refused from then on.
+struct Fence {
+  uint64_t lock = 0;  // FenceLock; 0: the caller's own numbers
+  uint64_t token = 0;
+
+  constexpr bool operator==(const Fence&) const = default;
+  constexpr bool same_lock(const Fence& other) const {
+    return FenceLock{lock}.identity() == FenceLock{other.lock}.identity();
+  }
+  // Of fences of one lock.
+  constexpr bool is_older_than(const Fence& other) const {
+    const uint64_t era = FenceLock{lock}.era(), other_era = FenceLock{other.lock}.era();
+    return era != other_era ? era < other_era : token < other.token;
+  }
 };
+
+struct FenceExtension {
+  Fence fence;
+  uint64_t checksum;  // CRC32C of everything before
+};
+static_assert(sizeof(FenceExtension) == 24);
 
 inline constexpr uint64_t kKeyBytesMax = 1024;
 
@@ -225,11 +242,19 @@ constexpr uint64_t value_offset(unsigned size_class, uint64_t key_bytes) {
   return size_class <= kLinearClasses ? end : (end + kUnitBytes - 1) / kUnitBytes * kUnitBytes;
 }
 
-// The class for an object without extension; 0 if it is too large for any.
-constexpr unsigned object_class(uint64_t key_bytes, uint64_t value_bytes) {
-  const uint64_t packed = kHeaderBytes + key_bytes + value_bytes;
-  if (packed <= kLinearBytesMax) return class_of(packed);
-  return class_of(value_offset(kLinearClasses + 1, key_bytes) + value_bytes);
+// Where the extension of an object begins, and the object without one would end or be padded.
+constexpr uint64_t extension_offset(unsigned size_class, uint64_t key_bytes, uint64_t value_bytes) {
+  return (value_offset(size_class, key_bytes) + value_bytes + 7) / 8 * 8;
+}
+
+// The class for an object; 0 if it is too large for any.
+constexpr unsigned object_class(uint64_t key_bytes, uint64_t value_bytes, bool extended = false) {
+  const auto end = [&](unsigned size_class) {
+    return extended ? extension_offset(size_class, key_bytes, value_bytes) + sizeof(FenceExtension)
+                    : value_offset(size_class, key_bytes) + value_bytes;
+  };
+  const uint64_t packed = end(kLinearClasses);
+  return packed <= kLinearBytesMax ? class_of(packed) : class_of(end(kLinearClasses + 1));
 }
 
 // ---- Extents --------------------------------------------------------------------------------

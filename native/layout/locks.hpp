@@ -133,7 +133,8 @@ struct LockTableHead {
   uint64_t magic;
   uint32_t lock_count;     // a power of two
   uint32_t ring_capacity;  // entries of each ring, a power of two
-  uint64_t reserved[5];
+  uint64_t era;            // of the fences of its locks: see FenceLock
+  uint64_t reserved[4];
   uint64_t checksum;  // CRC32C of everything before
 };
 static_assert(sizeof(LockTableHead) == kLineBytes);

@@ -25,6 +25,10 @@ inline ObjectHeader load_header(const void* bytes) {
   return header;
 }
 
+inline uint64_t fence_checksum(const Fence& fence) {
+  return crc32c(0, &fence, sizeof fence);
+}
+
 // Whole, at the address where it says it is, and within its block. Everything else about a remote
 // object may be believed only after this.
 inline bool sound(const ObjectHeader& header, uint64_t address, unsigned size_class) {

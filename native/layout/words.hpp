@@ -203,4 +203,22 @@ constexpr uint64_t make_version(uint32_t registration, uint64_t sequence) {
   return uint64_t{registration} << 40 | (sequence & ((uint64_t{1} << 40) - 1));
 }
 
+// ---- The lock of a fence --------------------------------------------------------------------
+//
+//   bits  0..39  era: when the table of the lock was made, in ms of wall-clock time since 2024.
+//                Tokens begin anew in a new table, so a later era comes before a larger token.
+//   bits 40..63  identity: of the lock's name
+struct FenceLock {
+  static constexpr unsigned kIdentityShift = 40;
+  static constexpr uint64_t kEraMax = (uint64_t{1} << kIdentityShift) - 1;
+
+  uint64_t word = 0;
+
+  static constexpr FenceLock make(uint64_t name_hash, uint64_t era) {
+    return {(name_hash << kIdentityShift) | (era & kEraMax)};
+  }
+  constexpr uint64_t era() const { return word & kEraMax; }
+  constexpr uint64_t identity() const { return word >> kIdentityShift; }
+};
+
 }  // namespace kvstore::layout

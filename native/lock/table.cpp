@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/crc32c.hpp"
+#include "coro/clock.hpp"
 
 namespace kvstore {
 
@@ -15,6 +16,13 @@ namespace {
 
 constexpr uint64_t kClearBytesAtOnce = 256 << 10;
 constexpr uint64_t kRootOffset = layout::kRootsOffset + layout::kLockRoot * 8;
+
+// Tables of a node that restarts come one after the other, in wall-clock time.
+uint64_t fence_era() {
+  constexpr uint64_t kFirstMs = 1'704'067'200'000;  // 2024 began, since 1970
+  const uint64_t now_ms = wall_clock_ms();
+  return now_ms > kFirstMs ? std::min(now_ms - kFirstMs, layout::FenceLock::kEraMax) : 0;
+}
 
 uint64_t checksum_of(const LockTableHead& head) {
   return crc32c(0, &head, offsetof(LockTableHead, checksum));
@@ -29,8 +37,12 @@ Task<Status> LockTable::fill(Remote& remote, uint64_t offset, const LockTableSha
         write_op(offset + at, zeros.data(), std::min<uint64_t>(zeros.size(), shape.bytes() - at))};
     if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
   }
-  LockTableHead head{
-      layout::kLockTableMagic, uint32_t(shape.lock_count), uint32_t(shape.ring_capacity), {}, 0};
+  LockTableHead head{layout::kLockTableMagic,
+                     uint32_t(shape.lock_count),
+                     uint32_t(shape.ring_capacity),
+                     fence_era(),
+                     {},
+                     0};
   head.checksum = checksum_of(head);
   kv_op op[1] = {write_op(offset, &head, sizeof head)};
   co_return from_fabric(co_await remote.batch(op));
@@ -74,6 +86,7 @@ Task<Status> LockTable::adopt(Remote& remote, uint64_t offset) {
   // The shape is written once; whoever comes second waits for nothing but a store.
   if (adopting_.exchange(true, std::memory_order_acq_rel)) co_return Status::kPending;
   shape_ = shape;
+  era_ = head.era;
   offset_.store(offset, std::memory_order_release);
   co_return Status::kOk;
 }

@@ -27,6 +27,10 @@ class LockTable {
   // Of an open table.
   bool is_open() const { return offset_.load(std::memory_order_acquire) != 0; }
   const layout::LockTableShape& shape() const { return shape_; }
+  // What fences name who hold a lock of this table.
+  layout::FenceLock fence_lock(uint64_t name_hash) const {
+    return layout::FenceLock::make(name_hash, era_);
+  }
   uint64_t record_offset(uint32_t number) const {
     return offset_.load(std::memory_order_relaxed) + layout::kLineBytes +
            number * shape_.record_bytes();
@@ -40,6 +44,7 @@ class LockTable {
   const layout::Geometry geometry_;
   layout::LockTableShape wanted_;
   layout::LockTableShape shape_;
+  uint64_t era_ = 0;
   std::atomic<bool> adopting_{false};
   std::atomic<uint64_t> offset_{0};
 };

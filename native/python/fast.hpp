@@ -99,9 +99,20 @@ struct Conditions {
   uint32_t flags = 0;
   uint64_t if_version = 0;
   uint64_t ttl_ms = 0;
+  kv_fence fence = {0, 0};
+
+  void apply_to(kv_call* call) const {
+    call->flags = flags;
+    call->if_version = if_version;
+    call->ttl_ms = ttl_ms;
+    call->fence = fence;
+  }
 };
-bool parse_conditions(PyObject* if_version, PyObject* if_absent, PyObject* ttl_s,
+bool parse_conditions(PyObject* if_version, PyObject* if_absent, PyObject* ttl_s, PyObject* fence,
                       Conditions* conditions);
+
+// A lock's token in Python is one number: the fence's lock above its token.
+PyObject* token_of(const kv_fence& fence);
 
 // One or more calls on one session. The destructor releases the session.
 class Run {

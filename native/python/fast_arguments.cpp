@@ -1,6 +1,7 @@
 // Reading arguments: keywords, keys, values, durations and conditions.
 
 #include <cmath>
+#include <initializer_list>
 
 #include "python/fast.hpp"
 
@@ -120,7 +121,47 @@ bool parse_timeout(DataPath* self, PyObject* object, uint64_t bytes, uint64_t* t
   return true;
 }
 
-bool parse_conditions(PyObject* if_version, PyObject* if_absent, PyObject* ttl_s,
+namespace {
+
+constexpr int kTokenBits = 64;
+
+bool parse_fence(PyObject* object, Conditions* conditions) {
+  if (object == nullptr || object == Py_None) return true;
+  if (PyLong_Check(object) == 0) {
+    PyErr_Format(PyExc_TypeError, "fence is %R; give the token of a lock that is held", object);
+    return false;
+  }
+  PyObject* bits = PyLong_FromLong(kTokenBits);
+  PyObject* lock = bits != nullptr ? PyNumber_Rshift(object, bits) : nullptr;
+  Py_XDECREF(bits);
+  if (lock == nullptr) return false;
+  conditions->fence.lock = PyLong_AsUnsignedLongLong(lock);
+  Py_DECREF(lock);
+  if (PyErr_Occurred() != nullptr) {  // negative, or too large
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError, "fence is %R, which is no token of a lock", object);
+    return false;
+  }
+  conditions->fence.token = PyLong_AsUnsignedLongLongMask(object);
+  conditions->flags |= KV_WITH_FENCE;
+  return PyErr_Occurred() == nullptr;
+}
+
+}  // namespace
+
+PyObject* token_of(const kv_fence& fence) {
+  PyObject* lock = PyLong_FromUnsignedLongLong(fence.lock);
+  PyObject* bits = PyLong_FromLong(kTokenBits);
+  PyObject* token = PyLong_FromUnsignedLongLong(fence.token);
+  PyObject* shifted = nullptr;
+  PyObject* whole = nullptr;
+  if (lock != nullptr && bits != nullptr && token != nullptr) shifted = PyNumber_Lshift(lock, bits);
+  if (shifted != nullptr) whole = PyNumber_Or(shifted, token);
+  for (PyObject* part : {lock, bits, token, shifted}) Py_XDECREF(part);
+  return whole;
+}
+
+bool parse_conditions(PyObject* if_version, PyObject* if_absent, PyObject* ttl_s, PyObject* fence,
                       Conditions* conditions) {
   if (if_version != nullptr && if_version != Py_None) {
     conditions->if_version = PyLong_AsUnsignedLongLong(if_version);
@@ -136,7 +177,8 @@ bool parse_conditions(PyObject* if_version, PyObject* if_absent, PyObject* ttl_s
     PyErr_SetString(PyExc_ValueError, "if_version and if_absent exclude each other: give one");
     return false;
   }
-  return parse_seconds(ttl_s, "ttl_s", 1'000, &conditions->ttl_ms);
+  return parse_fence(fence, conditions) &&
+         parse_seconds(ttl_s, "ttl_s", 1'000, &conditions->ttl_ms);
 }
 
 }  // namespace kvstore::python

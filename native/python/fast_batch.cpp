@@ -335,29 +335,29 @@ PyObject* get_many_into_coded(PyObject* self, PyObject* const* arguments, Py_ssi
                           Shape::kCountCoded);
 }
 
-// `values`: items, if_absent, ttl_s, timeout_s, each but the first nullptr where it was not given.
+// `values`: items, if_absent, fence, ttl_s, timeout_s; but for the first, nullptr where not given.
 PyObject* put_pairs(PyObject* self, PyObject* const* values, uint32_t codec) {
   Conditions conditions;
-  if (!parse_conditions(nullptr, values[1], values[2], &conditions)) return nullptr;
+  if (!parse_conditions(nullptr, values[1], values[3], values[2], &conditions)) return nullptr;
   PyObject* items = PyObject_HasAttrString(values[0], "items") != 0 ? PyMapping_Items(values[0])
                                                                     : Py_NewRef(values[0]);
   PyObject* pairs = items != nullptr ? PySequence_Tuple(items) : nullptr;
   Py_XDECREF(items);
   if (pairs == nullptr) return nullptr;
-  kv_call pattern = pattern_of(KV_PUT, conditions.flags);
-  pattern.ttl_ms = conditions.ttl_ms;
+  kv_call pattern = pattern_of(KV_PUT, 0);
+  conditions.apply_to(&pattern);
   pattern.codec = codec;
   Batch batch(self, PyTuple_Size(pairs));
-  const bool done = batch.read_pairs(pairs) && batch.run(pattern, Shape::kVersion, values[3]);
+  const bool done = batch.read_pairs(pairs) && batch.run(pattern, Shape::kVersion, values[4]);
   Py_DECREF(pairs);
   return done ? batch.outcomes() : nullptr;
 }
 
 PyObject* put_many_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                       PyObject* keywords, const char* function) {
-  static const char* const names[] = {"items", "if_absent", "ttl_s", "timeout_s"};
-  PyObject* values[4];
-  if (!parse_arguments({function, names, 4, 1, 1}, arguments, count, keywords, values)) {
+  static const char* const names[] = {"items", "if_absent", "fence", "ttl_s", "timeout_s"};
+  PyObject* values[5];
+  if (!parse_arguments({function, names, 5, 1, 1}, arguments, count, keywords, values)) {
     return nullptr;
   }
   return put_pairs(self, values, 0);
@@ -376,7 +376,7 @@ PyObject* put_many_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t 
     PyErr_SetString(PyExc_ValueError, "a codec is a number from 0 to 255");
     return nullptr;
   }
-  PyObject* const rest[] = {values[0], values[2], values[3], values[4]};
+  PyObject* const rest[] = {values[0], values[2], nullptr, values[3], values[4]};
   return put_pairs(self, rest, static_cast<uint32_t>(codec));
 }
 PyObject* put_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
@@ -406,12 +406,14 @@ PyMethodDef batch_methods[] = {
      "contains_many($self, keys, *, timeout_s=None)\n--\n\n"
      "Return a list that says of each key whether it is there, or its typed error."},
     {"put_many", with_keywords(put_many), kWithKeywords,
-     "put_many($self, items, *, if_absent=False, ttl_s=None, timeout_s=None)\n--\n\n"
+     "put_many($self, items, *, if_absent=False, fence=None, ttl_s=None, timeout_s=None)\n"
+     "--\n\n"
      "Store many values at once: a list with the version or a typed error of each.\n\n"
      "`items` is a mapping or an iterable of (key, value) pairs. If a key comes twice, either of\n"
      "its values may stay."},
     {"put_from_many", with_keywords(put_from_many), kWithKeywords,
-     "put_from_many($self, items, *, if_absent=False, ttl_s=None, timeout_s=None)\n--\n\n"
+     "put_from_many($self, items, *, if_absent=False, fence=None, ttl_s=None, "
+     "timeout_s=None)\n--\n\n"
      "The counterpart of `get_many_into`: the same as `put_many`."},
     {"_put_many_coded", with_keywords(put_many_coded), kWithKeywords,
      "_put_many_coded($self, items, codec, *, if_absent=False, ttl_s=None, timeout_s=None)\n--\n\n"

@@ -163,7 +163,7 @@ PyObject* release_method(PyObject* self, PyObject*) {
 
 PyObject* token(PyObject* self, void*) {
   if (!lock_of(self)->held) return raise_lock(lock_of(self), KV_INVALID);
-  return PyLong_FromUnsignedLongLong(binding.core->lock_token(&lock_of(self)->native));
+  return token_of(binding.core->lock_fence(&lock_of(self)->native));
 }
 PyObject* held(PyObject* self, void*) {
   return PyBool_FromLong(lock_of(self)->held ? 1 : 0);
@@ -206,7 +206,8 @@ PyMethodDef lock_methods[] = {
 
 PyGetSetDef lock_attributes[] = {
     {"token", token, nullptr,
-     "The token of this possession: larger than those of all earlier writers.", nullptr},
+     "The token of this possession, for `fence`: larger than those of all earlier writers.",
+     nullptr},
     {"held", held, nullptr, "Whether it is held through this object.", nullptr},
     {"lost", lost, nullptr,
      "Whether it is held, but its node is known to be gone or to have cut this client off.",

@@ -116,11 +116,9 @@ PyObject* run_put(PyObject* self, PyObject* key_object, PyObject* value_object,
     return nullptr;
   }
   kv_call call = call_of(KV_PUT, key);
-  call.flags = conditions.flags;
+  conditions.apply_to(&call);
   call.value = value.data();
   call.value_bytes = value.size();
-  call.if_version = conditions.if_version;
-  call.ttl_ms = conditions.ttl_ms;
   call.codec = codec;
   return run_one(self, key_object, &call, timeout_ns, value.size() <= kInlineBytes,
                  Shape::kVersion);
@@ -131,15 +129,15 @@ PyObject* put_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count, P
   if (count == 2 && keywords == nullptr) {
     return run_put(self, arguments[0], arguments[1], Conditions{}, 0, nullptr);
   }
-  static const char* const names[] = {"key",       "value", "if_version",
-                                      "if_absent", "ttl_s", "timeout_s"};
-  PyObject* values[6];
+  static const char* const names[] = {"key",   "value", "if_version", "if_absent",
+                                      "fence", "ttl_s", "timeout_s"};
+  PyObject* values[7];
   Conditions conditions;
-  if (!parse_arguments({function, names, 6, 2, 2}, arguments, count, keywords, values) ||
-      !parse_conditions(values[2], values[3], values[4], &conditions)) {
+  if (!parse_arguments({function, names, 7, 2, 2}, arguments, count, keywords, values) ||
+      !parse_conditions(values[2], values[3], values[5], values[4], &conditions)) {
     return nullptr;
   }
-  return run_put(self, values[kKey], values[1], conditions, 0, values[5]);
+  return run_put(self, values[kKey], values[1], conditions, 0, values[6]);
 }
 
 PyObject* put(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
@@ -153,18 +151,18 @@ PyObject* put_from(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
 
 PyObject* put_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                     PyObject* keywords) {
-  static const char* const names[] = {"key",       "value", "codec",    "if_version",
-                                      "if_absent", "ttl_s", "timeout_s"};
-  PyObject* values[7];
+  static const char* const names[] = {"key",       "value", "codec", "if_version",
+                                      "if_absent", "fence", "ttl_s", "timeout_s"};
+  PyObject* values[8];
   Conditions conditions;
-  if (!parse_arguments({"_put_coded", names, 7, 3, 3}, arguments, count, keywords, values) ||
-      !parse_conditions(values[3], values[4], values[5], &conditions)) {
+  if (!parse_arguments({"_put_coded", names, 8, 3, 3}, arguments, count, keywords, values) ||
+      !parse_conditions(values[3], values[4], values[6], values[5], &conditions)) {
     return nullptr;
   }
   const unsigned long codec = PyLong_AsUnsignedLong(values[2]);
   if (PyErr_Occurred() != nullptr) return nullptr;
   return run_put(self, values[kKey], values[1], conditions, static_cast<uint32_t>(codec),
-                 values[6]);
+                 values[7]);
 }
 
 PyObject* run_delete(PyObject* self, PyObject* key_object, const Conditions& conditions,
@@ -176,21 +174,20 @@ PyObject* run_delete(PyObject* self, PyObject* key_object, const Conditions& con
     return nullptr;
   }
   kv_call call = call_of(KV_DELETE, key);
-  call.flags = conditions.flags;
-  call.if_version = conditions.if_version;
+  conditions.apply_to(&call);
   return run_one(self, key_object, &call, timeout_ns, true, Shape::kDeleted);
 }
 
 PyObject* delete_key(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                      PyObject* keywords) {
-  static const char* const names[] = {"key", "if_version", "timeout_s"};
-  PyObject* values[3];
+  static const char* const names[] = {"key", "if_version", "fence", "timeout_s"};
+  PyObject* values[4];
   Conditions conditions;
-  if (!parse_arguments({"delete", names, 3, 1, 1}, arguments, count, keywords, values) ||
-      !parse_conditions(values[1], nullptr, nullptr, &conditions)) {
+  if (!parse_arguments({"delete", names, 4, 1, 1}, arguments, count, keywords, values) ||
+      !parse_conditions(values[1], nullptr, nullptr, values[2], &conditions)) {
     return nullptr;
   }
-  return run_delete(self, values[kKey], conditions, values[2]);
+  return run_delete(self, values[kKey], conditions, values[3]);
 }
 
 }  // namespace
@@ -243,23 +240,27 @@ PyMethodDef single_methods[] = {
      "contains($self, key, *, timeout_s=None)\n--\n\n"
      "Return whether `key` is there. Same as `key in store`."},
     {"put", with_keywords(put), kWithKeywords,
-     "put($self, key, value, *, if_version=None, if_absent=False, ttl_s=None, timeout_s=None)\n"
+     "put($self, key, value, *, if_version=None, if_absent=False, fence=None, ttl_s=None, "
+     "timeout_s=None)\n"
      "--\n\n"
      "Store `value` under `key` and return its version.\n\n"
      "The value is any contiguous buffer and is not copied on its way. With `if_absent` it is\n"
      "stored only if there is no such key, with `if_version` only if the key's value has that\n"
      "version; otherwise ConditionFailed is raised. After `ttl_s` seconds the key is gone.\n"
+     "With `fence`, the token of a lock that is held, FencedWrite is raised if somebody who had\n"
+     "the lock later has written the key, FenceMismatch if it was written under another lock.\n"
      "When put returns, every get that starts afterwards sees the new value."},
     {"put_from", with_keywords(put_from), kWithKeywords,
-     "put_from($self, key, value, *, if_version=None, if_absent=False, ttl_s=None, "
+     "put_from($self, key, value, *, if_version=None, if_absent=False, fence=None, ttl_s=None, "
      "timeout_s=None)\n--\n\n"
      "The counterpart of `get_into`: the same as `put`."},
     {"delete", with_keywords(delete_key), kWithKeywords,
-     "delete($self, key, *, if_version=None, timeout_s=None)\n--\n\n"
+     "delete($self, key, *, if_version=None, fence=None, timeout_s=None)\n--\n\n"
      "Delete `key` and return whether it was there.\n\n"
      "With `if_version` it is deleted only if its value has that version; otherwise, also where "
      "it\n"
-     "is absent, ConditionFailed is raised."},
+     "is absent, ConditionFailed is raised. `fence` is that of `put`; a delete with it keeps who\n"
+     "had the lock earlier from writing the key, also if it was not there."},
     {"_get_coded", with_keywords(get_coded), kWithKeywords,
      "Return (value, codec) of `key`, or None."},
     {"_put_coded", with_keywords(put_coded), kWithKeywords,

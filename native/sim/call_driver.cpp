@@ -22,6 +22,8 @@ OperationOutcome outcome_of(Status status) {
       return OperationOutcome::kAbsent;
     case Status::kConditionFailed:
       return OperationOutcome::kConditionFailed;
+    case Status::kFencedWrite:
+      return OperationOutcome::kFenced;
     case Status::kOutcomeUnknown:
       return OperationOutcome::kUnknown;
     default:
@@ -153,6 +155,8 @@ void ComputeNode::CallDriver::draw_kind(Operation& operation) {
                    : falls_to(options.put_percent)      ? OperationKind::kPut
                                                         : OperationKind::kDelete;
   const bool writes = operation.kind >= OperationKind::kPut;
+  const bool may_carry = writes && options.fenced_percent > 0;
+  if (may_carry && random.below(100) < options.fenced_percent) operation.fence = draw_fence();
   if (!writes || !options.conditions) return;
   if (operation.kind == OperationKind::kPut && random.below(3) == 0) {
     operation.condition = OperationCondition::kIfAbsent;
@@ -160,6 +164,14 @@ void ComputeNode::CallDriver::draw_kind(Operation& operation) {
     operation.condition = OperationCondition::kIfVersion;
     operation.if_version = workload_.last_version[operation.key];
   }
+}
+
+// As of holders of a lock: most write with the newest token, some have held it before.
+uint64_t ComputeNode::CallDriver::draw_fence() {
+  constexpr uint64_t kOldest = 6;
+  Random& random = schedule_.random();
+  if (random.below(2) == 0) return ++workload_.last_fence;
+  return std::max<uint64_t>(workload_.last_fence, kOldest) - random.below(kOldest);
 }
 
 void ComputeNode::CallDriver::fill_call(const Operation& operation) {
@@ -171,6 +183,8 @@ void ComputeNode::CallDriver::fill_call(const Operation& operation) {
   call_.kind = kKinds[size_t(operation.kind)];
   call_.flags = kFlags[size_t(operation.condition)];
   call_.if_version = operation.if_version;
+  if (operation.fence != 0) call_.flags |= KV_WITH_FENCE;
+  call_.fence = {1, operation.fence};
   call_.ttl_ms = operation.lives_ns / kMillisecond;
   call_.key = key_.data();
   call_.key_bytes = key_.size();
@@ -270,8 +284,8 @@ void ComputeNode::CallDriver::note_cost_begins(const Operation& operation) {
   const WorldOptions& options = workload_.options;
   const uint32_t others = workload_.under_way_at[operation.key]++;
   use_ = ++workload_.uses[operation.key];
-  costed_ = options.check_cost && workload_.faults == 0 && others == 0 &&
-            options.node.timing.breaks_per_million == 0 &&
+  costed_ = options.check_cost && options.fenced_percent == 0 && workload_.faults == 0 &&
+            others == 0 && options.node.timing.breaks_per_million == 0 &&
             options.value_bytes_max <= kCostedBytesMax && workload_.is_lone_key(operation.key) &&
             index_at_rest();
   if (!costed_) return;

@@ -20,7 +20,8 @@ class ComputeNode::CallDriver final : public Driver {
   void release_lane() { lane_.client().release_lane(lane_); }
   uint32_t lane() const { return lane_.index(); }
   bool running() const { return lane_.running(); }
-  uint64_t operation() const { return lane_.running() ? place_ + 1 : 0; }
+  // One that waited without addresses is another one afterwards: what it wrote before is given up.
+  uint64_t operation() const { return lane_.running() ? activity_ns_ : 0; }
   // When it began to hold addresses; 0: it holds none.
   uint64_t activity_ns() const { return activity_ns_; }
   std::string what() const { return "operation " + std::to_string(place_); }
@@ -31,6 +32,7 @@ class ComputeNode::CallDriver final : public Driver {
   void begin();
   void draw(Operation& operation);
   void draw_kind(Operation& operation);
+  uint64_t draw_fence();
   void fill_call(const Operation& operation);
   void note_activity();
   void note_outcome();

@@ -11,6 +11,7 @@ bool changes(const Operation& operation) {
   return operation.kind != OperationKind::kGet && operation.kind != OperationKind::kContains &&
          operation.outcome != OperationOutcome::kNoEffect &&
          operation.outcome != OperationOutcome::kConditionFailed &&
+         operation.outcome != OperationOutcome::kFenced &&
          operation.outcome != OperationOutcome::kAbsent;
 }
 

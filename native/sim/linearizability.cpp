@@ -302,8 +302,8 @@ LinearizabilityResult check_history(std::span<const Operation> history,
 std::string describe(const Operation& operation) {
   static constexpr const char* kKinds[] = {"get", "contains", "put", "delete", "wipe"};
   static constexpr const char* kConditions[] = {"", " if absent", " if version "};
-  static constexpr const char* kOutcomes[] = {"ok", "absent", "condition failed", "no effect",
-                                              "unknown"};
+  static constexpr const char* kOutcomes[] = {"ok",     "absent",    "condition failed",
+                                              "fenced", "no effect", "unknown"};
   std::string line = "client ";
   line += std::to_string(operation.client);
   line += ' ';
@@ -316,6 +316,7 @@ std::string describe(const Operation& operation) {
   if (operation.condition == OperationCondition::kIfVersion) {
     line += std::to_string(operation.if_version);
   }
+  if (operation.fence != 0) line.append(" fence ").append(std::to_string(operation.fence));
   line += " [" + std::to_string(operation.called_ns) + ", ";
   line += operation.returned_ns == kNeverReturned ? "never" : std::to_string(operation.returned_ns);
   line += "] -> ";

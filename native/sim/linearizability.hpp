@@ -36,6 +36,7 @@ enum class OperationOutcome : uint8_t {
   kOk,               // read, there, written or deleted
   kAbsent,           // of get, contains and delete
   kConditionFailed,  // nothing was changed
+  kFenced,           // likewise: somebody has written with a later fence
   kNoEffect,         // it failed and says that it changed nothing: no statement about the key
   kUnknown           // it may have taken effect, may still do so, or never
 };
@@ -53,6 +54,7 @@ struct Operation {
   uint64_t value = 0;                     // the number written or read, from 1
   uint64_t version = 0;                   // as returned by a put or a get; 0: not known
   uint64_t if_version = 0;
+  uint64_t fence = 0;     // of a put or a delete: the token that it carries; 0: none
   bool mortal = false;    // of a put: with a time to live, so it may vanish
   uint64_t lives_ns = 0;  // how long
 };

@@ -40,6 +40,8 @@ constexpr Parameter kParameters[] = {
      KV_FIELD(put_percent)},
     {"conditions", kWorkload, "", 1, 0, 1, "1: some writes only if absent, or with a version",
      KV_FIELD(conditions)},
+    {"fenced_percent", kWorkload, "of a hundred writes", 1, 0, 100,
+     "carry the token of a lock's holder, some of a former one", KV_FIELD(fenced_percent)},
     {"preload", kWorkload, "", 1, 0, 1, "1: the first calls put every key once", KV_FIELD(preload)},
     {"think_us", kWorkload, "us", kMicrosecond, 0, 60 * kMillion,
      "between calls of a lane, at most", KV_FIELD(think_ns_max)},

@@ -1,5 +1,6 @@
 // What one key of the store is to its users: a register that holds nothing, or a value with a
-// version. The checker asks it whether an answer was possible.
+// version, and refuses writes with an older fence than it has seen. The checker asks it whether an
+// answer was possible.
 
 #pragma once
 
@@ -13,6 +14,7 @@ struct RegisterState {
   uint64_t value = 0;    // 0: the key is absent
   uint64_t version = 0;  // 0: nobody has seen it yet
   bool mortal = false;   // it has a time to live
+  uint64_t fence = 0;    // the latest token of a write, that of a delete too
   bool operator==(const RegisterState&) const = default;
 };
 
@@ -31,9 +33,12 @@ class RegisterModel {
     }
     switch (operation.outcome) {
       case OperationOutcome::kAbsent:
-        return operation.kind != OperationKind::kPut && become_absent(state);
+        return operation.kind != OperationKind::kPut && passes_fence(operation, state) &&
+               become_absent(state);
       case OperationOutcome::kConditionFailed:
-        return !reads && condition_fails(operation, state);
+        return !reads && !is_refused(operation, state) && condition_fails(operation, state);
+      case OperationOutcome::kFenced:
+        return !reads && operation.fence < state.fence;
       case OperationOutcome::kOk:
         return reads ? reads_this(operation, state) : changes(operation, state);
       case OperationOutcome::kUnknown:
@@ -44,6 +49,16 @@ class RegisterModel {
   }
 
  private:
+  // What vanishes takes its fence along.
+  bool is_refused(const Operation& operation, const RegisterState& state) const {
+    return operation.fence != 0 && operation.fence < state.fence && !may_vanish_;
+  }
+  bool passes_fence(const Operation& operation, RegisterState& state) const {
+    if (is_refused(operation, state)) return false;
+    if (operation.fence != 0) state.fence = operation.fence;
+    return true;
+  }
+
   // Whoever is the first to see a version tells it.
   static bool is_version(RegisterState& state, uint64_t seen) {
     if (seen == 0) return true;
@@ -67,18 +82,21 @@ class RegisterModel {
     // before it is for another.
     if (state.mortal) return true;
     if (state.value != 0 && !may_vanish_) return false;
-    state = {};
+    state = {.fence = state.fence};
     return true;
   }
 
   bool changes(const Operation& operation, RegisterState& state) const {
-    if (!condition_holds(operation, state)) return false;
+    if (!passes_fence(operation, state) || !condition_holds(operation, state)) return false;
     if (operation.kind == OperationKind::kPut) {
-      state = {operation.value, operation.version, operation.mortal};
+      state = {operation.value, operation.version, operation.mortal, state.fence};
       return true;
     }
-    if (state.value == 0 || !is_version(state, operation.version)) return false;
-    state = {};
+    if (state.value == 0) {  // nothing to delete, but its fence stays
+      return operation.outcome == OperationOutcome::kUnknown && operation.fence != 0;
+    }
+    if (!is_version(state, operation.version)) return false;
+    state = {.fence = state.fence};
     return true;
   }
 

@@ -25,6 +25,7 @@ struct Workload {
   uint64_t begun = 0;
   uint64_t under_way = 0;
   uint64_t next_value = 1;
+  uint64_t last_fence = 0;
   uint64_t faults = 0;  // that have been injected so far
 
   // By key: the version that anybody saw last, and which operations use the key.

@@ -32,6 +32,7 @@ struct WorldOptions {
   // A third of the puts only if the key is absent, a quarter of the other writes only if it has the
   // version last seen.
   bool conditions = true;
+  unsigned fenced_percent = 0;  // of the writes: carry the token of a lock's holder
   // The first calls put every key once.
   bool preload = false;
   uint64_t think_ns_max = 20'000;

@@ -44,6 +44,10 @@ class LockHold final : public LockWaiter {
 
   Stage stage() const { return stage_; }
   uint64_t token() const { return request_.token; }
+  // Of a lock that is held.
+  layout::Fence fence() const {
+    return {attachment_->locks.table().fence_lock(request_.name.low).word, request_.token};
+  }
   // Of a lock that is held: whether it still was when last looked.
   bool is_lost() const;
 

@@ -10,6 +10,8 @@
 //   put, new                WRITE 2 READ, CAS 2 READ, CAS                     3
 //   contains, address known 2 READ                                            1
 //   delete                  2 READ, READ header, CAS                          3
+// A fence takes one WRITE more, and where the key has one already, one READ and round trip; a
+// delete then costs what a put does.
 // An object that is longer than the fabric's eager read takes one READ more, and over shm a value
 // of 512 bytes or more that goes to a buffer of the caller's; a value too long to be assembled in
 // scratch memory takes one WRITE more (value and header apart).
@@ -94,7 +96,9 @@ inline uint32_t expiry_ticks(const Attachment& attachment, uint64_t ttl_ms) {
   const uint64_t ticks = (attachment.node_clock_ms() + ttl_ms) / layout::kExpiryTickMs + 1;
   return ticks > UINT32_MAX ? UINT32_MAX : uint32_t(ticks);
 }
+// Whether the object says that its key is not there, or not any more.
 inline bool expired(const Attachment& attachment, const layout::ObjectHeader& header) {
+  if ((header.flags & layout::kObjectTombstone) != 0) return true;
   return header.expiry_ticks != 0 &&
          attachment.node_clock_ms() / layout::kExpiryTickMs >= header.expiry_ticks;
 }

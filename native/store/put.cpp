@@ -1,5 +1,6 @@
 // put and delete: an immutable object is written out of place and published by one CAS on the
-// index slot, the linearization point.
+// index slot, the linearization point. The delete of a key that has a fence publishes an object
+// too, a tombstone, so that the fence stays.
 
 #include <array>
 #include <cstring>
@@ -22,45 +23,71 @@ constexpr unsigned kAttemptsMax = 100'000;
 // An object up to this size is put together in scratch memory and written by one WRITE.
 constexpr uint64_t kAssembleBytesMax = 16 << 10;
 
+// What an object is to hold, beside its key.
+struct Contents {
+  const void* value = nullptr;
+  uint64_t value_bytes = 0;
+  uint8_t codec = 0;
+  uint64_t ttl_ms = 0;
+  bool tombstone = false;
+  bool fenced = false;
+  layout::Fence fence = {};
+
+  unsigned size_class(const Key& key) const {
+    return layout::object_class(key.bytes, value_bytes, fenced);
+  }
+};
+
 // An object on its way: its block, and the WRITEs that bring it there.
 class Draft {
  public:
-  Draft(const Attachment& attachment, const Key& key, const kv_call& call, Block block,
+  Draft(const Attachment& attachment, const Key& key, const Contents& contents, Block block,
         uint64_t version)
       : block_(block),
         value_at_(layout::value_offset(block.size_class, key.bytes)),
-        assembled_(value_at_ + call.value_bytes <= kAssembleBytesMax && !KV_BUGGIFY(value_first)),
-        head_(assembled_ ? value_at_ + call.value_bytes : layout::kHeaderBytes + key.bytes) {
+        assembled_(value_at_ + contents.value_bytes <= kAssembleBytesMax &&
+                   (contents.value_bytes == 0 || !KV_BUGGIFY(value_first))),
+        head_(assembled_ ? value_at_ + contents.value_bytes : layout::kHeaderBytes + key.bytes),
+        fenced_(contents.fenced),
+        extension_{contents.fence, layout::fence_checksum(contents.fence)} {
     header_.key_bytes = uint16_t(key.bytes);
-    header_.flags = 0;
-    header_.codec = uint8_t(call.codec);
-    header_.value_bytes = call.value_bytes;
+    header_.flags = uint8_t((contents.tombstone ? layout::kObjectTombstone : 0) |
+                            (contents.fenced ? layout::kObjectFence : 0));
+    header_.codec = contents.codec;
+    header_.value_bytes = contents.value_bytes;
     header_.key_hash = key.hash;
     header_.version = version;
     header_.address_generation = block.offset / layout::kUnitBytes;
-    header_.expiry_ticks = expiry_ticks(attachment, call.ttl_ms);
+    header_.expiry_ticks = expiry_ticks(attachment, contents.ttl_ms);
     std::memcpy(head_.data() + layout::kHeaderBytes, key.data, key.bytes);
     const uint32_t key_crc = crc32c(0, key.data, key.bytes);
     if (assembled_) {
       std::memset(head_.data() + layout::kHeaderBytes + key.bytes, 0,
                   value_at_ - layout::kHeaderBytes - key.bytes);
-      const uint32_t crc = call.value_bytes == 0 ? key_crc
-                                                 : crc32c_copy(key_crc, head_.data() + value_at_,
-                                                               call.value, call.value_bytes);
+      const uint32_t crc = contents.value_bytes == 0
+                               ? key_crc
+                               : crc32c_copy(key_crc, head_.data() + value_at_, contents.value,
+                                             contents.value_bytes);
       seal(crc);
-      first_ = write_op(block.offset, head_.data(), head_.size());
+      first_[0] = write_op(block.offset, head_.data(), head_.size());
     } else {
-      first_ = with_crc(write_op(block.offset + value_at_, call.value, call.value_bytes), key_crc);
+      first_[0] = with_crc(write_op(block.offset + value_at_, contents.value, contents.value_bytes),
+                           key_crc);
     }
+    const uint64_t extension_at =
+        layout::extension_offset(block.size_class, key.bytes, contents.value_bytes);
+    first_[1] = write_op(block.offset + extension_at, &extension_, sizeof extension_);
   }
+  Draft(const Draft&) = delete;
+  Draft& operator=(const Draft&) = delete;
 
   // To be posted before anything else.
-  std::span<kv_op> first() { return {&first_, KV_VARIANT(publish_before_write) ? 0u : 1u}; }
-  std::span<kv_op> withheld() { return {&first_, KV_VARIANT(publish_before_write) ? 1u : 0u}; }
+  std::span<kv_op> first() { return {first_, KV_VARIANT(publish_before_write) ? 0 : writes()}; }
+  std::span<kv_op> withheld() { return {first_, KV_VARIANT(publish_before_write) ? writes() : 0}; }
   // Call once `first` has completed: its checksum goes into the header.
   void first_completed() {
     if (assembled_ || KV_VARIANT(publish_before_write)) return;
-    seal(uint32_t(first_.result));
+    seal(uint32_t(first_[0].result));
     second_ = write_op(block_.offset, head_.data(), head_.size());
     pending_ = true;
   }
@@ -74,6 +101,7 @@ class Draft {
   }
 
  private:
+  size_t writes() const { return fenced_ ? 2 : 1; }
   void seal(uint32_t value_crc) {
     header_.value_crc = value_crc;
     layout::seal(header_);
@@ -85,8 +113,10 @@ class Draft {
   const bool assembled_;
   bool pending_ = false;
   const Scratch head_;
+  const bool fenced_;
+  const layout::FenceExtension extension_;
   ObjectHeader header_{};
-  kv_op first_{};
+  kv_op first_[2] = {};
   kv_op second_{};
 };
 
@@ -94,6 +124,10 @@ enum class Step {
   kDone,     // published
   kAgain,    // somebody else was faster, or a split is under way: look up again
   kRefused,  // a condition does not hold
+  kFenced,   // what is there was written by a later holder
+  kForeign,  // or under another lock
+  kGone,     // nothing is there that a tombstone should stand for
+  kCarry,    // it has a fence that the draft must carry on
   kFull,     // the subtable has no room for the key
   kLost,     // connection lost, nothing applied
   kDamaged,  // what is at the node can't be
@@ -200,9 +234,37 @@ Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lo
   co_return Step::kUnknown;
 }
 
+// Whether the fence of what is there lets a draft with these contents take its place: kDone.
+Task<Step> pass_fence(Channel& channel, const Key& key, const kv_call& call, const Found& found,
+                      const Contents& contents, layout::Fence& there) {
+  if ((found.header.flags & layout::kObjectFence) == 0) co_return Step::kDone;
+  const Slot slot = found.ref.slot;
+  const uint64_t at =
+      layout::extension_offset(slot.size_class(), key.bytes, found.header.value_bytes);
+  layout::FenceExtension extension;
+  if (at + sizeof extension > layout::class_bytes(slot.size_class())) co_return Step::kDamaged;
+  kv_op op[1] = {read_op(slot.offset() + at, &extension, sizeof extension)};
+  if (co_await channel.remote.batch(op) != KV_FABRIC_OK) co_return Step::kLost;
+  if (extension.checksum != layout::fence_checksum(extension.fence)) co_return Step::kDamaged;
+  there = extension.fence;
+  if (KV_VARIANT(ignore_fence)) co_return Step::kDone;
+  if ((call.flags & KV_WITH_FENCE) == 0) {
+    const bool carried = contents.fenced && contents.fence == there;
+    co_return carried || KV_VARIANT(drop_fence) ? Step::kDone : Step::kCarry;
+  }
+  if (!contents.fence.same_lock(there)) co_return Step::kForeign;
+  co_return contents.fence.is_older_than(there) ? Step::kFenced : Step::kDone;
+}
+
+struct PutProgress {
+  SlotRef slot;
+  uint64_t subtable = 0;
+  layout::Fence fence;  // that was met
+};
+
 // One attempt, from look-up to publication.
-Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& draft,
-                       bool first_attempt, SlotRef& slot, uint64_t& subtable) {
+Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, const Contents& contents,
+                       Draft& draft, bool first_attempt, PutProgress& progress) {
   Lookup lookup;
   Status s;
   if (first_attempt) {
@@ -211,10 +273,14 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& d
     s = co_await look_up(channel, key, lookup, true, draft.pending());
     draft.posted();
   }
-  subtable = lookup.places.subtable();
+  progress.subtable = lookup.places.subtable();
   if (s == Status::kPending || s == Status::kDeadlineExceeded) co_return Step::kAgain;
-  const bool needs_final_miss = (call.flags & KV_IF_VERSION) != 0;
+  const bool buries = contents.tombstone && (call.flags & KV_WITH_FENCE) == 0;
+  const bool needs_final_miss = (call.flags & KV_IF_VERSION) != 0 || buries;
   if (s == Status::kOk) {
+    const Step passed =
+        co_await pass_fence(channel, key, call, lookup.found, contents, progress.fence);
+    if (passed != Step::kDone) co_return passed;
     if (!condition_holds(*channel.attachment, call, lookup.found)) co_return Step::kRefused;
     if (lookup.found.ref.slot.moving() || lookup.found.ref.slot.frozen()) {
       if (lookup.places.filling()) co_await help_split(channel, key, lookup.places);
@@ -222,9 +288,9 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& d
     }
     const Step step = co_await replace(channel, key, lookup.found, draft);
     const Slot before = lookup.found.ref.slot;
-    slot = {lookup.found.ref.offset,
-            before.successor(key.fingerprint(), 0, draft.contents().size_class(),
-                             draft.contents().address())};
+    progress.slot = {lookup.found.ref.offset,
+                     before.successor(key.fingerprint(), 0, draft.contents().size_class(),
+                                      draft.contents().address())};
     co_return step;
   }
   if (s == Status::kCorrupt) co_return Step::kDamaged;
@@ -233,10 +299,12 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, Draft& d
   if (!KV_VARIANT(stale_version_on_refusal)) call.version = 0;
   if (needs_final_miss) {
     const Status confirmed = co_await confirm_headers(channel.remote, lookup.places);
-    if (confirmed == Status::kOk) co_return Step::kRefused;
-    co_return confirmed == Status::kAbsent ? Step::kAgain : Step::kLost;
+    if (confirmed != Status::kOk) {
+      co_return confirmed == Status::kAbsent ? Step::kAgain : Step::kLost;
+    }
+    co_return (call.flags & KV_IF_VERSION) != 0 ? Step::kRefused : Step::kGone;
   }
-  co_return co_await insert_new(channel, key, draft, lookup, slot);
+  co_return co_await insert_new(channel, key, draft, lookup, progress.slot);
 }
 
 // Makes room in the key's subtable. Where no subtable can be had any more, entries are evicted.
@@ -266,22 +334,26 @@ Task<Status> make_room(Channel& channel, const Key& key) {
   place = {before.offset(), before.size_class()};
 }
 
-struct PutProgress {
-  SlotRef slot;
-  uint64_t subtable = 0;
-};
-
-Task<Status> publish(Channel& channel, const Key& key, kv_call& call, Draft& draft,
-                     PutProgress& progress) {
+// kPending: what is there has a fence, now in `progress`, that the draft does not carry.
+Task<Status> publish(Channel& channel, const Key& key, kv_call& call, const Contents& contents,
+                     Draft& draft, PutProgress& progress) {
   for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
-    const Step step = co_await attempt_put(channel, key, call, draft, attempt == 0, progress.slot,
-                                           progress.subtable);
+    const Step step =
+        co_await attempt_put(channel, key, call, contents, draft, attempt == 0, progress);
     switch (step) {
       case Step::kDone:
         if (KV_VARIANT(publish_before_write)) co_await channel.remote.batch(draft.withheld());
         co_return Status::kOk;
       case Step::kRefused:
         co_return Status::kConditionFailed;
+      case Step::kFenced:
+        co_return Status::kFencedWrite;
+      case Step::kForeign:
+        co_return Status::kFenceMismatch;
+      case Step::kGone:
+        co_return Status::kAbsent;
+      case Step::kCarry:
+        co_return Status::kPending;
       case Step::kLost:
         co_return Status::kNodeUnreachable;
       case Step::kDamaged:
@@ -299,11 +371,12 @@ Task<Status> publish(Channel& channel, const Key& key, kv_call& call, Draft& dra
   co_return Status::kDeadlineExceeded;
 }
 
-}  // namespace
-
-Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
+// Puts an object with these contents in the place of the key's, or inserts it. `version` becomes
+// its version.
+Task<Status> put_contents(Channel& channel, const Key& key, kv_call& call, const Contents& contents,
+                          PutProgress& progress, uint64_t& version) {
   Attachment& attachment = *channel.attachment;
-  const unsigned size_class = layout::object_class(key.bytes, call.value_bytes);
+  const unsigned size_class = contents.size_class(key);
   const layout::Geometry& geometry = attachment.geometry;
   if (size_class == 0 ||
       layout::class_bytes(size_class) > (geometry.segment_count - 4) * geometry.segment_bytes) {
@@ -312,14 +385,11 @@ Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
   const TakeResult taken = co_await allocate(channel, size_class);
   if (taken.status != Status::kOk) co_return taken.status;
 
-  Draft draft(attachment, key, call, taken.block, attachment.next_version());
-  PutProgress progress;
-  const Status status = co_await publish(channel, key, call, draft, progress);
+  Draft draft(attachment, key, contents, taken.block, attachment.next_version());
+  const Status status = co_await publish(channel, key, call, contents, draft, progress);
   switch (status) {
     case Status::kOk:
-      call.version = draft.version();
-      attachment.addresses.remember(key.hash, {progress.slot.offset, progress.slot.slot,
-                                               progress.subtable, call.value_bytes});
+      version = draft.version();
       channel.touch(progress.subtable, progress.slot.offset, size_class);
       break;
     case Status::kOutcomeUnknown:
@@ -335,8 +405,56 @@ Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
   co_return status;
 }
 
+// The same with the caller's fence, or with that of what is there.
+Task<Status> put_fenced(Channel& channel, const Key& key, kv_call& call, Contents contents,
+                        PutProgress& progress, uint64_t& version) {
+  contents.fenced = (call.flags & KV_WITH_FENCE) != 0;
+  if (contents.fenced) contents.fence = {call.fence.lock, call.fence.token};
+  for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
+    const Status status = co_await put_contents(channel, key, call, contents, progress, version);
+    if (status != Status::kPending) co_return status;
+    contents.fenced = true;
+    contents.fence = progress.fence;
+    if (channel.lane().cancelled()) break;
+  }
+  co_return Status::kDeadlineExceeded;
+}
+
+// A delete that leaves a tombstone with the fence. Of a key that is not there it does so too: who
+// held the lock before must not bring it back.
+Task<Status> bury(Channel& channel, const Key& key, kv_call& call) {
+  Contents contents;
+  contents.tombstone = true;
+  PutProgress progress;
+  uint64_t ignored = 0;
+  const Status status = co_await put_fenced(channel, key, call, contents, progress, ignored);
+  if (status != Status::kOk) co_return status;
+  channel.attachment->addresses.forget(key.hash);
+  // The attempt has told which version it met.
+  co_return call.version == 0 ? Status::kAbsent : Status::kOk;
+}
+
+}  // namespace
+
+Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
+  const Contents contents{.value = call.value,
+                          .value_bytes = call.value_bytes,
+                          .codec = uint8_t(call.codec),
+                          .ttl_ms = call.ttl_ms};
+  PutProgress progress;
+  uint64_t version = 0;
+  const Status status = co_await put_fenced(channel, key, call, contents, progress, version);
+  if (status == Status::kOk) {
+    call.version = version;
+    channel.attachment->addresses.remember(
+        key.hash, {progress.slot.offset, progress.slot.slot, progress.subtable, call.value_bytes});
+  }
+  co_return status;
+}
+
 Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
   Attachment& attachment = *channel.attachment;
+  if ((call.flags & KV_WITH_FENCE) != 0) co_return co_await bury(channel, key, call);
   for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
     Lookup lookup;
     const Status s = co_await look_up(channel, key, lookup, false);
@@ -347,6 +465,9 @@ Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
     }
     const Found& found = lookup.found;
     if (!condition_holds(attachment, call, found)) co_return Status::kConditionFailed;
+    if ((found.header.flags & layout::kObjectTombstone) != 0) co_return Status::kAbsent;
+    const bool fenced = (found.header.flags & layout::kObjectFence) != 0;
+    if (fenced && !KV_VARIANT(delete_fence)) co_return co_await bury(channel, key, call);
     const Slot before = found.ref.slot;
     if (before.moving() || before.frozen()) {
       if (lookup.places.filling()) {

@@ -192,3 +192,65 @@ def test_a_cancelled_task_lets_its_lock_go() -> None:
                 pass
 
     asyncio.run(main())
+
+
+def test_an_older_holder_can_write_no_more(store: kvstore.Store) -> None:
+    with store.lock("a") as held:
+        old = held.token
+        store.put("k", b"first", fence=old)
+    with store.lock("a") as held:
+        assert held.token > old
+        store.put("k", b"second", fence=held.token)
+    with pytest.raises(kvstore.FencedWrite, match="'k'"):
+        store.put("k", b"late", fence=old)
+    with pytest.raises(kvstore.FencedWrite):
+        store.delete("k", fence=old)
+    outcomes = store.put_many({"k": b"late", "other": b"1"}, fence=old)
+    assert isinstance(outcomes[0], kvstore.FencedWrite)
+    assert isinstance(outcomes[1], int)
+    assert store["k"] == b"second"
+    assert store.delete("k")
+    with pytest.raises(kvstore.FencedWrite):
+        store.put("k", b"late", fence=old)
+    assert "k" not in store
+    assert list(store.keys()) == [b"other"]
+
+
+def test_a_key_stays_with_its_lock(store: kvstore.Store) -> None:
+    with store.locks(["a", "b"]) as held:
+        store.put_object("k", {"n": 1}, fence=held[0].token)
+        with pytest.raises(kvstore.FenceMismatch):
+            store.put("k", b"", fence=held[1].token)
+        with pytest.raises(kvstore.FenceMismatch):
+            store.put("k", b"", fence=17)
+    assert store.get_object("k") == {"n": 1}
+
+
+def test_a_fence_is_a_number(store: kvstore.Store) -> None:
+    store.put("own numbers", b"", fence=2)
+    with pytest.raises(kvstore.FencedWrite):
+        store.put("own numbers", b"", fence=1)
+    for wrong in (-1, 1 << 128):
+        with pytest.raises(ValueError, match="no token"):
+            store.put("k", b"", fence=wrong)
+    with pytest.raises(TypeError, match="the token of a lock"):
+        store.put("k", b"", fence="1")  # type: ignore[arg-type]
+    assert "k" not in store
+
+
+def test_an_older_holder_can_write_no_more_async() -> None:
+    async def work() -> None:
+        async with await kvstore.aio.connect() as store:
+            async with store.lock("a") as held:
+                old = held.token
+            async with store.lock("a") as held:
+                await store.put("k", b"new", fence=held.token)
+                with pytest.raises(kvstore.FencedWrite):
+                    await store.put("k", b"late", fence=old)
+                with pytest.raises(kvstore.FencedWrite):
+                    await store.delete("k", fence=old)
+                outcomes = await store.put_many({"k": b"late"}, fence=old)
+                assert isinstance(outcomes[0], kvstore.FencedWrite)
+                assert await store.delete("k", fence=held.token)
+
+    asyncio.run(work())

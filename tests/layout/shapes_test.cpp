@@ -77,6 +77,35 @@ TEST_CASE("layout: an object fits its class and no smaller one") {
   CHECK(object_class(16, uint64_t{1} << 40) == 0);
 }
 
+TEST_CASE("layout: an object with a fence has room for it, aligned, behind its value") {
+  for (const uint64_t key_bytes : {1, 16, 81, 1024}) {
+    for (uint64_t value_bytes = 0; value_bytes <= kGiB; value_bytes += 1 + value_bytes / 7) {
+      CAPTURE(key_bytes);
+      CAPTURE(value_bytes);
+      const unsigned c = object_class(key_bytes, value_bytes, true);
+      REQUIRE(c > 0);
+      const uint64_t at = extension_offset(c, key_bytes, value_bytes);
+      REQUIRE(at % 8 == 0);
+      REQUIRE(at >= value_offset(c, key_bytes) + value_bytes);
+      REQUIRE(at + sizeof(FenceExtension) <= class_bytes(c));
+    }
+  }
+}
+
+TEST_CASE("layout: fences of one lock are ordered, by era before token") {
+  const auto fence = [](uint64_t name, uint64_t era, uint64_t token) {
+    return Fence{FenceLock::make(name, era).word, token};
+  };
+  CHECK(fence(1, 5, 7).same_lock(fence(1, 6, 2)));
+  CHECK(!fence(1, 5, 7).same_lock(fence(2, 5, 7)));
+  CHECK(!fence(1, 5, 7).same_lock(Fence{0, 7}));
+  CHECK(fence(1, 5, 7).is_older_than(fence(1, 5, 8)));
+  CHECK(!fence(1, 5, 7).is_older_than(fence(1, 5, 7)));
+  CHECK(fence(1, 5, 7).is_older_than(fence(1, 6, 2)));
+  CHECK(!fence(1, 6, 2).is_older_than(fence(1, 5, 7)));
+  CHECK(Fence{0, 1}.is_older_than(Fence{0, 2}));
+}
+
 TEST_CASE("layout: the blocks of an extent lie behind its bitmap and inside it") {
   for (const uint64_t segment_bytes : {kSegmentBytesMin, 4 * kSegmentBytesMin}) {
     for (unsigned c = 1; c < kSizeClasses; ++c) {

@@ -151,9 +151,12 @@ std::map<std::string, Extent> index_and_object_fields() {
           FIELD(LockTableHead, "lock_table_head", magic),
           FIELD(LockTableHead, "lock_table_head", lock_count),
           FIELD(LockTableHead, "lock_table_head", ring_capacity),
+          FIELD(LockTableHead, "lock_table_head", era),
           FIELD(LockTableHead, "lock_table_head", checksum),
-          FIELD(FenceExtension, "fence_extension", lock_id),
-          FIELD(FenceExtension, "fence_extension", token)};
+          FIELD(Fence, "fence", lock),
+          FIELD(Fence, "fence", token),
+          FIELD(FenceExtension, "fence_extension", fence),
+          FIELD(FenceExtension, "fence_extension", checksum)};
 }
 
 // A field of a word as its accessor sees it: the bits whose setting alone changes what it returns.
@@ -208,6 +211,8 @@ std::map<std::string, Extent> word_fields() {
       {"lock_entry.lap", seen_bits([](uint64_t w) { return LockEntry{w}.lap(); })},
       {"lock_reset.owner", seen_bits([](uint64_t w) { return LockReset{w}.owner(); })},
       {"lock_reset.epoch", seen_bits([](uint64_t w) { return LockReset{w}.epoch(); })},
+      {"fence_lock.era", seen_bits([](uint64_t w) { return FenceLock{w}.era(); })},
+      {"fence_lock.identity", seen_bits([](uint64_t w) { return FenceLock{w}.identity(); })},
       {"object_header.address", seen_bits([](uint64_t w) {
          ObjectHeader header{};
          header.address_generation = w;

@@ -42,6 +42,9 @@ const std::map<std::string, std::string> kScenarios{
     {"reuse",
      "rare=small_extents think_us=3000 late_per_million=20000 late_us=60000 operations=1500 "
      "value_bytes_max=100"},
+    {"fences",
+     "keys=2 clients=6 fenced_percent=60 get_percent=20 put_percent=50 late_per_million=20000 "
+     "batch_breaks_per_million=500"},
     {"expiry",
      "mortal_percent=100 lives_ms=150 think_us=5000 get_percent=99 contains_percent=0 "
      "put_percent=1 "
@@ -123,6 +126,9 @@ constexpr Broken kBroken[] = {
     {"clock_goes_back", "expiry", 10},
     {"patch_after_failed_cas", "hot", 10},
     {"ignore_failed_cas", "hot", 10},
+    {"ignore_fence", "fences", 10},
+    {"drop_fence", "fences", 10},
+    {"delete_fence", "fences", 10},
     {"publish_before_write", "hot", 10},
     {"commit_without_tentative", "hot", 60},
     {"forget_duplicate_check", "hot", 10},
