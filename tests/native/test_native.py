@@ -20,7 +20,7 @@ SOURCES = sorted(
     # Other files are what several tests share.
     and (path.name.endswith("_test.cpp") or "TEST_CASE" in path.read_text())
 )
-TIMEOUT_S = 150
+TIMEOUT_S = 900  # far beyond what it takes on a machine that is busy with other things
 SUMMARY = re.compile(r"test cases:\s+(\d+) \|\s+(\d+) passed \|\s+(\d+) failed")
 
 
@@ -28,6 +28,7 @@ def test_there_are_native_tests() -> None:
     assert SOURCES
 
 
+@pytest.mark.timeout(TIMEOUT_S + 30)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_native(source: Path) -> None:
     simulated = source.parent.name == "sim"
