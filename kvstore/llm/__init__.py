@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from kvstore.llm.namespace import Namespace, Ranks
     from kvstore.llm.prefix_cache import PinUnavailable, PrefixCache
     from kvstore.llm.results import CacheStats, LoadResult, StoreResult
+    from kvstore.llm.single_flight import Flight
 
 __all__ = [
     "AsyncPrefixCache",
     "CacheStats",
     "ChunkCache",
     "Explanation",
+    "Flight",
     "Limits",
     "LoadResult",
     "Namespace",
@@ -41,6 +43,7 @@ _LAZY: Final = {
     "CacheStats": "results",
     "ChunkCache": "chunks",
     "Explanation": "explain",
+    "Flight": "single_flight",
     "Limits": "core",
     "LoadResult": "results",
     "Namespace": "namespace",

@@ -17,6 +17,7 @@ from kvstore.llm.codecs import Codec
 from kvstore.llm.core import Core, Limits, batches, left_s, size_of
 from kvstore.llm.namespace import Namespace
 from kvstore.llm.results import CacheStats, LoadResult, StoreResult
+from kvstore.llm.single_flight import Flight, Flights, abandon
 from kvstore.types import Buffer, Value
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class AsyncPrefixCache:
     ) -> None:
         self._store = store
         self._core = Core(namespace, codec=codec, limits=limits)
+        self._flights = Flights(store._store)
         self._registered = False
 
     @property
@@ -84,6 +86,29 @@ class AsyncPrefixCache:
                 if why:
                     reasons[place] = why
         return core.loaded(keys, reasons, sizes, 0)
+
+    async def flight(self, hashes: Sequence[bytes], *, timeout_s: float | None = None) -> Flight:
+        """Match, and wait where another engine computes; see `PrefixCache.flight`."""
+        core, store = self._core, self._store._store
+        keys = core.keys.blocks(hashes)
+
+        def look() -> tuple[int, bytes | None]:
+            offered = core.offered(keys)
+            found = 0
+            try:
+                found = store.match_prefix(keys[:offered], timeout_s=core.limits.match_s)
+            except KvError as error:
+                core.warn(error)
+            matched = core.matched(len(keys), found)
+            return matched, keys[matched] if matched < len(keys) else None
+
+        timeout_s = core.flight_timeout_s(len(keys), timeout_s)
+        begun = await asyncio.to_thread(self._flights.begin, look, timeout_s)
+        try:
+            return core.flown(await asyncio.shield(asyncio.wrap_future(begun)))
+        except asyncio.CancelledError:
+            abandon(begun)
+            raise
 
     async def put(
         self, hashes: Sequence[bytes], blocks: Sequence[Value], *, timeout_s: float | None = None

@@ -22,6 +22,7 @@ from kvstore.llm.keys import KeyMaker
 from kvstore.llm.namespace import Namespace
 from kvstore.llm.negative import NegativeCache
 from kvstore.llm.results import CacheStats, Counters, LoadResult, StoreResult
+from kvstore.llm.single_flight import Flight
 from kvstore.types import Buffer
 
 BATCH_BYTES_MAX: Final = 32 << 20
@@ -42,8 +43,10 @@ class Limits:
         match_s: For one `match`.
         load_s: For one `get`, whatever its size.
         store_s: For one `put`.
-        prefill_tokens_per_s: How fast the engine computes; a load of n tokens is then given at most
-            the n / prefill_tokens_per_s seconds that computing them takes. 0: not known.
+        flight_s: For one `flight`, which waits for another engine. 0: it does not wait.
+        prefill_tokens_per_s: How fast the engine computes; a load of n tokens, or the wait for
+            another engine that computes them, is then given at most the n / prefill_tokens_per_s
+            seconds that computing them takes. 0: not known.
         back_off_s: For how long a block that failed to load is not offered again, the first time.
         back_off_s_max: And at most.
     """
@@ -51,6 +54,7 @@ class Limits:
     match_s: float = 0.5
     load_s: float = 5.0
     store_s: float = 10.0
+    flight_s: float = 5.0
     prefill_tokens_per_s: float = 0.0
     back_off_s: float = 1.0
     back_off_s_max: float = 60.0
@@ -105,11 +109,28 @@ class Core:
         """Return how long a load may take: never longer than computing would."""
         if timeout_s is not None:
             return timeout_s
-        limit = self.limits.load_s
-        if self.limits.prefill_tokens_per_s > 0:
-            tokens = blocks * self.namespace.block_tokens
-            limit = min(limit, tokens / self.limits.prefill_tokens_per_s)
-        return limit
+        return self._not_above_computing(self.limits.load_s, blocks)
+
+    def flight_timeout_s(self, blocks: int, timeout_s: float | None) -> float:
+        """Return how long a flight may wait: never longer than computing would take."""
+        if timeout_s is not None:
+            return timeout_s
+        return self._not_above_computing(self.limits.flight_s, blocks)
+
+    def _not_above_computing(self, limit_s: float, blocks: int) -> float:
+        if self.limits.prefill_tokens_per_s <= 0:
+            return limit_s
+        tokens = blocks * self.namespace.block_tokens
+        return min(limit_s, tokens / self.limits.prefill_tokens_per_s)
+
+    def flown(self, flight: Flight) -> Flight:
+        """Count a flight that has begun, or has ended already."""
+        self.counters.add(
+            flights_led=int(flight.leads),
+            flights_joined=int(flight.waited and not flight.leads and not flight.late),
+            flights_late=int(flight.late),
+        )
+        return flight
 
     def read_outcome(
         self, outcome: tuple[int, int] | KvError | None, buffer: Buffer, size: int

@@ -28,6 +28,7 @@ from kvstore.llm.keys import KeyMaker
 from kvstore.llm.namespace import Namespace
 from kvstore.llm.prefetch import Prefetcher
 from kvstore.llm.results import CacheStats, LoadResult, StoreResult
+from kvstore.llm.single_flight import Flight, Flights
 from kvstore.types import Buffer, Value
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class PrefixCache:
         self._store = store
         self._core = Core(namespace, codec=codec, limits=limits)
         self._prefetcher = Prefetcher(store, prefetch_bytes)
+        self._flights = Flights(store)
         self._registered = False
         self._register_lock = threading.Lock()
 
@@ -171,6 +173,51 @@ class PrefixCache:
         core = self._core
         keys = core.keys.blocks(hashes)
         return self._prefetcher.begin(keys[: core.offered(keys)], block_bytes, core)
+
+    # ---- computing once ----
+
+    def flight(self, hashes: Sequence[bytes], *, timeout_s: float | None = None) -> Flight:
+        """Match, and wait where another engine is computing the first block that is missing.
+
+            with cache.flight(hashes) as flight:
+                result = cache.get(hashes[: flight.matched], buffers[: flight.matched])
+                cache.put(hashes[result.leading :], compute(result.leading))
+
+        Of the engines that miss the same chain at the same moment one computes, inside the `with`,
+        and the others find its blocks. Who waited in vain, because the deadline passed or locks
+        cannot be had, computes for itself: a flight is no mutual exclusion.
+
+        Args:
+            hashes: The blocks of a prompt.
+            timeout_s: How long to wait at most. Default: `Limits.flight_s`, and not longer than
+                computing takes where `Limits.prefill_tokens_per_s` is known.
+        """
+        flight = self._flights.join(
+            lambda: self._look(hashes), self._core.flight_timeout_s(len(hashes), timeout_s)
+        )
+        return self._core.flown(flight)
+
+    def count_flight(self, flight: Flight) -> None:
+        """Count a flight that an engine's adapter began by itself."""
+        self._core.flown(flight)
+
+    def key_of(self, block_hash: bytes) -> bytes:
+        """Return the key under which the store has a block."""
+        return self._core.keys.blocks([block_hash])[0]
+
+    def holds(self, block_hash: bytes) -> bool:
+        """Say whether the store has a block, refused or not, and count nothing."""
+        try:
+            return self._store.contains(
+                self.key_of(block_hash), timeout_s=self._core.limits.match_s
+            )
+        except KvError:
+            return False
+
+    def _look(self, hashes: Sequence[bytes]) -> tuple[int, bytes | None]:
+        matched = self.match(hashes)
+        missing = hashes[matched : matched + 1]
+        return matched, self._core.keys.blocks(missing)[0] if missing else None
 
     # ---- storing ----
 

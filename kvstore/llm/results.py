@@ -70,6 +70,11 @@ class CacheStats:
     stored_raw_bytes: int = 0
     present: int = 0
     failed_stores: int = 0
+    #: Prompts that this process computed while others might wait for it; that it did not compute,
+    #: because another process did; and that it waited for in vain.
+    flights_led: int = 0
+    flights_joined: int = 0
+    flights_late: int = 0
     #: Failed loads and stores by reason.
     reasons: dict[str, int] = field(default_factory=dict)
 

@@ -75,7 +75,13 @@ class Engine:
             raise
 
     def ask(self, request: Answer) -> Answer:
+        self.send(request)
+        return self.receive()
+
+    def send(self, request: Answer) -> None:
         self._child.send(request)
+
+    def receive(self) -> Answer:
         return self._child.receive(ANSWER_S)
 
     def generate(self, prompts: list[list[int]] = PROMPTS, **options: Any) -> Answer:
@@ -210,6 +216,29 @@ def check_that_a_dead_node_costs_no_request(
     answer = reader.generate()
     assert answer["tokens"] == expected["tokens"]
     assert answer["cached"] == [0, 640, 640]
+
+
+@pytest.mark.parametrize("single_flight", [True, False])
+def test_four_engines_and_one_cold_prompt(
+    llama: Path, node: NodeProcess, expected: Answer, single_flight: bool
+) -> None:
+    """One prefill, and the same tokens everywhere; without single-flight each engine computes."""
+    extra = {"target": node.target, "single_flight": single_flight, "flight_wait_s": 120.0}
+    with contextlib.ExitStack() as stack:
+        engines = [stack.enter_context(engine(llama, extra)) for _ in range(4)]
+        for one in engines:
+            one.send({"prompts": [PROMPTS[2]]})
+        answers = [one.receive() for one in engines]
+        assert all(answer["tokens"] == expected["tokens"][2:] for answer in answers)
+        computed = sum(answer["cached"] == [0] for answer in answers)
+        if single_flight:
+            assert computed == 1
+            # Those that did not compute waited, or came when it was there.
+            assert {tuple(answer["cached"]) for answer in answers} == {(0,), (768,)}
+            assert sum(one.count("kvstore_flights_led") for one in engines) == 1
+            assert sum(one.count("kvstore_flights_late") for one in engines) == 0
+        else:
+            assert computed > 1
 
 
 def test_small_blocks_chunked_prefill_and_synchronous_loads(

@@ -21,7 +21,7 @@ _COLUMNS: Final = (
     *("trace", "figure", "policy", "fabric", "capacity_blocks", "token_hit_ratio", "tier"),
     *("block_bytes", "blocks", "bytes_per_s", "store_bytes_per_s", "copy_bytes_per_s"),
     *("p50_ms", "p99_ms", "loaded_blocks", "stored_blocks", "failed_blocks"),
-    *("engine", "ttft_ms", "cached_tokens", "same_tokens", "ratio_own_cache"),
+    *("engine", "prefills", "ttft_ms", "all_ms", "cached_tokens", "same_tokens", "ratio_own_cache"),
     *("adapter_us_per_block", "target_us", "ratio", "target", "pass"),
 )
 
@@ -60,7 +60,9 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, text: str) -> i
 @click.option("--block-bytes", callback=_bytes, default="4KiB", show_default=True)
 @click.option("--fabric", type=click.Choice(["local", "shm", "tcp"]), default="shm")
 @click.option(
-    "--figure", type=click.Choice(["adapter", "ttft"]), help="A fixed experiment, no trace."
+    "--figure",
+    type=click.Choice(["adapter", "ttft", "single-flight"]),
+    help="A fixed experiment, no trace.",
 )
 @click.option("--seconds", type=click.FloatRange(0.01), default=3.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -102,6 +104,10 @@ def llm(
             from kvstore.bench.llm.ttft import measure as measure_ttft
 
             rows = measure_ttft(say)
+        elif figure == "single-flight":
+            from kvstore.bench.llm.flights import measure as measure_flights
+
+            rows = measure_flights(say)
         elif figure is not None:
             from kvstore.bench.llm.adapter import measure
 

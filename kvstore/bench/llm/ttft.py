@@ -27,15 +27,30 @@ from kvstore.bench.processes import Child, Node, ProcessError, start_node, targe
 PREFIX_TOKENS: Final = 2048
 SUFFIX_TOKENS: Final = 32
 ROUNDS: Final = 5
-_VOCABULARY: Final = 2048
+VOCABULARY: Final = 2048
 _START_S: Final = 300.0
-_ANSWER_S: Final = 120.0
+ANSWER_S: Final = 120.0
 _TARGET_COMPUTED: Final = 0.25
 _TARGET_OWN: Final = 1.15
 
 
 def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUNDS) -> list[Row]:
     """One row a way of answering. ProcessError where vLLM is not installed."""
+    require_vllm()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = save_model(folder / "model", hidden, layers)
+        node = start_node(1 << 30)
+        stack.callback(node.child.stop)
+        engines = {}
+        for fabric in ("", "shm", "tcp"):
+            say(f"starting an engine {f'over {fabric}' if fabric else 'without the store'}")
+            engines[fabric] = start_engine(stack, model, node, fabric)
+        return _rounds(engines, rounds, say)
+
+
+def require_vllm() -> None:
+    """Raise ProcessError, which says how to get it, where vLLM is not installed."""
     from importlib.util import find_spec
 
     if find_spec("vllm") is None:
@@ -43,16 +58,6 @@ def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUND
             "vLLM is not installed here: make its environment with scripts/engine.py vllm and run"
             " build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft"
         )
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = _save_model(folder / "model", hidden, layers)
-        node = start_node(1 << 30)
-        stack.callback(node.child.stop)
-        engines = {}
-        for fabric in ("", "shm", "tcp"):
-            say(f"starting an engine {f'over {fabric}' if fabric else 'without the store'}")
-            engines[fabric] = _start(stack, model, node, fabric)
-        return _rounds(engines, rounds, say)
 
 
 def _rounds(engines: dict[str, Child], rounds: int, say: Say) -> list[Row]:
@@ -61,13 +66,13 @@ def _rounds(engines: dict[str, Child], rounds: int, say: Say) -> list[Row]:
     times: dict[str, list[float]] = {way: [] for way in ways}
     cached = dict.fromkeys(ways, 0)
     same = dict.fromkeys(ways, True)
-    prefix = [source.randrange(3, _VOCABULARY) for _ in range(PREFIX_TOKENS)]
-    warm = [source.randrange(3, _VOCABULARY) for _ in range(300)]
+    prefix = [source.randrange(3, VOCABULARY) for _ in range(PREFIX_TOKENS)]
+    warm = [source.randrange(3, VOCABULARY) for _ in range(300)]
     for engine in engines.values():
         _ask(engine, warm)
 
     def fresh_prompt() -> list[int]:
-        return prefix + [source.randrange(3, _VOCABULARY) for _ in range(SUFFIX_TOKENS)]
+        return prefix + [source.randrange(3, VOCABULARY) for _ in range(SUFFIX_TOKENS)]
 
     _ask(engines["shm"], fresh_prompt())
     for number in range(rounds):
@@ -76,7 +81,7 @@ def _rounds(engines: dict[str, Child], rounds: int, say: Say) -> list[Row]:
         answers = {}
         for engine in engines.values():
             engine.send({"reset": True})
-            engine.receive(_ANSWER_S)
+            engine.receive(ANSWER_S)
         answers["computed"] = _ask(engines[""], prompt)
         # The prefix is in the engine's own cache now; the suffix must not be.
         answers["own cache"] = _ask(engines[""], fresh_prompt())
@@ -112,12 +117,19 @@ def _row(way: str, times: dict[str, list[float]], cached: int, same: bool) -> Ro
 def _ask(engine: Child, prompt: list[int]) -> dict[str, Any]:
     begin = time.perf_counter()
     engine.send({"prompts": [prompt], "new_tokens": 1})
-    answer = engine.receive(_ANSWER_S)
+    answer = engine.receive(ANSWER_S)
     answer["seconds"] = time.perf_counter() - begin
     return answer
 
 
-def _start(stack: contextlib.ExitStack, model: Path, node: Node, fabric: str) -> Child:
+def start_engine(
+    stack: contextlib.ExitStack,
+    model: Path,
+    node: Node,
+    fabric: str,
+    extra: dict[str, Any] | None = None,
+) -> Child:
+    """Start an engine, with the connector if `fabric` says how; `extra` are its settings."""
     configuration: dict[str, Any] = {
         "model": str(model),
         "max_model_len": 4096,
@@ -131,7 +143,10 @@ def _start(stack: contextlib.ExitStack, model: Path, node: Node, fabric: str) ->
             "kv_connector_module_path": "kvstore.llm.vllm",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"target": target_of([node], fabric)},
+            "kv_connector_extra_config": {
+                "target": target_of([node], fabric),
+                **(extra or {}),
+            },
         }
     engine = Child(
         f"engine {fabric}".strip(),
@@ -151,7 +166,8 @@ def _start(stack: contextlib.ExitStack, model: Path, node: Node, fabric: str) ->
     return engine
 
 
-def _save_model(folder: Path, hidden: int, layers: int) -> Path:
+def save_model(folder: Path, hidden: int, layers: int) -> Path:
+    """Write a model of random weights, and return its folder."""
     from kvstore.demo.engine import make_model
 
     make_model({"seed": 1, "threads": 1, "hidden": hidden, "layers": layers}).save_pretrained(

@@ -2,10 +2,14 @@
 
 It asks the store for the longest prefix of each new request, and in each step names the blocks that
 this step completes. It moves no KV. One thread.
+
+A request that another engine may be computing just now waits in vLLM's queue, by single-flight. One
+that leads lets the others go when its blocks are in the store: `Landings` finds that out.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +17,8 @@ from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
 
 import kvstore
 from kvstore.llm.prefix_cache import PrefixCache
+from kvstore.llm.single_flight import Flight, Flights, abandon
+from kvstore.llm.vllm.landings import Landings
 from kvstore.llm.vllm.metadata import GroupBlocks, Job, StepMetadata
 from kvstore.llm.vllm.settings import Geometry, Settings
 
@@ -34,6 +40,8 @@ class _Tracked:
     stored_tokens: int = 0
     #: A load that has not ended yet.
     loading: list[GroupBlocks] = field(default_factory=list)
+    #: The turn to compute what the store lacks, or the wait for it; None: not asked for.
+    flight: Future[Flight] | None = None
 
 
 class SchedulerSide:
@@ -56,6 +64,8 @@ class SchedulerSide:
             ]
             for group in range(len(geometry.group_ids))
         ]
+        self._flights = Flights(self._store)
+        self._landings = Landings(settings.store_timeout_s)
         self._tracked: dict[str, _Tracked] = {}
         self._loads: list[Job] = []
 
@@ -67,14 +77,16 @@ class SchedulerSide:
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
-    ) -> tuple[int, bool]:
-        """See KVConnectorBase_V1."""
+    ) -> tuple[int | None, bool]:
+        """See KVConnectorBase_V1. None: another engine may be computing it, ask again."""
         tracked = self._tracked.setdefault(request.request_id, _Tracked(request))
         align = self._geometry.align_tokens
         tracked.local_tokens = num_computed_tokens // align * align
         # One token is left to compute: its logits are what the request wants.
         usable = (request.num_tokens - 1) // align * align
         local = tracked.local_tokens
+        if not self._has_turn(tracked, usable):
+            return None, False
         matched = self._matched_tokens(request, local if len(self._caches) > 1 else 0, usable)
         if matched < local:
             if tracked.stored_tokens == 0 and self._is_whole():
@@ -87,6 +99,56 @@ class SchedulerSide:
             tracked.stored_tokens = max(tracked.stored_tokens, local)
         external = matched - num_computed_tokens
         return (external, self._geometry.load_async) if external > 0 else (0, False)
+
+    def _has_turn(self, tracked: _Tracked, usable: int) -> bool:
+        """Whether the request may begin: it has nothing to wait for, or has waited."""
+        if tracked.flight is None:
+            tracked.flight = self._begin_flight(tracked, usable)
+            if tracked.flight is None:
+                return True
+            tracked.flight.add_done_callback(self._count_flight)
+        return tracked.flight.done()
+
+    def _count_flight(self, begun: Future[Flight]) -> None:
+        if begun.exception() is None:
+            self._caches[0][0].count_flight(begun.result())
+
+    def _begin_flight(self, tracked: _Tracked, usable: int) -> Future[Flight] | None:
+        request, local, geometry = tracked.request, tracked.local_tokens, self._geometry
+        missing_tokens = usable - local
+        wait_s = self._settings.flight_timeout_s(missing_tokens)
+        if wait_s <= 0 or missing_tokens <= 0:
+            return None
+        cache = self._caches[0][0]
+
+        def look() -> tuple[int, bytes | None]:
+            """On a waiting thread too: it reads nothing that changes but the store."""
+            matched = max(local, self._matched_tokens(request, 0, usable))
+            if matched >= usable:
+                return matched, None
+            return matched, cache.key_of(geometry.hashes(0, hashes, matched // step, 1)[0])
+
+        step = geometry.block_tokens[0]
+        hashes = list(request.block_hashes)
+        return self._flights.begin(look, wait_s)
+
+    def _land(self, tracked: _Tracked) -> None:
+        """End the flight of a request whose prompt's last blocks are on their way to the store."""
+        flight, tracked.flight = tracked.flight, _no_flight()
+        if flight is None or not flight.done() or flight.exception() is not None:
+            return
+        if flight.result().leads:
+            geometry, end = self._geometry, tracked.stored_tokens
+            if end <= 0:
+                flight.result().end()
+                return
+            hashes = tracked.request.block_hashes
+            last = [
+                (cache, geometry.hashes(group, hashes, end // tokens - 1, 1)[0])
+                for group, tokens in enumerate(geometry.block_tokens)
+                for cache in self._caches[group]
+            ]
+            self._landings.add(flight.result(), last)
 
     def _is_whole(self) -> bool:
         """Whether every node is up: then what the store lacks it can be given."""
@@ -143,6 +205,9 @@ class SchedulerSide:
                 job = self._save_job(tracked, table, computed[request_id] + count)
                 if job is not None:
                     metadata.saves.append(job)
+                prompt = tracked.request.num_prompt_tokens
+                if computed[request_id] + count >= prompt:
+                    self._land(tracked)
         return metadata
 
     def _save_job(
@@ -194,7 +259,9 @@ class SchedulerSide:
 
     def request_finished(self, request: Request) -> None:
         """See KVConnectorBase_V1."""
-        self._tracked.pop(request.request_id, None)
+        tracked = self._tracked.pop(request.request_id, None)
+        if tracked is not None and tracked.flight is not None:
+            abandon(tracked.flight)
 
     def caches(self) -> list[PrefixCache]:
         """The caches, for their counters."""
@@ -202,6 +269,10 @@ class SchedulerSide:
 
     def shutdown(self) -> None:
         """Leave the store."""
+        for tracked in self._tracked.values():
+            if tracked.flight is not None:
+                abandon(tracked.flight)
+        self._landings.close()
         self._store.close()
 
 
@@ -209,3 +280,10 @@ def _present(group: int, block_ids: list[int], hashes: list[bytes]) -> GroupBloc
     """Leaves out the places of a sliding window that vLLM keeps no block for."""
     pairs = [(b, h) for b, h in zip(block_ids, hashes, strict=True) if b != NULL_BLOCK_ID]
     return GroupBlocks(group, [b for b, _ in pairs], [h for _, h in pairs])
+
+
+def _no_flight() -> Future[Flight]:
+    """What a request has that needs no turn any more."""
+    done: Future[Flight] = Future()
+    done.set_result(Flight(0))
+    return done

@@ -41,7 +41,10 @@ class Settings:
         match_timeout_s: For one look-up; the scheduler waits for it.
         load_timeout_s: For all blocks of one request.
         store_timeout_s: For the blocks of one step.
-        prefill_tokens_per_s: A load gets no more time than computing at this rate; 0: unknown.
+        single_flight: Wait where another engine may be computing the same prompt just now.
+        flight_wait_s: For how long at most.
+        prefill_tokens_per_s: A load, or that wait, gets no more time than computing at this rate
+            takes; 0: unknown.
         load_threads: Requests that load at once.
         save_bytes: Memory of a worker for blocks on their way to the store.
         save_wait_s: How long a step may wait for that memory before its blocks are not stored.
@@ -56,6 +59,8 @@ class Settings:
     match_timeout_s: float = 0.5
     load_timeout_s: float = 5.0
     store_timeout_s: float = 10.0
+    single_flight: bool = True
+    flight_wait_s: float = 5.0
     prefill_tokens_per_s: float = 0.0
     load_threads: int = 2
     save_bytes: int = 256 << 20
@@ -83,6 +88,14 @@ class Settings:
         if given.get("codec", "none") not in ("none", "zstd"):
             raise ConfigurationError(f"a codec is none or zstd, not {given['codec']}")
         return cls(**given)
+
+    def flight_timeout_s(self, missing_tokens: int) -> float:
+        """Return how long to wait for another engine that computes so many tokens."""
+        if not self.single_flight:
+            return 0.0
+        if self.prefill_tokens_per_s <= 0:
+            return self.flight_wait_s
+        return min(self.flight_wait_s, missing_tokens / self.prefill_tokens_per_s)
 
     def limits(self) -> Limits:
         """Return the limits of the prefix caches."""
