@@ -6,6 +6,17 @@
 
 namespace kvstore {
 
+Candidate::Verdict verdict_on(const unsigned char* object, layout::Slot slot, const Key& key,
+                              layout::ObjectHeader& header) {
+  header = layout::load_header(object);
+  if (!layout::sound(header, slot.address(), slot.size_class())) {
+    return Candidate::Verdict::kUnsound;
+  }
+  const bool same = header.key_bytes == key.bytes && header.key_hash == key.hash &&
+                    std::memcmp(object + layout::kHeaderBytes, key.data, key.bytes) == 0;
+  return same ? Candidate::Verdict::kMatch : Candidate::Verdict::kOther;
+}
+
 Task<Status> examine(Remote& remote, const layout::Geometry& geometry, const Key& key,
                      std::span<Candidate> candidates, std::span<kv_op> first) {
   constexpr unsigned kFirstMax = 4;
@@ -36,17 +47,8 @@ Task<Status> examine(Remote& remote, const layout::Geometry& geometry, const Key
   for (size_t i = 0; i < candidates.size(); ++i) {
     if (!read[i]) continue;
     Candidate& candidate = candidates[i];
-    const unsigned char* object = scratch.data() + i * bytes;
-    candidate.header = layout::load_header(object);
-    if (!layout::sound(candidate.header, candidate.ref.slot.address(),
-                       candidate.ref.slot.size_class())) {
-      candidate.verdict = Candidate::Verdict::kUnsound;
-    } else if (candidate.header.key_bytes == key.bytes && candidate.header.key_hash == key.hash &&
-               std::memcmp(object + layout::kHeaderBytes, key.data, key.bytes) == 0) {
-      candidate.verdict = Candidate::Verdict::kMatch;
-    } else {
-      candidate.verdict = Candidate::Verdict::kOther;
-    }
+    candidate.verdict =
+        verdict_on(scratch.data() + i * bytes, candidate.ref.slot, key, candidate.header);
   }
   co_return Status::kOk;
 }

@@ -25,6 +25,10 @@ struct Candidate {
   layout::ObjectHeader header;
 };
 
+// Of an object's header and the key behind it, as read from where a slot leads.
+Candidate::Verdict verdict_on(const unsigned char* object, layout::Slot slot, const Key& key,
+                              layout::ObjectHeader& header);
+
 // At most this many are examined in one batch.
 inline constexpr unsigned kCandidatesMax = 8;
 

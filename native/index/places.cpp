@@ -15,7 +15,6 @@ namespace {
 
 // Each attempt that fails has seen a split in progress go on; far fewer happen in a row.
 constexpr unsigned kAttemptsMax = 64;
-constexpr unsigned kFirstOpsMax = 4;
 
 }  // namespace
 
@@ -79,6 +78,15 @@ unsigned Places::matches(unsigned fingerprint, std::span<SlotRef> found) const {
     }
   }
   return count;
+}
+
+bool Places::hold(const SlotRef& ref) const {
+  for (const CombinedBucket& combined : all()) {
+    for (unsigned i = 0; i < kSlotsPerCombined; ++i) {
+      if (combined.slot_offset(i) == ref.offset) return combined.slot(i) == ref.slot;
+    }
+  }
+  return false;
 }
 
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,

@@ -48,6 +48,8 @@ class Places {
   // Those of the subtable that covers the key: where an insert may go.
   std::span<const CombinedBucket> own() const { return {combined_ + count_ - 2, 2}; }
   bool filling() const { return count_ == 4; }
+  // Whether one of the slots stands there and holds this.
+  bool hold(const SlotRef& ref) const;
   uint64_t subtable() const { return subtable_; }  // offset of the covering subtable
   uint64_t sibling() const { return sibling_; }    // while filling
 
@@ -66,7 +68,10 @@ class Places {
 // More candidates than this with one fingerprint in 28 slots is never chance.
 inline constexpr unsigned kMatchesMax = 4 * kSlotsPerCombined;
 
-// Reads the places of `hash`. `first` is posted ahead of the READs, in the same batch, once.
+inline constexpr unsigned kFirstOpsMax = 4;
+
+// Reads the places of `hash`. `first`, at most kFirstOpsMax, is posted ahead of the READs, in the
+// same batch, once.
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
                          std::span<kv_op> first = {});
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
+#include "base/assert.hpp"
 #include "base/variant.hpp"
 #include "index/split.hpp"
 #include "store/operations.hpp"
@@ -31,6 +33,61 @@ Task<Status> back_off(Channel& channel, unsigned attempt) {
       std::min<uint64_t>(uint64_t{1} << std::min(attempt, 16u), 50'000) * spread / 2;
   co_await lane.executor().sleep_until(now + pause_ns);
   co_return lane.cancelled() ? Status::kDeadlineExceeded : Status::kOk;
+}
+
+namespace {
+
+// What a key's slot led to when it was seen last.
+class Guess {
+ public:
+  Guess(const Attachment& attachment, const Key& key) {
+    KnownAddress known;
+    if (!attachment.addresses.find(key.hash, known)) return;
+    const uint64_t bytes = layout::kHeaderBytes + key.bytes;
+    const bool fits =
+        known.slot.readable() &&
+        attachment.geometry.holds_block(known.slot.offset(), known.slot.size_class()) &&
+        bytes <= layout::class_bytes(known.slot.size_class());
+    if (!fits) return;
+    ref_ = {known.slot_offset, known.slot};
+    object_.emplace(bytes);
+  }
+  bool made() const { return object_.has_value(); }
+  kv_op read() const { return read_op(ref_.slot.offset(), object_->data(), object_->size()); }
+  // Once it has been read together with the places.
+  bool right(const Places& places, const Key& key, Found& found) const {
+    if (!places.hold(ref_) && !KV_VARIANT(trust_guessed_header)) return false;
+    found.ref = ref_;
+    found.subtable = places.subtable();
+    return verdict_on(object_->data(), ref_.slot, key, found.header) == Candidate::Verdict::kMatch;
+  }
+
+ private:
+  SlotRef ref_;
+  std::optional<Scratch> object_;
+};
+
+}  // namespace
+
+Task<Status> read_places_guessing(Channel& channel, const Key& key, Lookup& lookup,
+                                  std::span<kv_op> first, bool& found) {
+  Attachment& attachment = *channel.attachment;
+  found = false;
+  const Guess guess(attachment, key);
+  kv_op ops[kFirstOpsMax];
+  unsigned count = 0;
+  KV_ASSERT(first.size() < kFirstOpsMax);
+  for (const kv_op& op : first) ops[count++] = op;
+  if (guess.made()) ops[count++] = guess.read();
+  const Status s = co_await read_places(channel.remote, attachment.directory, key.hash,
+                                        lookup.places, {ops, count});
+  for (size_t i = 0; i < first.size(); ++i) first[i].result = ops[i].result;
+  if (s != Status::kOk || !guess.made()) co_return s;
+  found = guess.right(lookup.places, key, lookup.found);
+  LaneCounts& counts = channel.lane().counts();
+  ++(found ? counts.address_hits : counts.address_stale);
+  if (!found) attachment.addresses.forget(key.hash);
+  co_return s;
 }
 
 Task<Status> examine_matches(Channel& channel, const Key& key, Lookup& lookup,
@@ -70,13 +127,12 @@ static Task<Status> drop_damaged(Channel& channel, SlotRef damaged) {
 
 Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool probe,
                      std::span<kv_op> first) {
-  Attachment& attachment = *channel.attachment;
   Slot suspect;
   unsigned times = 0;
   for (unsigned attempt = 0; attempt < kUnsoundMax; ++attempt) {
-    if (const Status s = co_await read_places(channel.remote, attachment.directory, key.hash,
-                                              lookup.places, first);
-        s != Status::kOk) {
+    bool found = false;
+    if (const Status s = co_await read_places_guessing(channel, key, lookup, first, found);
+        s != Status::kOk || found) {
       co_return s;
     }
     first = {};

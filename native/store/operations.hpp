@@ -7,9 +7,11 @@
 //   get                     2 READ, READ object                               2
 //   get, absent             2 READ, 2 READ                                    2
 //   put, existing           WRITE 2 READ, READ header, CAS                    3
+//   put, address known      WRITE READ header 2 READ, CAS                     2
 //   put, new                WRITE 2 READ, CAS 2 READ, CAS                     3
 //   contains, address known 2 READ                                            1
 //   delete                  2 READ, READ header, CAS                          3
+//   delete, address known   READ header 2 READ, CAS                           2
 // A fence takes one WRITE more, and where the key has one already, one READ and round trip; a
 // delete then costs what a put does.
 // An object that is longer than the fabric's eager read takes one READ more, and over shm a value
@@ -47,6 +49,11 @@ struct Lookup {
 };
 Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool probe,
                      std::span<kv_op> first = {});
+
+// Reads the places of the key and, where its slot is remembered, in the same batch what that led
+// to: if the slot has not changed, `found` says so, a round trip sooner. `first` goes ahead.
+Task<Status> read_places_guessing(Channel& channel, const Key& key, Lookup& lookup,
+                                  std::span<kv_op> first, bool& found);
 
 // Looks at the slots in `lookup.places` that carry the key's fingerprint, a few at a time. kOk:
 // found. kAbsent: none of them is the key's; `unsound` if one did not verify. `first` goes ahead of

@@ -137,12 +137,13 @@ enum class Step {
 // The look-up that a put begins with. The object's WRITEs travel along: the first with the bucket
 // READs, the second, which needs the first's checksum, with the header READ.
 Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, Lookup& lookup) {
-  if (const Status s = co_await read_places(channel.remote, channel.attachment->directory, key.hash,
-                                            lookup.places, draft.first());
+  bool found = false;
+  if (const Status s = co_await read_places_guessing(channel, key, lookup, draft.first(), found);
       s != Status::kOk) {
     co_return s;
   }
   draft.first_completed();
+  if (found) co_return Status::kOk;
   SlotRef unsound;
   const Status s = co_await examine_matches(channel, key, lookup, draft.pending(), unsound);
   if (lookup.examined_count > 0) draft.posted();

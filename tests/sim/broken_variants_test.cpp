@@ -123,6 +123,7 @@ constexpr Broken kBroken[] = {
     {"skip_header_check", "damage", 40},
     {"trust_stale_directory", "splits", 10},
     {"trust_known_address", "steady", 10},
+    {"trust_guessed_header", "hot", 10},
     {"clock_goes_back", "expiry", 10},
     {"patch_after_failed_cas", "hot", 10},
     {"ignore_failed_cas", "hot", 10},

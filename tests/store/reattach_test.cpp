@@ -9,44 +9,52 @@ namespace kvstore::test {
 namespace {
 
 // Two incarnations in which the same key stands in the same slot with the versions that `before`
-// and `after` writes give it.
+// and `after` writes give it. `known`: the client remembers the slot, and puts in two round trips.
 struct Restart {
   StoreNode old_node{uint64_t{8} << 20};
   StoreNode new_node{uint64_t{8} << 20};
   StoreClient witness{new_node};
+  StoreClient other{old_node};
   StoreClient client{old_node};
 
-  Restart(unsigned before, unsigned after) {
-    for (unsigned i = 0; i < before; ++i) REQUIRE(client.put("key", "old").status == Status::kOk);
+  Restart(unsigned before, unsigned after, bool known) {
+    StoreClient& writer = known ? client : other;
+    for (unsigned i = 0; i < before; ++i) REQUIRE(writer.put("key", "old").status == Status::kOk);
     for (unsigned i = 0; i < after; ++i) {
       REQUIRE(witness.put("key", "theirs").status == Status::kOk);
     }
   }
 };
 
+void put_beside_restart(bool known, uint32_t executed, unsigned batches, unsigned after) {
+  CAPTURE(known);
+  CAPTURE(executed);
+  CAPTURE(batches);
+  CAPTURE(after);
+  Restart restart(2, after, known);
+  bool attached = false;
+  restart.client.fault = {batches, executed, [&](const kv_batch&) {
+                            if (restart.client.fault.batches != 0 || attached) return;
+                            attached = true;
+                            restart.client.attach(restart.new_node);
+                          }};
+  const Outcome outcome = restart.client.put("key", "mine");
+  restart.client.fault = {};
+  REQUIRE(attached);
+  // Either it began anew on the new node, or it had nothing to do with it.
+  const Outcome now = restart.witness.get("key");
+  REQUIRE(now.status == Status::kOk);
+  REQUIRE(now.value == (outcome.status == Status::kOk ? "mine" : "theirs"));
+}
+
 }  // namespace
 
 TEST_CASE("store: a lost write to a node that restarted is not repeated on its successor") {
-  for (const uint32_t executed : {0u, UINT32_MAX}) {
-    for (unsigned batches = 0; batches < 3; ++batches) {
-      for (unsigned after = 1; after <= 4; ++after) {
-        CAPTURE(executed);
-        CAPTURE(batches);
-        CAPTURE(after);
-        Restart restart(2, after);
-        bool attached = false;
-        restart.client.fault = {batches, executed, [&](const kv_batch&) {
-                                  if (restart.client.fault.batches != 0 || attached) return;
-                                  attached = true;
-                                  restart.client.attach(restart.new_node);
-                                }};
-        const Outcome outcome = restart.client.put("key", "mine");
-        restart.client.fault = {};
-        REQUIRE(attached);
-        // Either it began anew on the new node, or it had nothing to do with it.
-        const Outcome now = restart.witness.get("key");
-        REQUIRE(now.status == Status::kOk);
-        REQUIRE(now.value == (outcome.status == Status::kOk ? "mine" : "theirs"));
+  for (const bool known : {false, true}) {
+    for (const uint32_t executed : {0u, UINT32_MAX}) {
+      for (unsigned batches = 0; batches < (known ? 2 : 3); ++batches) {
+        for (unsigned after = 1; after <= 4; ++after)
+          put_beside_restart(known, executed, batches, after);
       }
     }
   }
