@@ -3,7 +3,9 @@
 # may turn (native/base/variant.hpp); nothing of it is in a wheel.
 set(simulation_sources ${core_sources})
 list(FILTER simulation_sources EXCLUDE REGEX "/native/api/")
-file(GLOB world_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/native/sim/*.cpp)
+# The locks of others take part in experiments only.
+file(GLOB world_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/native/sim/*.cpp
+  ${PROJECT_SOURCE_DIR}/native/lock/baselines/*.cpp)
 
 add_library(kvstore_core_simulation STATIC EXCLUDE_FROM_ALL
   ${simulation_sources} ${world_sources})
@@ -15,6 +17,8 @@ target_include_directories(kvstore_core_simulation SYSTEM PUBLIC
 
 add_executable(kvstore_simulate ${PROJECT_SOURCE_DIR}/native/simulate/main.cpp)
 target_link_libraries(kvstore_simulate PRIVATE kvstore_core_simulation kvstore_options)
+add_executable(kvstore_simulate_locks ${PROJECT_SOURCE_DIR}/native/simulate/locks.cpp)
+target_link_libraries(kvstore_simulate_locks PRIVATE kvstore_core_simulation kvstore_options)
 
 if(DOCTEST_INCLUDE_DIR)
   file(GLOB simulation_tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/sim/*.cpp)

@@ -13,6 +13,10 @@ from kvstore._version import __version__
 _COMMANDS: Final = {
     "kv": ("kvstore.bench.kv:kv", "Measure the store: throughput, latency, verbs an operation."),
     "llm": ("kvstore.bench.llm.command:llm", "Replay prompts: what a prefix cache hits and costs."),
+    "lock": (
+        "kvstore.bench.locks.command:lock",
+        "Measure locks, simulated beside published ones, or over a real fabric.",
+    ),
     "peers": (
         "kvstore.bench.peers.command:peers",
         "Compare the store with other systems on the same work.",

@@ -88,3 +88,37 @@ def plot_scale(rows: Sequence[Row], path: Path) -> None:
     panels[1][1].set_xlabel("compute nodes")
     panels[0][0].legend(title="memory nodes")
     figure.savefig(path, dpi=110)
+
+
+def _wrapped(name: str) -> str:
+    return name.replace(", ", ",\n")
+
+
+def plot_locks(rows: Sequence[Row], title: str, axis: str, path: Path) -> None:
+    """Throughput and tail latency of each lock, over what varies or by the names of the points."""
+    figure, _ = _figure(11, 4.5 if axis else 7)
+    figure.clear()
+    panels = figure.subplots(1, 2)
+    points = list(dict.fromkeys(row["point"] for row in rows))
+    fields = {"read_percent": "read_ratio", "locality_percent": "locality"}
+    for name in dict.fromkeys(row["lock"] for row in rows):
+        line = [row for row in rows if row["lock"] == name]
+        places = [
+            row[fields.get(axis, axis)] if axis else points.index(row["point"]) for row in line
+        ]
+        rates = [row["ops_per_s"] / 1e6 for row in line]
+        errors = [row["ops_per_s_ci95"] / 1e6 for row in line]
+        panels[0].errorbar(places, rates, yerr=errors, marker=".", capsize=2, label=name)
+        panels[1].plot(places, [row["p99_us"] for row in line], marker=".", label=name)
+    panels[0].set_ylabel("million operations a second")
+    panels[1].set_ylabel("99th percentile, us")
+    panels[1].set_yscale("log")
+    for panel in panels:
+        if axis in ("compute_nodes", "clients", "locks", "memory_nodes"):
+            panel.set_xscale("log", base=10 if axis == "locks" else 2)
+        if not axis:
+            panel.set_xticks(range(len(points)), map(_wrapped, points), rotation=90, fontsize=7)
+        panel.set_xlabel(title)
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)

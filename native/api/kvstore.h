@@ -438,6 +438,10 @@ uint64_t kv_bench_loop(kv_client* client, uint32_t kind, const void* keys, uint6
                        const uint32_t* order, uint64_t operations, const void* value,
                        uint64_t value_bytes, uint32_t batch, uint32_t* latency_ns);
 
+/* The same of pairs of acquiring and releasing the lock of a name. */
+uint64_t kv_bench_lock_loop(kv_client* client, const void* name, uint64_t name_bytes,
+                            uint64_t pairs, uint32_t* latency_ns);
+
 /* The table through which a second extension module reaches the data path; see native/python. */
 typedef struct kv_data_path {
   uint32_t abi_version;

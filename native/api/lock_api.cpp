@@ -1,5 +1,6 @@
 // The C ABI of locks.
 
+#include <algorithm>
 #include <new>
 
 #include "api/guard.hpp"
@@ -79,6 +80,22 @@ int kv_lock_is_lost(const kv_lock* lock) {
 uint64_t kv_lock_order(kv_client* client, const void* name, uint64_t name_bytes) {
   const LockName hashed = make_lock_name(name, name_bytes);
   return uint64_t{client_of(client).member_of(hashed.low)} << 54 | hashed.order() >> 10;
+}
+
+uint64_t kv_bench_lock_loop(kv_client* client, const void* name, uint64_t name_bytes,
+                            uint64_t pairs, uint32_t* latency_ns) {
+  kv_lock lock{};
+  const uint64_t began_ns = monotonic_ns();
+  uint64_t start_ns = began_ns;
+  for (uint64_t i = 0; i < pairs; ++i) {
+    if (kv_lock_acquire(client, &lock, name, name_bytes, 1, 10 * kSecond, 0) != KV_OK) return 0;
+    if (kv_lock_release(&lock, 0) != KV_OK) return 0;
+    if (latency_ns == nullptr) continue;
+    const uint64_t end_ns = monotonic_ns();
+    latency_ns[i] = uint32_t(end_ns - start_ns);
+    start_ns = end_ns;
+  }
+  return std::max<uint64_t>(monotonic_ns() - began_ns, 1);
 }
 
 void kv_lock_forget(kv_lock* lock) {

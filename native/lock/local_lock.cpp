@@ -148,9 +148,7 @@ void LocalLock::hand_on_locked(bool fresh) {
   LockRequest* const writer = exclusive_ ? waiting_.first_of(true) : nullptr;
   LockRequest* reader = waiting_.first_of(false);
   bool writes = writer != nullptr;
-  if (writes && reader != nullptr) {
-    writes = fresh ? waiting_.first()->exclusive : !phase_exclusive_;
-  }
+  if (writes && reader != nullptr) writes = waiting_.first()->exclusive;
   if (writes) {
     phase_exclusive_ = true;
     waiting_.remove(*writer);

@@ -3,8 +3,8 @@
 // among them without a verb, a bounded number of times under one place.
 //
 // No verb and no wait happens here. Whoever is told to `enter` or `leave` does so on a lane and
-// reports what came of it. Phase-fair: after a writer all readers that wait, after readers the next
-// writer (Brandenburg and Anderson, ECRTS'09).
+// reports what came of it. Whoever waits longest comes first, and with a reader all readers that
+// wait, so that a section of readers is as wide as it can be.
 //
 // Thread-safe.
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/crc32c.hpp"
+#include "fabric/sim/masked.hpp"
 
 namespace kvstore::sim {
 namespace {
@@ -14,8 +15,28 @@ constexpr uint32_t kBatchOpsMax = 4096;
 constexpr uint32_t kOutstandingMax = 256;
 constexpr uint32_t kEagerReadBytes = 4096;
 
+bool is_masked(const kv_op& op) {
+  return op.kind == kOpMaskedSwap || op.kind == kOpWideAdd;
+}
 bool is_atomic(const kv_op& op) {
-  return op.kind == KV_OP_CAS || op.kind == KV_OP_FAA;
+  return op.kind == KV_OP_CAS || op.kind == KV_OP_FAA || is_masked(op);
+}
+
+void execute_masked(const kv_op& op, uint8_t* at) {
+  uint64_t words[2];
+  std::memcpy(words, at, sizeof words);
+  if (op.kind == kOpWideAdd) {
+    WideAdd& sum = *static_cast<WideAdd*>(op.local);
+    std::memcpy(sum.old, words, sizeof words);
+    for (unsigned i = 0; i < 2; ++i) words[i] += sum.add[i];
+  } else {
+    MaskedSwap& swap = *static_cast<MaskedSwap*>(op.local);
+    std::memcpy(swap.old, words, sizeof words);
+    for (unsigned i = 0; swap.swapped() && i < 2; ++i) {
+      words[i] = (words[i] & ~swap.swap_mask[i]) | (swap.swap[i] & swap.swap_mask[i]);
+    }
+  }
+  std::memcpy(at, words, sizeof words);
 }
 
 }  // namespace
@@ -185,6 +206,7 @@ void SimLink::keep_what_may_execute(Request& request) {
 bool SimLink::acceptable(const kv_op& op) const {
   const uint64_t bytes = node_.region_bytes();
   if (op.length == 0 || op.offset > bytes || op.length > bytes - op.offset) return false;
+  if (is_masked(op)) return op.length == 16 && op.offset % 16 == 0 && op.local != nullptr;
   if (is_atomic(op)) return op.length == 8 && op.offset % 8 == 0;
   return op.kind == KV_OP_READ || op.kind == KV_OP_WRITE;
 }
@@ -224,6 +246,10 @@ bool SimLink::execute(Request& request, kv_op& op) {
     return move_piece(request, op);
   }
   uint8_t* const at = node_.region() + op.offset;
+  if (is_masked(op)) {
+    execute_masked(op, at);
+    return true;
+  }
   uint64_t word = 0;
   std::memcpy(&word, at, 8);
   op.result = word;
@@ -246,6 +272,7 @@ void SimLink::finish(Request& request, uint32_t status) {
 void SimLink::tell(const Request& request, const kv_op& op) const {
   node_.schedule_.tell(request.purpose.key, [&] {
     static constexpr const char* kNames[] = {"READ", "WRITE", "CAS", "FAA"};
+    if (is_masked(op)) return request.purpose.text + ": a masked atomic";
     char text[160];
     int length = std::snprintf(text, sizeof text, "%s on %s, client line %u lane %u, at 0x%" PRIx64,
                                kNames[op.kind - KV_OP_READ], node_.name_.c_str(), registration_,

@@ -46,7 +46,7 @@ uint64_t Nic::admit(uint32_t kind, uint64_t offset, uint64_t bytes, uint64_t now
   free_ps_ = std::max(free_ps_, now_ns * 1000) + service;
   busy_ps_ += service;
   uint64_t end_ps = free_ps_;
-  const bool atomic = kind == KV_OP_CAS || kind == KV_OP_FAA;
+  const bool atomic = kind != KV_OP_READ && kind != KV_OP_WRITE;
   if (atomic && model_.atomic_ns > 0) end_ps = wait_for_address(offset, end_ps);
   return end_ps / 1000 + model_.memory_ns;
 }

@@ -1,0 +1,138 @@
+"""Points in simulated clusters: one row a lock and point, the mean of several seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, Final
+
+from kvstore.bench.locks.points import COMPARED, MASKED, OWN, Point
+from kvstore.bench.sim.errors import SimulationError
+from kvstore.bench.sim.runner import Row, Runner, find_simulator, read_parameters
+from kvstore.bench.sim.scenario import Catalogue
+
+#: Student's t for 95 % between both sides, by degrees of freedom.
+_T95: Final = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_MEANS: Final = (
+    *("p50_us", "p99_us", "p999_us", "jain", "verbs_per_op", "messages_per_op", "nic_busy"),
+)
+#: A NIC that is busy for this share of the time is what bounds the throughput.
+NIC_BOUND: Final = 0.9
+#: At least so many times the best rival, where the NIC is the bound and where a hot lock is.
+TARGETS: Final = {True: 0.97, False: 0.90}
+
+
+def interval95(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of the mean."""
+    if len(values) < 2:
+        return math.nan
+    freedom = min(len(values) - 1, len(_T95))
+    return _T95[freedom - 1] * stdev(values) / math.sqrt(len(values))
+
+
+def network(profile: str, assignments: Sequence[str]) -> dict[str, int | str]:
+    """The network's parameters of a profile."""
+    parameters = read_parameters(find_simulator())
+    scenario = Catalogue(parameters).scenario("scale", profile=profile, assignments=assignments)
+    groups = {parameter.name: parameter.group for parameter in parameters}
+    return {
+        name: value
+        for name, value in scenario.settings.items()
+        if groups.get(name) == "network" and name in groups
+    }
+
+
+def measure(
+    locks: Sequence[str],
+    points: Sequence[Point],
+    *,
+    profile: str,
+    assignments: Sequence[str],
+    seeds: range,
+    warmup_ms: float,
+    measure_ms: float,
+    jobs: int,
+    advance: Callable[[Row], None],
+) -> Iterator[Row]:
+    """One row for each point and lock.
+
+    Raises:
+        SimulationError: A lock broke its promise, or the simulator is not built.
+    """
+    program = find_simulator().with_name("kvstore_simulate_locks")
+    base = network(profile, assignments)
+    with Runner(program, jobs=jobs, seed_timeout_s=3600) as runner:
+        for point in points:
+            for lock in locks:
+                settings = {
+                    **base,
+                    **point.settings(),
+                    "lock": lock,
+                    "warmup_us": round(warmup_ms * 1000),
+                    "measure_us": round(measure_ms * 1000),
+                }
+                measured = []
+                for row in runner.rows(lock, settings, seeds):
+                    if not row["ok"]:
+                        raise SimulationError(
+                            f"{lock}, {point.name()}, seed {row['seed']}: {row['violation']}"
+                        )
+                    measured.append(row)
+                    advance(row)
+                yield _mean(lock, profile, point, measured)
+
+
+def _mean(lock: str, profile: str, point: Point, measured: Sequence[Row]) -> Row:
+    rates = [row["ops_per_s"] for row in measured]
+    return {
+        "lock": lock,
+        "fabric": "sim",
+        "profile": profile,
+        "point": point.name(),
+        "compute_nodes": point.compute_nodes,
+        "clients": point.compute_nodes * point.clients,
+        "memory_nodes": point.memory_nodes,
+        "locks": point.locks,
+        "zipf": point.zipf,
+        "read_ratio": point.read_percent / 100,
+        "accesses": point.accesses,
+        "locality": point.locality_percent / 100,
+        "atomic_ns": point.atomic_ns,
+        "head_of_line": point.head_of_line,
+        "masked_atomics": lock in MASKED,
+        "ops_per_s": fmean(rates),
+        "ops_per_s_ci95": interval95(rates),
+        "seeds": len(measured),
+        **{name: fmean(row[name] for row in measured) for name in _MEANS},
+    }
+
+
+def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Of each point that has the store's lock: how it stands beside the others."""
+    by_point: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_point.setdefault(row["point"], {})[row["lock"]] = row
+    compared = []
+    for point, locks in by_point.items():
+        rivals: dict[str, Row] = {name: locks[name] for name in COMPARED if name in locks}
+        if OWN not in locks or not rivals:
+            continue
+        compared.append(_beside(point, locks[OWN], rivals))
+    return compared
+
+
+def _beside(point: str, own: Row, rivals: Mapping[str, Row]) -> dict[str, Any]:
+    best = max(rivals.values(), key=lambda row: row["ops_per_s"])
+    nic_bound = max(own["nic_busy"], best["nic_busy"]) >= NIC_BOUND
+    ratio = own["ops_per_s"] / best["ops_per_s"]
+    return {
+        "point": point,
+        "ops_per_s": own["ops_per_s"],
+        **{f"over_{name}": own["ops_per_s"] / row["ops_per_s"] for name, row in rivals.items()},
+        "best_rival": best["lock"],
+        "over_best": ratio,
+        "bound": "NIC" if nic_bound else "hot lock",
+        "target": TARGETS[nic_bound],
+        "met": ratio >= TARGETS[nic_bound],
+    }

@@ -1,0 +1,647 @@
+#include "sim/lock_bench.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <thread>
+
+#include "base/variant.hpp"
+#include "lock/baselines/rival.hpp"
+#include "lock/space.hpp"
+#include "node/region.hpp"
+#include "node/registry.hpp"
+#include "sim/host.hpp"
+#include "sim/zipf.hpp"
+
+namespace kvstore::sim {
+namespace {
+
+using rivals::Message;
+using rivals::Rival;
+
+// The store's own lock: with one place a compute node, or with one a client.
+constexpr const char* kOwn = "kvstore";
+constexpr const char* kOwnFlat = "kvstore-flat";
+constexpr uint64_t kLeaseNs = 3600 * kSecond;
+constexpr uint64_t kRegionRoomBytes = uint64_t{32} << 20;
+constexpr uint64_t kDrainNs = 10 * kSecond;
+
+const rivals::Kind* kind_of(const std::string& name) {
+  for (const rivals::Kind* kind : rivals::kKinds) {
+    if (name == kind->name) return kind;
+  }
+  return nullptr;
+}
+
+struct FreeMemory {
+  void operator()(uint8_t* memory) const { std::free(memory); }
+};
+
+// A memory node: locks, and behind them a counter for each.
+class BenchNode {
+ public:
+  BenchNode(Schedule& schedule, const LockBenchOptions& options, const rivals::Kind* kind,
+            uint64_t ring)
+      : locks_((options.locks + options.memory_nodes - 1) / options.memory_nodes) {
+    if (kind != nullptr) {
+      stride_ = (kind->lock_bytes + 7) / 8 * 8;
+      data_ = locks_ * stride_;
+    } else {
+      shape_ = {std::bit_ceil(std::max(locks_, layout::kLockCountMin)), ring};
+      data_ = layout::round_up(shape_.bytes() + kRegionRoomBytes, layout::kPageBytes);
+    }
+    memory_.reset(static_cast<uint8_t*>(std::calloc(data_ + locks_ * 8, 1)));
+    KV_ASSERT(memory_ != nullptr);
+    if (kind == nullptr) {
+      geometry_ = format_region(memory_.get(), data_, {1, 7, 0, 0, 200});
+      registry_ = std::make_unique<Registry>(memory_.get(), geometry_);
+    } else if (kind->fill != 0) {
+      for (uint64_t lock = 0; lock < locks_; ++lock) {
+        std::memset(memory_.get() + lock * stride_ + 8, kind->fill, kind->lock_bytes - 8);
+      }
+    }
+    fabric_ =
+        std::make_unique<SimNode>(schedule, memory_.get(), data_ + locks_ * 8, options.timing);
+  }
+
+  SimNode& fabric() { return *fabric_; }
+  Registry& registry() { return *registry_; }
+  const layout::Geometry& geometry() const { return geometry_; }
+  const layout::LockTableShape& shape() const { return shape_; }
+  uint64_t offset(uint64_t number) const { return number * stride_; }
+  uint64_t counter_offset(uint64_t number) const { return data_ + number * 8; }
+  uint64_t counter(uint64_t number) const {
+    uint64_t word = 0;
+    std::memcpy(&word, memory_.get() + counter_offset(number), 8);
+    return word;
+  }
+
+ private:
+  const uint64_t locks_;
+  uint64_t stride_ = 0;
+  uint64_t data_ = 0;
+  layout::LockTableShape shape_;
+  layout::Geometry geometry_;
+  std::unique_ptr<uint8_t[], FreeMemory> memory_;
+  std::unique_ptr<Registry> registry_;
+  std::unique_ptr<SimNode> fabric_;
+};
+
+// Who holds each lock, and how many writers it has had.
+class BenchLedger {
+ public:
+  explicit BenchLedger(uint64_t locks) : locks_(locks) {}
+
+  void granted(uint64_t lock, bool exclusive) {
+    Lock& entry = locks_[lock];
+    if (entry.writers > 0 || (exclusive && entry.readers > 0)) {
+      violate("lock " + std::to_string(lock) + " is held beside a writer");
+    }
+    ++(exclusive ? entry.writers : entry.readers);
+    entry.count += exclusive ? 1 : 0;
+  }
+  void released(uint64_t lock, bool exclusive) {
+    Lock& entry = locks_[lock];
+    --(exclusive ? entry.writers : entry.readers);
+  }
+  uint64_t count(uint64_t lock) const { return locks_[lock].count; }
+  void violate(const std::string& what) {
+    if (violation_.empty()) violation_ = what;
+  }
+  const std::string& violation() const { return violation_; }
+
+ private:
+  struct Lock {
+    uint32_t readers = 0;
+    uint32_t writers = 0;
+    uint64_t count = 0;
+  };
+  std::vector<Lock> locks_;
+  std::string violation_;
+};
+
+// What a compute node's clients have in common; with the flat form, what one client has.
+class BenchHost;
+
+// ---- the world ------------------------------------------------------------------------------
+
+class BenchSeat;
+
+class LockBench final : public Timed {
+ public:
+  LockBench(const LockBenchOptions& options, uint64_t seed);
+  LockBenchResult run();
+
+  // Messages of the published locks.
+  void post(uint32_t to, const Message& message);
+  void fire(uint64_t number) override;
+
+  const LockBenchOptions options;
+  const rivals::Kind* const kind;
+  Schedule schedule;
+  HostClock clock;
+  SimMail mail;
+  Zipf zipf;
+  BenchLedger ledger;
+  std::vector<std::unique_ptr<BenchNode>> nodes;
+  bool stopping = false;
+  uint64_t begin_ns = UINT64_MAX;  // of what is measured
+  std::vector<uint64_t> latencies_ns;
+  uint64_t hot_operations = 0;
+
+ private:
+  struct Parcel {
+    uint32_t to = 0;
+    Message message;
+  };
+  uint64_t verbs() const;
+  bool run_until(uint64_t when_ns);
+  void finish(LockBenchResult& result);
+  void check_counters();
+
+  std::vector<std::unique_ptr<BenchHost>> hosts_;
+  std::vector<std::unique_ptr<BenchSeat>> seats_;
+  std::vector<Parcel> parcels_;
+  std::vector<uint64_t> free_parcels_;
+  uint64_t posted_ = 0;
+};
+
+// Drives one coroutine over connections to all memory nodes.
+class BenchDriver : public Driver {
+ public:
+  BenchDriver(LockBench& bench, uint32_t registration, uint32_t lane, const char* name)
+      : Driver(bench.schedule, bench.clock, name), bench_(bench), remotes_(bench.nodes.size()) {
+    for (size_t i = 0; i < remotes_.size(); ++i) {
+      kv_connection* connection = bench.nodes[i]->fabric().connect(registration, lane, this);
+      KV_ASSERT(connection != nullptr);
+      remotes_[i] = std::make_unique<Remote>();
+      remotes_[i]->bind(connection, &executor_);
+      executor_.add_connection(connection);
+    }
+  }
+  Remote& remote_at(size_t node) { return *remotes_[node]; }
+  Executor& own_executor() { return executor_; }
+
+ protected:
+  // Whether the task is done.
+  bool go_on(Task<Status>& task) {
+    const auto done = [&task] { return task.done(); };
+    return executor_.run(done, UINT64_MAX, false) == Executor::Outcome::kDone;
+  }
+  LockBench& bench_;
+  Executor executor_;
+
+ private:
+  std::vector<std::unique_ptr<Remote>> remotes_;
+};
+
+// ---- the store's own lock -------------------------------------------------------------------
+
+// A client of the store as far as locks need one: a lock space for each memory node, and the
+// service that receives messages and does the upkeep.
+class BenchClient final : public BenchDriver {
+ public:
+  BenchClient(LockBench& bench, const std::vector<uint32_t>& registrations)
+      : BenchDriver(bench, registrations[0], 1000, "the locks of a client") {
+    for (size_t i = 0; i < bench.nodes.size(); ++i) {
+      BenchNode& node = *bench.nodes[i];
+      const auto open_port = [this](std::string&) { return bench_.mail.open(this); };
+      spaces_.push_back(
+          std::make_unique<LockSpace>(open_port, registrations[i], 7, node.geometry(), kLeaseNs));
+      spaces_[i]->set_alarm([this](uint64_t) { poke(); });
+      spaces_[i]->table().want(node.shape());
+      segments_.push_back(std::make_unique<SegmentTable>(node.geometry(), registrations[i]));
+    }
+  }
+  void begin() {
+    allowed_ = true;
+    poke();
+  }
+  LockSpace& space(size_t node) { return *spaces_[node]; }
+  bool is_open() const {
+    return std::all_of(spaces_.begin(), spaces_.end(),
+                       [](const auto& space) { return space->is_open(); });
+  }
+  bool is_idle() const { return !running_; }
+
+ private:
+  uint64_t step() override {
+    if (!allowed_) return UINT64_MAX;
+    if (!begun_) {
+      begun_ = running_ = true;
+      const Executor::Scope scope(executor_);
+      task_ = open_all();
+    }
+    for (const auto& space : spaces_) {
+      space->renewed(monotonic_ns());
+      space->receive();
+    }
+    for (;;) {
+      if (running_) {
+        if (!go_on(task_)) return executor_.next_timer_ns();
+        KV_ASSERT(task_.take() == Status::kOk);
+        task_ = Task<Status>();
+        running_ = false;
+      }
+      uint64_t due_ns = UINT64_MAX;
+      for (const auto& space : spaces_) due_ns = std::min(due_ns, space->due_ns());
+      if (due_ns > monotonic_ns()) return due_ns;
+      running_ = true;
+      const Executor::Scope scope(executor_);
+      task_ = tend_all();
+    }
+  }
+
+  Task<Status> open_all() {
+    for (size_t i = 0; i < spaces_.size(); ++i) {
+      const Status s = co_await spaces_[i]->open(remote_at(i), *segments_[i]);
+      if (s != Status::kOk) co_return s;
+    }
+    co_return Status::kOk;
+  }
+  Task<Status> tend_all() {
+    for (size_t i = 0; i < spaces_.size(); ++i) {
+      if (spaces_[i]->due_ns() > monotonic_ns()) continue;
+      const Status s = co_await spaces_[i]->upkeep(remote_at(i), true);
+      if (s != Status::kOk) co_return s;
+    }
+    co_return Status::kOk;
+  }
+
+  std::vector<std::unique_ptr<LockSpace>> spaces_;
+  std::vector<std::unique_ptr<SegmentTable>> segments_;
+  Task<Status> task_;
+  bool allowed_ = false;
+  bool begun_ = false;
+  bool running_ = false;
+};
+
+class OwnLock final : public Rival, public LockWaiter {
+ public:
+  OwnLock(rivals::Seat& seat, BenchClient& client, uint64_t nodes)
+      : seat_(seat), client_(client), nodes_(nodes) {}
+
+  Task<Status> acquire(uint32_t lock, bool exclusive) override {
+    LockSpace& space = client_.space(lock % nodes_);
+    LocalLock& local = space.lock_at(uint32_t(lock / nodes_));
+    request_.name = {0, lock};
+    request_.exclusive = exclusive;
+    request_.waiter = this;
+    seat_.gate.close();
+    LocalLock::Turn turn = local.request(request_);
+    while (turn != LocalLock::Turn::kGranted) {
+      if (turn == LocalLock::Turn::kFailed) co_return request_.failure;
+      if (turn == LocalLock::Turn::kEnter) {
+        const Status s = co_await space.enter(seat_.remote(lock), local);
+        if (s != Status::kOk) co_return s;
+      } else {
+        co_await seat_.gate;
+        seat_.gate.close();
+      }
+      turn = local.look(request_);
+    }
+    co_return Status::kOk;
+  }
+
+  Task<Status> release(uint32_t lock, bool) override {
+    LockSpace& space = client_.space(lock % nodes_);
+    LocalLock& local = space.lock_at(uint32_t(lock / nodes_));
+    if (local.release(request_) != LocalLock::Turn::kLeave) co_return Status::kOk;
+    co_return co_await space.leave(seat_.remote(lock), local);
+  }
+
+  void woken() override {
+    seat_.gate.open(seat_.executor());
+    seat_.wake();
+  }
+
+ private:
+  rivals::Seat& seat_;
+  BenchClient& client_;
+  const uint64_t nodes_;
+  LockRequest request_;
+};
+
+// ---- hosts and seats ------------------------------------------------------------------------
+
+class BenchHost {
+ public:
+  explicit BenchHost(LockBench& bench) {
+    if (bench.kind != nullptr) {
+      if (bench.kind->share != nullptr) shared = bench.kind->share();
+      return;
+    }
+    std::vector<uint32_t> registrations;
+    for (const auto& node : bench.nodes) {
+      Token token;
+      registrations.push_back(node->registry().admit("simulated", KV_FABRIC_TCP, token));
+      KV_ASSERT(registrations.back() != 0);
+      node->registry().connected(registrations.back(), KV_FABRIC_TCP, 0, -1);
+    }
+    client = std::make_unique<BenchClient>(bench, registrations);
+  }
+  std::unique_ptr<rivals::Shared> shared;
+  std::unique_ptr<BenchClient> client;
+};
+
+class BenchSeat final : public BenchDriver, public rivals::Seat {
+ public:
+  BenchSeat(LockBench& bench, BenchHost& host, uint32_t number)
+      : BenchDriver(bench, number + 1, 0, "a client that uses locks"),
+        number_(number),
+        compute_node_(uint32_t(number / bench.options.clients)) {
+    if (bench.kind != nullptr) {
+      lock_ = bench.kind->make(*this, host.shared.get());
+    } else {
+      lock_ = std::make_unique<OwnLock>(*this, *host.client, bench.nodes.size());
+    }
+    // Clients do not begin in step.
+    schedule_.after(schedule_.random().below(20'000), *this, 0);
+  }
+
+  uint32_t number() const override { return number_; }
+  uint32_t compute_node() const override { return compute_node_; }
+  Remote& remote(uint32_t lock) override { return remote_at(lock % bench_.nodes.size()); }
+  uint64_t offset(uint32_t lock) const override {
+    return bench_.nodes[lock % bench_.nodes.size()]->offset(lock / bench_.nodes.size());
+  }
+  Executor& executor() override { return executor_; }
+  uint64_t random_below(uint64_t bound) override { return schedule_.random().below(bound); }
+  void send(uint32_t to, const Message& message) override { bench_.post(to, message); }
+  void wake() override { poke(); }
+  void receive(const Message& message) {
+    lock_->receive(message);
+    poke();
+  }
+
+  void begin() {
+    allowed_ = true;
+    poke();
+  }
+  bool is_done() const { return begun_ && !running_; }
+  uint64_t operations() const { return operations_; }
+
+ private:
+  uint64_t step() override {
+    if (!allowed_ || is_done()) return UINT64_MAX;
+    if (!begun_) {
+      begun_ = running_ = true;
+      const Executor::Scope scope(executor_);
+      task_ = work();
+    }
+    if (!go_on(task_)) return executor_.next_timer_ns();
+    const Status status = task_.take();
+    if (status != Status::kOk)
+      bench_.ledger.violate("a lock failed: " + std::to_string(int(status)));
+    task_ = Task<Status>();
+    running_ = false;
+    return UINT64_MAX;
+  }
+
+  uint64_t draw_lock() {
+    const LockBenchOptions& options = bench_.options;
+    const uint64_t lock = bench_.zipf.draw(schedule_.random());
+    if (options.locality_percent == 0) return lock;
+    if (schedule_.random().below(100) >= options.locality_percent) return lock;
+    const uint64_t own = lock - lock % options.compute_nodes + compute_node_;
+    return own < options.locks ? own : compute_node_;
+  }
+
+  Task<Status> work() {
+    const bool only_writers = bench_.kind != nullptr && bench_.kind->exclusive_only;
+    while (!bench_.stopping) {
+      const uint32_t lock = uint32_t(draw_lock());
+      const bool exclusive =
+          only_writers || schedule_.random().below(100) >= bench_.options.read_percent;
+      const uint64_t asked_ns = schedule_.now_ns();
+      if (const Status s = co_await lock_->acquire(lock, exclusive); s != Status::kOk) co_return s;
+      bench_.ledger.granted(lock, exclusive);
+      for (uint64_t i = 0; i < bench_.options.accesses; ++i) {
+        if (const Status s = co_await access(lock, exclusive); s != Status::kOk) co_return s;
+      }
+      bench_.ledger.released(lock, exclusive);
+      if (const Status s = co_await lock_->release(lock, exclusive); s != Status::kOk) co_return s;
+      note(lock, asked_ns);
+    }
+    co_return Status::kOk;
+  }
+
+  Task<Status> access(uint32_t lock, bool exclusive) {
+    const BenchNode& node = *bench_.nodes[lock % bench_.nodes.size()];
+    const uint64_t at = node.counter_offset(lock / bench_.nodes.size());
+    const uint64_t writers = bench_.ledger.count(lock);
+    uint64_t word = writers;
+    kv_op op[1] = {exclusive ? write_op(at, &word, 8) : read_op(at, &word, 8)};
+    const uint32_t posted = co_await remote(lock).batch(op);
+    if (word != writers) {
+      bench_.ledger.violate("lock " + std::to_string(lock) +
+                            ": a reader found the write of number " + std::to_string(word) +
+                            " of " + std::to_string(writers) + " writers");
+    }
+    co_return from_fabric(posted);
+  }
+
+  void note(uint64_t lock, uint64_t asked_ns) {
+    if (schedule_.now_ns() < bench_.begin_ns || bench_.stopping) return;
+    ++operations_;
+    bench_.hot_operations += lock == 0 ? 1 : 0;
+    bench_.latencies_ns.push_back(schedule_.now_ns() - asked_ns);
+  }
+
+  const uint32_t number_;
+  const uint32_t compute_node_;
+  std::unique_ptr<Rival> lock_;
+  Task<Status> task_;
+  bool allowed_ = false;
+  bool begun_ = false;
+  bool running_ = false;
+  uint64_t operations_ = 0;
+};
+
+// ---- running --------------------------------------------------------------------------------
+
+LockBench::LockBench(const LockBenchOptions& given, uint64_t seed)
+    : options(given),
+      kind(kind_of(given.lock)),
+      schedule(seed),
+      clock(schedule, 0, 0),
+      mail(schedule, given.mail),
+      zipf(given.locks, given.zipf),
+      ledger(given.locks) {
+  const OnHost scope(clock);
+  const bool flat = given.lock == kOwnFlat;
+  const uint64_t places = flat ? given.compute_nodes * given.clients : given.compute_nodes;
+  const uint64_t ring = std::max(layout::kLockRingDefault, std::bit_ceil(places));
+  for (uint64_t i = 0; i < given.memory_nodes; ++i) {
+    nodes.push_back(std::make_unique<BenchNode>(schedule, given, kind, ring));
+  }
+  const uint64_t clients = given.compute_nodes * given.clients;
+  for (uint64_t i = 0; i < places; ++i) hosts_.push_back(std::make_unique<BenchHost>(*this));
+  for (uint32_t i = 0; i < clients; ++i) {
+    BenchHost& host = *hosts_[flat ? i : i / given.clients];
+    seats_.push_back(std::make_unique<BenchSeat>(*this, host, i));
+  }
+}
+
+void LockBench::post(uint32_t to, const Message& message) {
+  ++posted_;
+  uint64_t number = parcels_.size();
+  if (free_parcels_.empty()) {
+    parcels_.push_back({});
+  } else {
+    number = free_parcels_.back();
+    free_parcels_.pop_back();
+  }
+  parcels_[number] = {to, message};
+  Random& random = schedule.random();
+  schedule.after(options.mail.delay_ns_min + random.below(options.mail.delay_ns_spread + 1), *this,
+                 number);
+}
+
+void LockBench::fire(uint64_t number) {
+  const Parcel parcel = parcels_[number];
+  free_parcels_.push_back(number);
+  const OnHost scope(clock);
+  seats_[parcel.to]->receive(parcel.message);
+}
+
+uint64_t LockBench::verbs() const {
+  uint64_t sum = 0;
+  for (const auto& node : nodes) sum += node->fabric().counts().operations;
+  return sum;
+}
+
+// False if something is wrong.
+bool LockBench::run_until(uint64_t when_ns) {
+  while (schedule.next_ns() < when_ns) {
+    if (!ledger.violation().empty()) return false;
+    if (schedule.events() > options.events_max) {
+      ledger.violate("more events than are allowed");
+      return false;
+    }
+    schedule.run_next();
+  }
+  return true;
+}
+
+void LockBench::check_counters() {
+  if (options.accesses == 0) return;
+  for (uint64_t lock = 0; lock < options.locks; ++lock) {
+    const uint64_t counted = nodes[lock % nodes.size()]->counter(lock / nodes.size());
+    if (counted == ledger.count(lock)) continue;
+    ledger.violate("the counter of lock " + std::to_string(lock) + " says " +
+                   std::to_string(counted) + " after " + std::to_string(ledger.count(lock)) +
+                   " writers");
+  }
+}
+
+LockBenchResult LockBench::run() {
+  LockBenchResult result;
+  // One after the other: the first one makes the tables.
+  for (const auto& host : hosts_) {
+    if (!host->client) continue;
+    host->client->begin();
+    while (!host->client->is_open() && schedule.run_next()) {
+    }
+  }
+  for (const auto& seat : seats_) seat->begin();
+  const uint64_t start_ns = schedule.now_ns() + options.warmup_ns;
+  const uint64_t end_ns = start_ns + options.measure_ns;
+  if (run_until(start_ns)) {
+    begin_ns = start_ns;
+    const uint64_t verbs_before = verbs();
+    const uint64_t messages_before = posted_ + mail.counts().sent;
+    const uint64_t busy_before_ns = nodes[0]->fabric().nic().busy_ns();
+    if (run_until(end_ns)) {
+      const double operations = double(std::max<size_t>(latencies_ns.size(), 1));
+      result.verbs_per_op = double(verbs() - verbs_before) / operations;
+      result.messages_per_op = double(posted_ + mail.counts().sent - messages_before) / operations;
+      result.nic_busy =
+          double(nodes[0]->fabric().nic().busy_ns() - busy_before_ns) / double(options.measure_ns);
+    }
+  }
+  stopping = true;
+  finish(result);
+  return result;
+}
+
+void LockBench::finish(LockBenchResult& result) {
+  const auto all_done = [this] {
+    return std::all_of(seats_.begin(), seats_.end(), [](const auto& s) { return s->is_done(); }) &&
+           std::all_of(hosts_.begin(), hosts_.end(),
+                       [](const auto& h) { return !h->client || h->client->is_idle(); });
+  };
+  const uint64_t limit_ns = schedule.now_ns() + kDrainNs;
+  bool moves = true;
+  while (moves && ledger.violation().empty() && !all_done() && schedule.now_ns() < limit_ns) {
+    for (unsigned i = 0; i < 1000 && moves; ++i) moves = schedule.run_next();
+  }
+  if (ledger.violation().empty() && !all_done()) ledger.violate("a client waits for ever");
+  if (ledger.violation().empty()) check_counters();
+  result.violation = ledger.violation();
+  result.operations = latencies_ns.size();
+  result.events = schedule.events();
+  result.ops_per_s = double(latencies_ns.size()) * 1e9 / double(options.measure_ns);
+  if (latencies_ns.empty()) return;
+  std::sort(latencies_ns.begin(), latencies_ns.end());
+  const auto percentile_us = [this](uint64_t thousandth) {
+    return double(latencies_ns[(latencies_ns.size() - 1) * thousandth / 1000]) / 1e3;
+  };
+  result.p50_us = percentile_us(500);
+  result.p99_us = percentile_us(990);
+  result.p999_us = percentile_us(999);
+  result.hot_share = double(hot_operations) / double(latencies_ns.size());
+  double sum = 0, squares = 0;
+  for (const auto& seat : seats_) {
+    sum += double(seat->operations());
+    squares += double(seat->operations()) * double(seat->operations());
+  }
+  result.jain = sum * sum / (double(seats_.size()) * squares);
+}
+
+}  // namespace
+
+std::vector<BenchLock> bench_locks() {
+  std::vector<BenchLock> locks = {{kOwn, "the store's lock, one place a compute node", false},
+                                  {kOwnFlat, "the same, one place a client", false}};
+  for (const rivals::Kind* kind : rivals::kKinds) {
+    locks.push_back({kind->name, kind->description, kind->masked});
+  }
+  return locks;
+}
+
+std::string check_options(const LockBenchOptions& options) {
+  const std::vector<BenchLock> known = bench_locks();
+  const bool exists = std::any_of(known.begin(), known.end(),
+                                  [&](const BenchLock& lock) { return lock.name == options.lock; });
+  if (!exists) return "there is no lock `" + options.lock + "`";
+  const uint64_t clients = options.compute_nodes * options.clients;
+  if (options.lock == kOwnFlat && clients > layout::kLockRingMax) {
+    return "the flat form has at most " + std::to_string(layout::kLockRingMax) + " clients";
+  }
+  if (options.lock == "declock" && options.compute_nodes > 32) {
+    return "a queue of declock holds at most 32 compute nodes";
+  }
+  if (options.zipf < 0 || options.zipf >= 1) return "zipf is at least 0 and below 1";
+  return "";
+}
+
+LockBenchResult run_lock_bench(const LockBenchOptions& options, uint64_t seed) {
+  LockBenchResult result;
+  std::thread thread([&] {
+#ifdef KVSTORE_SIMULATION
+    switches.variants = options.variants;
+#endif
+    // Of a world that stands still, tasks are left over that nobody can end.
+    auto* bench = new LockBench(options, seed);
+    result = bench->run();
+    if (!result.good()) return;
+    delete bench;
+  });
+  thread.join();
+  return result;
+}
+
+}  // namespace kvstore::sim

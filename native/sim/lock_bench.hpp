@@ -1,0 +1,66 @@
+// What locks give in a simulated cluster: clients in closed loops that take a lock, touch remote
+// memory, and release it. The store's own lock runs as it is; published ones beside it.
+//
+// It checks itself: at no instant do a writer and anybody else hold a lock; a writer writes how
+// many writers there have been, each reader finds the latest of that, and so does the end.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fabric/sim/mail.hpp"
+#include "fabric/sim/sim.hpp"
+#include "layout/locks.hpp"
+
+namespace kvstore::sim {
+
+struct LockBenchOptions {
+  std::string lock = "kvstore";  // see `bench_locks`
+  uint64_t compute_nodes = 8;
+  uint64_t clients = 32;  // of each compute node
+  uint64_t memory_nodes = 1;
+  uint64_t locks = 100'000;
+  double zipf = 0.99;
+  uint64_t read_percent = 50;
+  uint64_t accesses = 1;          // of 8 bytes, while a lock is held
+  uint64_t locality_percent = 0;  // of the operations: on a lock that is the compute node's own
+  uint64_t warmup_ns = 2'000'000;
+  uint64_t measure_ns = 8'000'000;
+  SimTiming timing;
+  MailTiming mail;
+  uint64_t events_max = 2'000'000'000;
+  uint64_t variants = 0;  // rules that are broken: see base/variant.hpp
+};
+
+struct LockBenchResult {
+  std::string violation;  // empty if there is none
+  uint64_t operations = 0;
+  double ops_per_s = 0;
+  double p50_us = 0;
+  double p99_us = 0;
+  double p999_us = 0;
+  double jain = 0;
+  double verbs_per_op = 0;
+  double messages_per_op = 0;
+  double nic_busy = 0;
+  double hot_share = 0;  // of the operations: on the lock that is wanted most
+  uint64_t events = 0;
+
+  bool good() const { return violation.empty(); }
+};
+
+struct BenchLock {
+  std::string name;
+  std::string description;
+  bool masked;  // needs atomics that only the simulator has
+};
+std::vector<BenchLock> bench_locks();
+
+// Returns what is wrong with the options, or an empty string.
+std::string check_options(const LockBenchOptions& options);
+
+LockBenchResult run_lock_bench(const LockBenchOptions& options, uint64_t seed);
+
+}  // namespace kvstore::sim

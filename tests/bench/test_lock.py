@@ -1,0 +1,116 @@
+"""`kvstore-bench lock`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import kvstore
+from kvstore.bench.locks.accounts import INITIAL, Bank, account, open_accounts, total
+from kvstore.bench.locks.command import lock
+from kvstore.bench.locks.simulated import compare, interval95
+
+SHORT = ("--warmup-ms", "0.2", "--measure-ms", "0.5", "--seeds", "2")
+COLUMNS = {
+    *("lock", "fabric", "profile", "compute_nodes", "clients", "locks", "zipf", "read_ratio"),
+    *("accesses", "ops_per_s", "p50_us", "p99_us", "jain", "verbs_per_op", "messages_per_op"),
+}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(lock, list(arguments))
+
+
+def document(*arguments: str) -> Any:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_all_locks_at_one_point() -> None:
+    told = document("--clients", "4", "--compute-nodes", "2", *SHORT)
+    rows = {row["lock"]: row for row in told["rows"]}
+    assert set(rows) == {
+        *("kvstore", "kvstore-flat", "cas", "dslr", "mcs", "shiftlock", "declock"),
+    }
+    for row in rows.values():
+        assert row.keys() >= COLUMNS
+        assert row["ops_per_s"] > 0
+        assert row["seeds"] == 2
+        assert row["clients"] == 8
+    assert rows["shiftlock"]["masked_atomics"]
+    assert not rows["kvstore"]["masked_atomics"]
+    (ratio,) = told["meta"]["ratios"]
+    assert ratio["over_cas"] == rows["kvstore"]["ops_per_s"] / rows["cas"]["ops_per_s"]
+
+
+def test_a_sweep_has_a_row_for_each_combination() -> None:
+    told = document(
+        *("--lock", "kvstore,declock", "--compute-nodes", "1,2", "--read-percent", "0,100"),
+        *("--clients", "2", *SHORT),
+    )
+    assert len(told["rows"]) == 8
+    assert len({row["point"] for row in told["rows"]}) == 4
+
+
+def test_the_same_seeds_give_the_same_rows() -> None:
+    one = document("--lock", "kvstore", "--clients", "2", *SHORT)["rows"]
+    assert one == document("--lock", "kvstore", "--clients", "2", *SHORT)["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--lock", "padlock"), "padlock is none of"),
+        (("--clients", "0"), "every number is from 1"),
+        (("--clients", "x"), "expected numbers"),
+        (("--figure", "grid", "--clients", "2"), "a figure has its own points"),
+        (("--compute-nodes", "64", "--lock", "declock"), "at most 32 compute nodes"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], text: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert text in result.output
+
+
+def test_a_point_below_its_target_is_named() -> None:
+    def row(name: str, rate: float, busy: float) -> dict[str, Any]:
+        return {"point": "p", "lock": name, "ops_per_s": rate, "nic_busy": busy}
+
+    (slow,) = compare([row("kvstore", 95, 0.95), row("declock", 100, 0.95), row("cas", 10, 1)])
+    assert (slow["bound"], slow["target"], slow["met"]) == ("NIC", 0.97, False)
+    (hot,) = compare([row("kvstore", 95, 0.3), row("declock", 100, 0.3)])
+    assert (hot["best_rival"], hot["target"], hot["met"]) == ("declock", 0.90, True)
+    assert interval95([1.0, 1.0, 1.0]) == 0
+    assert interval95([1.0, 3.0]) == pytest.approx(12.71)
+
+
+def test_pairs_over_shm() -> None:
+    rows = document("--fabric", "shm", "--seconds", "0.2")["rows"]
+    assert {row["lock"] for row in rows} >= {"kvstore", "kvstore-native"}
+    for row in rows[:2]:
+        assert row["verbs_per_op"] == pytest.approx(2, abs=0.01)
+
+
+@pytest.mark.parametrize("fabric", ["shm", "tcp"])
+@pytest.mark.parametrize("workload", ["counter", "bank"])
+def test_what_is_under_locks_adds_up(fabric: str, workload: str) -> None:
+    arguments = ("--fabric", fabric, "--workload", workload, "--processes", "3")
+    (row,) = document(*arguments, "--seconds", "0.3")["rows"]
+    assert row["checked"].endswith("as expected")
+    assert row["jain"] > 0
+
+
+def test_a_bank_without_locks_would_be_found_out() -> None:
+    with kvstore.connect() as store:
+        open_accounts(store, 10)
+        bank = Bank(store, 10, 1)
+        for position in range(200):
+            bank.transact(position)
+        assert total(store, 10) == 2 * INITIAL * 10 + bank.paid_in
+        store.put(account(3), b"0 0")
+        assert total(store, 10) != 2 * INITIAL * 10 + bank.paid_in
