@@ -28,6 +28,7 @@ for fabric in shm tcp local; do
   experiment "kv-get-$fabric" kvstore-bench kv --fabric "$fabric" --native
   experiment "kv-put-$fabric" kvstore-bench kv --fabric "$fabric" --operation put --native
 done
+experiment cache kvstore-bench cache
 experiment demo kvstore demo
 if [ -n "${KVSTORE_TRACES:-}" ]; then
   experiment demo-conversation kvstore demo --block-bytes 4096 --fabric tcp \

@@ -50,6 +50,29 @@ class ClientStats:
     #: Memory that was retired and may not be reused yet.
     limbo_bytes: int
     reconnects: int
+    #: Of the operations, those that copies in this process served.
+    cache_hits: int
+    #: Copies made; and tried in vain, because somebody else was faster.
+    cache_fills: int
+    cache_spoiled: int
+    #: Reads of keys of which a copy would not pay: they are written too often.
+    cache_bypassed: int
+    #: Copies that writes of other clients have taken away, and writes of this one.
+    cache_invalidated: int
+    cache_overwritten: int
+    #: Copies that made room for others.
+    cache_evictions: int
+    #: How often all copies were dropped because a writer waited for this client in vain.
+    cache_revoked: int
+    #: What there is now.
+    cache_entries: int
+    cache_bytes: int
+    #: Messages about copies, to and from other clients.
+    invalidations_sent: int
+    invalidations_received: int
+    #: Writes that met copies; and of these, those that waited for the lease of a silent client.
+    writes_guarded: int
+    leases_waited: int
     #: Attachments that found a node started anew, which is to say empty.
     node_restarts: int
 

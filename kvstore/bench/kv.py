@@ -92,6 +92,9 @@ def measure(setting: Setting, say: Any) -> Row:
     for name in ("verbs", "round_trips"):
         row[f"{name}_per_op"] = sum(report[name] for report in reports) / max(1, operations)
     row["operations"] = operations
+    row["hit_ratio"] = sum(report["cache_hits"] for report in reports) / max(1, operations)
+    sent = sum(report["invalidations_sent"] for report in reports)
+    row["invalidations_per_op"] = sent / max(1, operations)
     row["failures"] = sum(report["failures"] for report in reports)
     return row
 

@@ -11,6 +11,10 @@ from kvstore._version import __version__
 
 #: Command name -> where it is, and one line for the overview.
 _COMMANDS: Final = {
+    "cache": (
+        "kvstore.bench.cache:cache",
+        "Measure reads from copies in the client against reads from the node.",
+    ),
     "kv": ("kvstore.bench.kv:kv", "Measure the store: throughput, latency, verbs an operation."),
     "llm": ("kvstore.bench.llm.command:llm", "Replay prompts: what a prefix cache hits and costs."),
     "lock": (

@@ -70,6 +70,8 @@ class Worker:
         ):
             spent = sum(getattr(after, part) - getattr(before, part) for part in parts)
             report[name] = spent * share
+        for name in ("cache_hits", "invalidations_sent", "cache_bypassed", "leases_waited"):
+            report[name] = (getattr(after, name) - getattr(before, name)) * share
         report["fabric"] = self._fabric
         return report
 

@@ -33,6 +33,7 @@ def connect(
     timeout_s: float | None = None,
     lanes: int = 0,
     address_cache_entries: int = 0,
+    cache_bytes: int = 0,
 ) -> Store:
     """Open a store.
 
@@ -52,6 +53,9 @@ def connect(
             0: 8.
         address_cache_entries: Keys whose place is remembered, so that the next get is one round
             trip; 0: 131,072, 1: none.
+        cache_bytes: Memory of this process for copies of values that are read again and again;
+            0: none are made. Reads stay linearizable. Worth it for keys that are read several
+            times, here, for each time that anybody writes them; see docs/cache.md.
 
     Raises:
         ConfigurationError: The target or an option makes no sense.
@@ -68,6 +72,8 @@ def connect(
                 )
     if timeout_s is not None and not 0 < timeout_s < float("inf"):
         raise ConfigurationError(f"timeout_s is {timeout_s}; give a positive number of seconds")
+    if cache_bytes < 0:
+        raise ConfigurationError(f"cache_bytes is {cache_bytes}; give 0 or a number of bytes")
     node: MemoryNode | None = None
     if parsed.scheme == EMBEDDED:
         from kvstore.node.memory_node import MemoryNode
@@ -78,7 +84,9 @@ def connect(
         )
     membership = Membership(parsed.members, _attachers(parsed, token, tls, node))
     try:
-        client = membership.open(lanes=lanes, address_cache_entries=address_cache_entries)
+        client = membership.open(
+            lanes=lanes, address_cache_entries=address_cache_entries, cache_bytes=cache_bytes
+        )
         return Store(membership, client, timeout_s=timeout_s, node=node)
     except BaseException:
         membership.close()

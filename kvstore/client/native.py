@@ -153,13 +153,20 @@ class NativeClient:
     """
 
     def __init__(
-        self, cluster_id: str, members: tuple[str, ...], *, lanes: int, address_cache_entries: int
+        self,
+        cluster_id: str,
+        members: tuple[str, ...],
+        *,
+        lanes: int,
+        address_cache_entries: int,
+        cache_bytes: int = 0,
     ) -> None:
         self.process_id = os.getpid()
         texts = [ffi.new("char[]", cluster_id.encode()), ffi.new("char[]", _joined(members))]
         config = ffi.new("kv_client_config *")
         config.lanes = lanes
         config.address_cache_entries = address_cache_entries
+        config.cache_bytes = cache_bytes
         config.cluster_id, config.members = texts
         error = ffi.new("char[]", _ERROR_BYTES)
         handle = lib.kv_client_open(config, error, _ERROR_BYTES)

@@ -240,7 +240,12 @@ class Membership:
         self._process_id = os.getpid()
 
     def open(
-        self, *, lanes: int, address_cache_entries: int, timeout_s: float = ATTACH_TIMEOUT_S
+        self,
+        *,
+        lanes: int,
+        address_cache_entries: int,
+        cache_bytes: int = 0,
+        timeout_s: float = ATTACH_TIMEOUT_S,
     ) -> NativeClient:
         """Open the native client and attach it to every member that is there.
 
@@ -258,7 +263,11 @@ class Membership:
         if failure is not None and all(self._errors):
             raise failure
         client = NativeClient(
-            cluster_id, self.members, lanes=lanes, address_cache_entries=address_cache_entries
+            cluster_id,
+            self.members,
+            lanes=lanes,
+            address_cache_entries=address_cache_entries,
+            cache_bytes=cache_bytes,
         )
         try:
             self._attach_first(client, timeout_s)

@@ -17,8 +17,8 @@ using namespace kvstore;
 struct kv_client {
   explicit kv_client(const kv_client_config& config, const std::vector<std::string>& members)
       : client(config.lanes == 0 ? 8 : config.lanes,
-               config.address_cache_entries == 0 ? 131072 : config.address_cache_entries, members) {
-  }
+               config.address_cache_entries == 0 ? 131072 : config.address_cache_entries, members,
+               true, config.cache_bytes) {}
   Client client;
 };
 
@@ -210,6 +210,20 @@ int kv_run(kv_session* session, kv_call* calls, uint32_t count, uint64_t timeout
   return as_lane(session)->run(calls, count, timeout_ns, (flags & KV_RUN_INLINE) != 0);
 }
 
+int kv_cached_get(kv_client* client, kv_call* call) {
+  Client& store = client->client;
+  if (!store.makes_copies() || (call->flags & KV_UNCACHED) != 0) return KV_ABSENT;
+  if (call->key_bytes == 0 || call->key_bytes > KV_KEY_BYTES_MAX || store.forked()) {
+    return KV_ABSENT;
+  }
+  const Key key = make_key(call->key, call->key_bytes);
+  const auto place_for = [](kv_call& asking, uint64_t bytes) {
+    return asking.allocate(asking.context, &asking, bytes);
+  };
+  ClientCache& cache = *store.member(store.member_of(key.hash)).cache;
+  return cache.get(key, *call, place_for) ? KV_OK : KV_ABSENT;
+}
+
 void kv_set_interrupt_check(int (*interrupted)(void)) {
   Executor::set_interrupt_check(interrupted);
 }
@@ -280,7 +294,8 @@ const kv_data_path* kv_get_data_path(void) {
   static const kv_data_path table = {
       KV_ABI_VERSION,        kv_session_acquire,  kv_session_release,     kv_run,
       kv_default_timeout_ns, kv_client_is_inline, kv_set_interrupt_check, kv_lock_acquire,
-      kv_lock_release,       kv_lock_fence,       kv_lock_is_lost,        kv_lock_forget};
+      kv_lock_release,       kv_lock_fence,       kv_lock_is_lost,        kv_lock_forget,
+      kv_cached_get};
   return &table;
 }
 

@@ -215,6 +215,7 @@ typedef struct kv_session kv_session;
 typedef struct kv_client_config {
   uint32_t lanes;                 /* sessions that can run at once; 0: 8 */
   uint32_t address_cache_entries; /* keys whose slot is remembered; 0: 131072; 1: none */
+  uint64_t cache_bytes;           /* for copies of values in this process; 0: none are made */
   const char* cluster_id;
   const char* members; /* sorted, joined by '\n': rendezvous hashing spreads keys over them */
 } kv_client_config;
@@ -247,6 +248,20 @@ typedef struct kv_client_stats {
   uint64_t address_stale;
   uint64_t limbo_bytes; /* retired, not yet reusable */
   uint64_t reconnects;
+  uint64_t cache_hits; /* of the operations, those that copies served */
+  uint64_t cache_fills;
+  uint64_t cache_spoiled;     /* fills that came to nothing, as somebody was faster */
+  uint64_t cache_bypassed;    /* reads of keys whose copies don't pay */
+  uint64_t cache_invalidated; /* copies taken away by writes of other clients */
+  uint64_t cache_overwritten; /* and by this one's */
+  uint64_t cache_evictions;
+  uint64_t cache_revoked; /* times that all copies were dropped, as an answer was missing */
+  uint64_t cache_entries;
+  uint64_t cache_bytes;
+  uint64_t invalidations_sent;
+  uint64_t invalidations_received;
+  uint64_t writes_guarded; /* that met copies of other clients, or of this one */
+  uint64_t leases_waited;  /* writes that waited for the lease of a client without an answer */
 } kv_client_stats;
 
 kv_client* kv_client_open(const kv_client_config* config, char* error, uint64_t error_bytes);
@@ -300,7 +315,8 @@ enum kv_call_flags {
   KV_IF_ABSENT = 1,  /* put: only if the key is absent */
   KV_IF_VERSION = 2, /* put, delete: only if the current version is `if_version` */
   KV_PROBE = 4,      /* get, contains: a miss need not be final (one round trip less) */
-  KV_WITH_FENCE = 8  /* put, delete: only if nobody has written with a later `fence` */
+  KV_WITH_FENCE = 8, /* put, delete: only if nobody has written with a later `fence` */
+  KV_UNCACHED = 16   /* get, contains: from the node, whatever copies there are */
 };
 enum kv_run_flags {
   KV_RUN_INLINE = 1 /* return KV_PENDING instead of waiting */
@@ -348,6 +364,11 @@ void kv_session_release(kv_session* session);
  * in one run: the calls run in any order. */
 int kv_run(kv_session* session, kv_call* calls, uint32_t count, uint64_t timeout_ns,
            uint32_t flags);
+
+/* Serves a get from a copy in this process, without a session, waiting for nothing: KV_OK, and the
+ * call has its outcome. KV_ABSENT: nothing is known about the key here, run the call. A value
+ * without a buffer goes to memory from `allocate`, whatever its size. */
+int kv_cached_get(kv_client* client, kv_call* call);
 
 /* ---- locks --------------------------------------------------------------------------------- */
 
@@ -456,6 +477,7 @@ typedef struct kv_data_path {
   kv_fence (*lock_fence)(const kv_lock*);
   int (*lock_is_lost)(const kv_lock*);
   void (*lock_forget)(kv_lock*);
+  int (*cached_get)(kv_client*, kv_call*);
 } kv_data_path;
 const kv_data_path* kv_get_data_path(void);
 

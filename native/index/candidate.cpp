@@ -6,6 +6,12 @@
 
 namespace kvstore {
 
+bool key_is_damaged(const unsigned char* object, const layout::ObjectHeader& header,
+                    const Key& key) {
+  if (header.key_hash != key.hash || header.key_bytes != key.bytes) return false;
+  return make_key(object + layout::kHeaderBytes, key.bytes).hash != header.key_hash;
+}
+
 Candidate::Verdict verdict_on(const unsigned char* object, layout::Slot slot, const Key& key,
                               layout::ObjectHeader& header) {
   header = layout::load_header(object);
@@ -14,7 +20,9 @@ Candidate::Verdict verdict_on(const unsigned char* object, layout::Slot slot, co
   }
   const bool same = header.key_bytes == key.bytes && header.key_hash == key.hash &&
                     std::memcmp(object + layout::kHeaderBytes, key.data, key.bytes) == 0;
-  return same ? Candidate::Verdict::kMatch : Candidate::Verdict::kOther;
+  if (same) return Candidate::Verdict::kMatch;
+  return key_is_damaged(object, header, key) ? Candidate::Verdict::kUnsound
+                                             : Candidate::Verdict::kOther;
 }
 
 Task<Status> examine(Remote& remote, const layout::Geometry& geometry, const Key& key,

@@ -189,7 +189,8 @@ Task<Status> commit(Carry& carry, const std::array<Slot, kSlots>& copies) {
         KV_VARIANT(copy_without_freezing) ? slot.word & ~Slot::kMoving : slot.word;
     ops[count++] = cas_op(slot_offset(carry.source, i), there_word, slot.emptied().word);
     if (!copies[i].moving()) continue;
-    const Slot live = copies[i].with_flags(copies[i].flags() & Slot::kShared);
+    const uint64_t kept = KV_VARIANT(cache_split_forgets_shared) ? 0 : Slot::kShared;
+    const Slot live = copies[i].with_flags(copies[i].flags() & kept);
     ops[count++] = cas_op(slot_offset(carry.target, i), copies[i].word, live.word);
   }
   if (count == 0) co_return Status::kOk;

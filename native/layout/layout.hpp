@@ -29,7 +29,7 @@
 namespace kvstore::layout {
 
 inline constexpr uint64_t kMagic = 0x31304d454d44564bull;  // "KVDMEM01"
-inline constexpr uint32_t kLayoutVersion = 3;
+inline constexpr uint32_t kLayoutVersion = 4;
 
 inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kLineBytes = 64;
@@ -80,11 +80,12 @@ struct NodeLine {
   // Every live client has published at least this epoch: what was retired in an earlier one is
   // held by nobody.
   uint64_t safe_epoch;
-  uint64_t clock_ms;  // since the region was made; expiry of values counts in it
-  uint64_t deaths;    // clients fenced so far; a change makes owners scrub their segments
-  uint64_t pressure;  // what a client waits for, as in its line: the others should help soon
-  uint64_t losses;    // by FAA of clients that lost operations; a change has the same effect
-  uint64_t reserved[2];
+  uint64_t clock_ms;    // since the region was made; expiry of values counts in it
+  uint64_t deaths;      // clients fenced so far; a change makes owners scrub their segments
+  uint64_t pressure;    // what a client waits for, as in its line: the others should help soon
+  uint64_t losses;      // by FAA of clients that lost operations; a change has the same effect
+  uint64_t admissions;  // clients admitted so far, before they can do anything
+  uint64_t reserved[1];
 };
 static_assert(sizeof(NodeLine) == kLineBytes);
 inline constexpr uint64_t kNodeLineOffset = kPageBytes;
@@ -112,7 +113,22 @@ inline constexpr uint64_t kGlobalDepthOffset = kSplitRecordOffset + kLineBytes;
 inline constexpr uint64_t kRootsOffset = kSplitRecordOffset + 2 * kLineBytes;
 inline constexpr unsigned kRoots = 64;
 
+// A word for each group of owners, in lines of their own. A client reads its group's before every
+// renewal of its cache lease, and drops all copies when the word has changed: FAA of a writer to
+// whom some client of the group did not answer.
+inline constexpr uint64_t kRevokeLinesOffset = kSplitRecordOffset + 16 * kLineBytes;
+
+// Clients with the same group share an owner bit.
+constexpr unsigned owner_group(uint32_t registration) {
+  return registration % kClientsMax % kOwnerGroups;
+}
+constexpr uint64_t revoke_offset(unsigned group) {
+  return kRevokeLinesOffset + group * kLineBytes;
+}
+
 inline constexpr uint64_t kClientLinesOffset = 3 * kPageBytes;
+static_assert(kRootsOffset + kRoots * 8 <= kRevokeLinesOffset);
+static_assert(revoke_offset(kOwnerGroups) <= kClientLinesOffset);
 
 // ---- Client and registry lines --------------------------------------------------------------
 
@@ -314,6 +330,13 @@ struct Geometry {
   }
   constexpr uint64_t entry_offset(uint64_t segment) const {
     return segment_table_offset + segment * 8;
+  }
+  // Which coherence record a key has. Records don't move, so splits don't touch them.
+  constexpr uint32_t record_of(uint64_t key_hash) const {
+    return uint32_t((key_hash ^ key_hash >> 29) & (record_count - 1));
+  }
+  constexpr uint64_t present_record_offset(uint32_t record) const {
+    return present_records_offset + record * uint64_t{8};
   }
   constexpr uint32_t segments_for(uint64_t bytes) const {
     return uint32_t((bytes + segment_bytes - 1) / segment_bytes);

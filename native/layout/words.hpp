@@ -29,7 +29,10 @@ constexpr uint64_t field(uint64_t word, unsigned shift, unsigned bits) {
 //   bits 56..63  fingerprint of the key
 //
 // tentative           an insert that has not committed; readers ignore it, anyone may kill it
-// frozen              a write to a cached key is under way
+// shared              some client may have a copy of what this word points at
+// frozen              a write to such a key is under way: readers may still return what this word
+//                     points at, nobody takes a copy, and any writer may replace it once the
+//                     owners of the record have been heard; always with `shared`
 // frozen + tentative  moving: a split is carrying this entry to another subtable
 struct Slot {
   static constexpr unsigned kClassShift = 40;
@@ -51,6 +54,13 @@ struct Slot {
   constexpr unsigned version() const { return unsigned(field(word, kVersionShift, kVersionBits)); }
   constexpr unsigned fingerprint() const { return unsigned(field(word, kFingerprintShift, 8)); }
   constexpr bool empty() const { return address() == 0; }
+  // A CAS that replaces it would go past copies of clients.
+  constexpr bool guarded() const { return (word & (kShared | kFrozen)) != 0; }
+  constexpr Slot with_shared() const { return Slot{word | kShared}; }
+  // Whether both lead to the same object with the same right: they may differ in `shared` only.
+  constexpr bool leads_where(const Slot& other) const {
+    return ((word ^ other.word) & ~kShared) == 0;
+  }
   constexpr bool shared() const { return (word & kShared) != 0; }
   constexpr bool frozen() const { return (word & kFrozen) != 0; }
   constexpr bool moving() const { return !empty() && (word & kMoving) == kMoving; }
@@ -184,13 +194,26 @@ struct DirectoryLock {
 
 // ---- Coherence record -----------------------------------------------------------------------
 //
-//   bits  0..47  owners: compute nodes that may hold a copy of a key under this record
-//   bits 48..63  registrations: +1 at every registration
+//   bits  0..47  owners: groups of clients that may hold a copy of a key under this record
+//   bits 48..63  changes: +1 at every change
+//
+// The count is what makes a clearing fail beside a registration that it has not seen.
+inline constexpr unsigned kOwnerGroups = 48;
+
 struct CoherenceRecord {
   uint64_t word = 0;
 
-  constexpr uint64_t owners() const { return field(word, 0, 48); }
-  constexpr unsigned registrations() const { return unsigned(word >> 48); }
+  constexpr uint64_t owners() const { return field(word, 0, kOwnerGroups); }
+  constexpr unsigned changes() const { return unsigned(word >> kOwnerGroups); }
+  constexpr CoherenceRecord changed(uint64_t owners) const {
+    return CoherenceRecord{owners | (uint64_t{changes()} + 1) << kOwnerGroups};
+  }
+  constexpr CoherenceRecord with_owner(unsigned group) const {
+    return changed(owners() | uint64_t{1} << group);
+  }
+  constexpr CoherenceRecord without_owners(uint64_t groups) const {
+    return changed(owners() & ~groups);
+  }
 };
 
 // ---- Version of a value ---------------------------------------------------------------------

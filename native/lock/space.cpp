@@ -38,11 +38,17 @@ Task<Status> LockSpace::open_postbox(Remote& remote) {
       PortPtr port = open_port_(error);
       if (!port) co_return Status::kRefused;
       postbox_ = std::make_unique<Postbox>(std::move(port), registration_, incarnation_, geometry_);
-      postbox_->set_handler(MessageKind::kLock, [this](const Message& m) { handle(m); });
+      handlers_[size_t(MessageKind::kLock)] = [this](const Message& m) { handle(m); };
+      for (unsigned kind = 0; kind < kMessageKinds; ++kind) {
+        postbox_->set_handler(MessageKind(kind), handlers_[kind]);
+      }
     }
   }
   // Twice does no harm.
-  co_return co_await postbox_->open(remote);
+  if (const Status s = co_await postbox_->open(remote); s != Status::kOk) co_return s;
+  reachable_.store(postbox_.get(), std::memory_order_release);
+  if (alarm_) alarm_(0);  // there is a descriptor to wait for
+  co_return Status::kOk;
 }
 
 Task<Status> LockSpace::open(Remote& remote, SegmentTable& segments) {
@@ -53,9 +59,7 @@ Task<Status> LockSpace::open(Remote& remote, SegmentTable& segments) {
     const std::lock_guard lock(locks_mutex_);
     if (!locks_) locks_ = std::make_unique<std::atomic<LocalLock*>[]>(lock_count());
   }
-  reachable_.store(postbox_.get(), std::memory_order_release);
   opened_.store(true, std::memory_order_release);
-  if (alarm_) alarm_(0);  // there is a descriptor to wait for
   co_return Status::kOk;
 }
 
@@ -93,9 +97,16 @@ Task<Status> LockSpace::send(Remote& remote, uint32_t to, const LockMessage& mes
   co_return co_await postbox_->send(remote, to, MessageKind::kLock, message.bytes());
 }
 
-void LockSpace::reply(uint32_t to, const LockMessage& message) {
-  if (postbox_->send_at_once(to, MessageKind::kLock, message.bytes()) != Status::kPending) return;
-  if (replies_.size() < kRepliesMax) replies_.push_back({to, message});
+void LockSpace::reply(uint32_t to, MessageKind kind, std::span<const uint8_t> content) {
+  KV_ASSERT(content.size() <= kReplyBytesMax);
+  if (postbox_->send_at_once(to, kind, content) != Status::kPending) return;
+  if (replies_.size() < kRepliesMax) {
+    Reply& reply = replies_.emplace_back();
+    reply.to = to;
+    reply.kind = kind;
+    reply.bytes = uint32_t(content.size());
+    std::copy(content.begin(), content.end(), reply.content.begin());
+  }
   schedule(0);
 }
 
@@ -213,7 +224,7 @@ Task<Status> LockSpace::upkeep(Remote& remote, bool fenced) {
   std::vector<Reply> replies;
   replies.swap(replies_);
   for (const Reply& one : replies) {
-    co_await send(remote, one.to, one.message);
+    co_await postbox_->send(remote, one.to, one.kind, {one.content.data(), one.bytes});
     if (remote.broken()) {
       schedule(monotonic_ns() + LockCase::kFirstLookNs);  // what is not said is asked for again
       co_return Status::kNodeUnreachable;

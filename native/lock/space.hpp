@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -49,6 +50,17 @@ class LockSpace final : public LockAttendant {
   // at once if need be. kRefused if this host gives us no port for messages.
   Task<Status> open(Remote& remote, SegmentTable& segments);
   bool is_open() const { return opened_.load(std::memory_order_acquire); }
+
+  // The client's end of messages of all kinds. Handlers of other kinds than locks are to be set
+  // before it is opened; they run on the thread that receives. Null until it is open.
+  void set_handler(MessageKind kind, Postbox::Handler handler) {
+    handlers_[size_t(kind)] = std::move(handler);
+  }
+  Task<Status> open_postbox(Remote& remote);
+  Postbox* postbox() const { return reachable_.load(std::memory_order_acquire); }
+  // From a handler: without a verb, or later by the service. Content of at most kReplyBytesMax.
+  void reply(uint32_t to, MessageKind kind, std::span<const uint8_t> content);
+  static constexpr size_t kReplyBytesMax = 48;
 
   LockTable& table() { return table_; }
   LocalLock& lock_of(const LockName& name) { return lock_at(uint32_t(name.number(lock_count()))); }
@@ -103,14 +115,13 @@ class LockSpace final : public LockAttendant {
 
   uint64_t lock_count() const { return table_.shape().lock_count; }
   LocalLock* find(uint32_t number) const;
-  Task<Status> open_postbox(Remote& remote);
-
   Task<Status> try_enter(Remote& remote, LocalLock& lock, const LocalLock::Entry& entry);
   Task<Status> notify(Remote& remote, LocalLock& lock, layout::LockHeader before, bool exclusive,
                       std::vector<uint64_t>& ring, bool have_ring);
   Task<Status> send(Remote& remote, uint32_t to, const LockMessage& message);
-  // Without a verb, or later by the service.
-  void reply(uint32_t to, const LockMessage& message);
+  void reply(uint32_t to, const LockMessage& message) {
+    reply(to, MessageKind::kLock, message.bytes());
+  }
 
   void handle(const Message& message);
   void answer(uint32_t from, const LockMessage& question);
@@ -126,6 +137,7 @@ class LockSpace final : public LockAttendant {
   std::atomic<uint64_t> renewed_ns_;
   LockTable table_;
   LockCounts counts_;
+  std::array<Postbox::Handler, kMessageKinds> handlers_;
   std::mutex open_mutex_;
   std::unique_ptr<Postbox> postbox_;
   std::atomic<Postbox*> reachable_{nullptr};  // once others can send to it
@@ -139,7 +151,9 @@ class LockSpace final : public LockAttendant {
   };
   struct Reply {
     uint32_t to;
-    LockMessage message;
+    MessageKind kind;
+    uint32_t bytes;
+    std::array<uint8_t, kReplyBytesMax> content;
   };
   std::mutex attention_mutex_;
   std::vector<Attention> attention_;

@@ -72,6 +72,10 @@ Status Postbox::send_at_once(uint32_t to, MessageKind kind, std::span<const uint
     address = peer.address;
     envelope.seal(peer.key, {registration_, kind, incarnation_, ++peer.sequence, content});
   }
+  if (faults_.any()) [[unlikely]] {
+    faults_.release(*port_);
+    if (faults_.keeps(address, envelope.data(), envelope.size())) return Status::kOk;
+  }
   const bool taken = port_->ops->send(port_.get(), &address, envelope.data(), envelope.size()) != 0;
   (taken ? counts_.sent : counts_.not_sent).fetch_add(1, std::memory_order_relaxed);
   return Status::kOk;
@@ -107,6 +111,8 @@ bool Postbox::is_new(const Message& message) {
 unsigned Postbox::receive() {
   const std::unique_lock lock(receive_mutex_, std::try_to_lock);
   if (!lock.owns_lock()) return 0;
+  if (faults_.any()) [[unlikely]]
+    faults_.release(*port_);
   std::array<uint8_t, KV_DATAGRAM_BYTES_MAX> datagram;
   unsigned count = 0;
   for (unsigned i = 0; i < kReceiveMax; ++i) {

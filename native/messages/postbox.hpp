@@ -20,6 +20,7 @@
 #include "fabric/remote.hpp"
 #include "layout/layout.hpp"
 #include "messages/envelope.hpp"
+#include "messages/faults.hpp"
 
 namespace kvstore {
 
@@ -84,6 +85,7 @@ class Postbox {
   SipKey key_{};
   std::array<Handler, kMessageKinds> handlers_;
   PostboxCounts counts_;
+  MessageFaults faults_;
   std::mutex peers_mutex_;
   std::vector<Peer> peers_;  // by place
   std::mutex receive_mutex_;

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
@@ -14,6 +15,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
+constexpr uint32_t kCacheLeaseMs = 250;
 
 std::string in_mebibytes(uint64_t bytes) {
   return std::to_string(bytes >> 20) + " MiB";
@@ -96,7 +98,8 @@ layout::Geometry format_region(uint8_t* region, uint64_t bytes, const FormatOpti
   superblock.eviction = options.eviction;
   superblock.consistency = options.consistency;
   superblock.membership_lease_ms = options.membership_lease_ms;
-  superblock.cache_lease_ms = 250;
+  // A membership must outlast the copies that it allows.
+  superblock.cache_lease_ms = std::min(kCacheLeaseMs, options.membership_lease_ms / 2);
   superblock.checksum = crc32c(0, &superblock, offsetof(layout::Superblock, checksum));
 
   // The first subtable takes the first segments, in the name of registration 0, which is nobody.

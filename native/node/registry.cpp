@@ -88,6 +88,8 @@ uint32_t Registry::admit(const std::string& peer, uint32_t fabric, Token& token)
     layout::RegistryLine& granted = registry_line(registration);
     store(granted.state, uint64_t(ClientState::kLive));
     store(granted.registration, registration);
+    // Who sees this number sees the lines.
+    store(node_line().admissions, admitted_);
     return registration;
   }
   return 0;

@@ -31,12 +31,49 @@ PyObject* run_one(PyObject* self, PyObject* key, kv_call* call, uint64_t timeout
   return outcome_of(self, key, shape, *call, object);
 }
 
-PyObject* run_get(PyObject* self, PyObject* key_object, PyObject* timeout_s, Shape shape) {
+// kv_call::allocate of a get from a copy. The context is where the object goes. A long copy is left
+// to a run, which lets go of the GIL.
+void* allocate_bytes(void* context, kv_call*, uint64_t bytes) {
+  if (bytes > kInlineBytes) return nullptr;
+  PyObject* object = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes));
+  if (object == nullptr) PyErr_Clear();
+  *static_cast<PyObject**>(context) = object;
+  return object != nullptr ? PyBytes_AsString(object) : nullptr;
+}
+
+// Serves a get from a copy in this process. Returns false if that can't be.
+bool get_from_copy(PyObject* self, PyObject* key, kv_call* call, Shape shape, PyObject** result) {
+  DataPath* path = data_path(self);
+  if (path->client == nullptr) return false;
+  PyObject* object = nullptr;
+  call->allocate = allocate_bytes;
+  call->context = &object;
+  if (binding.core->cached_get(path->client, call) != KV_OK) {
+    Py_XDECREF(object);
+    call->data = nullptr;
+    return false;
+  }
+  *result = outcome_of(self, key, shape, *call, object);
+  return true;
+}
+
+// `cached`: False, or what is no more than a wish.
+bool parse_cached(PyObject* cached, kv_call* call) {
+  const int wanted = cached == nullptr ? 1 : PyObject_IsTrue(cached);
+  if (wanted == 0) call->flags |= KV_UNCACHED;
+  return wanted >= 0;
+}
+
+PyObject* run_get(PyObject* self, PyObject* key_object, PyObject* timeout_s, PyObject* cached,
+                  Shape shape) {
   Bytes key;
   uint64_t timeout_ns = 0;
   if (!parse_timeout(data_path(self), timeout_s, kUnknownValueBytes, &timeout_ns)) return nullptr;
   if (!key.read_key(self, key_object)) return nullptr;
   kv_call call = call_of(KV_GET, key);
+  PyObject* from_copy = nullptr;
+  if (!parse_cached(cached, &call)) return nullptr;
+  if (get_from_copy(self, key_object, &call, shape, &from_copy)) return from_copy;
   PyObject* result = run_one(self, key_object, &call, timeout_ns, true, shape);
   if (call.status == KV_OK) data_path(self)->expected_bytes = call.data_bytes;
   return result;
@@ -44,13 +81,15 @@ PyObject* run_get(PyObject* self, PyObject* key_object, PyObject* timeout_s, Sha
 
 PyObject* get_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords,
                  const char* function, Shape shape) {
-  if (count == 1 && keywords == nullptr) return run_get(self, arguments[0], nullptr, shape);
-  static const char* const names[] = {"key", "timeout_s"};
-  PyObject* values[2];
-  if (!parse_arguments({function, names, 2, 1, 1}, arguments, count, keywords, values)) {
+  if (count == 1 && keywords == nullptr) {
+    return run_get(self, arguments[0], nullptr, nullptr, shape);
+  }
+  static const char* const names[] = {"key", "timeout_s", "cached"};
+  PyObject* values[3];
+  if (!parse_arguments({function, names, 3, 1, 1}, arguments, count, keywords, values)) {
     return nullptr;
   }
-  return run_get(self, values[kKey], values[1], shape);
+  return run_get(self, values[kKey], values[1], values[2], shape);
 }
 
 PyObject* get(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
@@ -69,9 +108,9 @@ PyObject* get_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t count
 
 PyObject* get_into(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                    PyObject* keywords) {
-  static const char* const names[] = {"key", "buffer", "timeout_s"};
-  PyObject* values[3];
-  if (!parse_arguments({"get_into", names, 3, 2, 2}, arguments, count, keywords, values)) {
+  static const char* const names[] = {"key", "buffer", "timeout_s", "cached"};
+  PyObject* values[4];
+  if (!parse_arguments({"get_into", names, 4, 2, 2}, arguments, count, keywords, values)) {
     return nullptr;
   }
   Bytes key;
@@ -85,15 +124,21 @@ PyObject* get_into(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
   char nothing = 0;  // A buffer of no bytes may have no address, which would mean "no buffer".
   call.buffer = buffer.size() != 0 ? buffer.writable_data() : &nothing;
   call.buffer_bytes = buffer.size();
+  PyObject* from_copy = nullptr;
+  if (!parse_cached(values[3], &call)) return nullptr;
+  if (buffer.size() <= kInlineBytes &&
+      get_from_copy(self, values[kKey], &call, Shape::kCount, &from_copy)) {
+    return from_copy;
+  }
   return run_one(self, values[kKey], &call, timeout_ns, buffer.size() <= kInlineBytes,
                  Shape::kCount);
 }
 
 PyObject* contains(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                    PyObject* keywords) {
-  static const char* const names[] = {"key", "timeout_s"};
-  PyObject* values[2];
-  if (!parse_arguments({"contains", names, 2, 1, 1}, arguments, count, keywords, values)) {
+  static const char* const names[] = {"key", "timeout_s", "cached"};
+  PyObject* values[3];
+  if (!parse_arguments({"contains", names, 3, 1, 1}, arguments, count, keywords, values)) {
     return nullptr;
   }
   Bytes key;
@@ -103,6 +148,7 @@ PyObject* contains(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
     return nullptr;
   }
   kv_call call = call_of(KV_CONTAINS, key);
+  if (!parse_cached(values[2], &call)) return nullptr;
   return run_one(self, values[kKey], &call, timeout_ns, true, Shape::kFound);
 }
 
@@ -193,7 +239,7 @@ PyObject* delete_key(PyObject* self, PyObject* const* arguments, Py_ssize_t coun
 }  // namespace
 
 PyObject* get_item(PyObject* self, PyObject* key) {
-  PyObject* value = run_get(self, key, nullptr, Shape::kValue);
+  PyObject* value = run_get(self, key, nullptr, nullptr, Shape::kValue);
   if (value != Py_None) return value;
   Py_DECREF(value);
   PyErr_SetObject(PyExc_KeyError, key);
@@ -221,15 +267,17 @@ int contains_item(PyObject* self, PyObject* key) {
 
 PyMethodDef single_methods[] = {
     {"get", with_keywords(get), kWithKeywords,
-     "get($self, key, *, timeout_s=None)\n--\n\n"
-     "Return the value of `key` as bytes, or None if there is no such key."},
+     "get($self, key, *, timeout_s=None, cached=True)\n--\n\n"
+     "Return the value of `key` as bytes, or None if there is no such key.\n\n"
+     "A store with `cache_bytes` serves it from this process's memory where it can, and is as\n"
+     "linearizable as without; `cached=False` asks the node in any case."},
     {"get_versioned", with_keywords(get_versioned), kWithKeywords,
-     "get_versioned($self, key, *, timeout_s=None)\n--\n\n"
+     "get_versioned($self, key, *, timeout_s=None, cached=True)\n--\n\n"
      "Return (value, version) of `key`, or None if there is no such key.\n\n"
      "The version is what `put` returned; give it to `if_version` to change the value only if\n"
      "nobody else did."},
     {"get_into", with_keywords(get_into), kWithKeywords,
-     "get_into($self, key, buffer, *, timeout_s=None)\n--\n\n"
+     "get_into($self, key, buffer, *, timeout_s=None, cached=True)\n--\n\n"
      "Read the value of `key` into `buffer` and return its length, or None if there is no such\n"
      "key.\n\n"
      "The buffer is any writable contiguous one: bytearray, memoryview, numpy array, torch tensor\n"
@@ -237,7 +285,7 @@ PyMethodDef single_methods[] = {
      "there is no such key or an error is raised. BufferTooSmall says how many bytes the value\n"
      "needs."},
     {"contains", with_keywords(contains), kWithKeywords,
-     "contains($self, key, *, timeout_s=None)\n--\n\n"
+     "contains($self, key, *, timeout_s=None, cached=True)\n--\n\n"
      "Return whether `key` is there. Same as `key in store`."},
     {"put", with_keywords(put), kWithKeywords,
      "put($self, key, value, *, if_version=None, if_absent=False, fence=None, ttl_s=None, "

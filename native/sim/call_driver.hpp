@@ -10,7 +10,7 @@
 
 namespace kvstore::sim {
 
-class ComputeNode::CallDriver final : public Driver {
+class ComputeNode::CallDriver final : public Driver, private Waker {
  public:
   CallDriver(ComputeNode& host, Lane& lane);
 
@@ -28,6 +28,7 @@ class ComputeNode::CallDriver final : public Driver {
 
  private:
   uint64_t step() override;
+  void woken() override { poke(); }
   uint64_t go_on();
   void begin();
   void draw(Operation& operation);

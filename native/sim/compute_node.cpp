@@ -46,7 +46,8 @@ ComputeNode::ComputeNode(Schedule& schedule, const std::vector<MemoryNode*>& nod
       clock_(schedule, drift_per_million, schedule.random().below(3600 * kSecond)) {
   std::vector<Home> homes;
   for (MemoryNode* node : nodes) homes.push_back({node->name(), [node] { return node->admit(); }});
-  client_ = std::make_unique<DrivenClient>(schedule, clock_, homes, workload.options.lanes);
+  client_ = std::make_unique<DrivenClient>(schedule, clock_, homes, workload.options.lanes,
+                                           workload.mail, workload.options.cache_bytes);
   for (unsigned i = 0; i < workload.options.lanes; ++i) {
     Status status = Status::kOk;
     Lane* lane = client_->client().acquire_lane(0, status);

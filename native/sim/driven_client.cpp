@@ -16,8 +16,10 @@ constexpr uint64_t kMessageNsSpread = 200'000;
 class SimTransport final : public Transport {
  public:
   SimTransport(const Grant& grant, std::shared_ptr<std::vector<Driver*>> listeners,
-               Driver& attacher, const Reach& reach, std::shared_ptr<bool> cut)
+               Driver& attacher, const Reach& reach, std::shared_ptr<bool> cut,
+               std::function<PortPtr()> open)
       : grant_(grant),
+        open_(std::move(open)),
         listeners_(std::move(listeners)),
         attacher_(attacher),
         reach_(reach),
@@ -31,9 +33,15 @@ class SimTransport final : public Transport {
     return connection;
   }
   uint32_t fabric() const override { return KV_FABRIC_TCP; }
+  PortPtr open_port(std::string& error) override {
+    PortPtr port = *cut_ ? nullptr : open_();
+    if (port == nullptr) error = "there are no messages in this world";
+    return port;
+  }
 
  private:
   const Grant grant_;
+  const std::function<PortPtr()> open_;
   const std::shared_ptr<std::vector<Driver*>> listeners_;
   Driver& attacher_;
   const Reach& reach_;
@@ -133,7 +141,8 @@ class DrivenClient::Attacher final : public Driver {
 
   uint64_t begin_reading() {
     auto transport = std::make_unique<SimTransport>(asked_, host_.listeners_, *this,
-                                                    *host_.reaches_[member_], host_.cut_);
+                                                    *host_.reaches_[member_], host_.cut_,
+                                                    [this] { return host_.open_port(member_); });
     std::string error;
     connection_ = transport->connect(kSetupLane, 0, error);
     if (connection_ == nullptr) return retry();
@@ -198,16 +207,34 @@ class DrivenClient::Attacher final : public Driver {
   std::string error_;
 };
 
+ClientMail::ClientMail(Schedule& schedule, const MailTiming& timing)
+    : schedule_(schedule), mail_(schedule, timing) {
+  mail_.set_route([this](uint64_t from, uint64_t to) {
+    const uint64_t now_ns = schedule_.now_ns();
+    const auto sender = reaches_.find(from);
+    const auto receiver = reaches_.find(to);
+    if (sender != reaches_.end() && now_ns < sender->second->requests_from_ns) return false;
+    return receiver == reaches_.end() || now_ns >= receiver->second->answers_from_ns;
+  });
+}
+
+PortPtr ClientMail::open(SimListener* listener, const Reach& reach) {
+  PortPtr port = mail_.open(listener);
+  reaches_[SimMail::number_of(*port)] = &reach;
+  return port;
+}
+
 DrivenClient::DrivenClient(Schedule& schedule, HostClock& clock, const std::vector<Home>& homes,
-                           uint32_t lanes)
+                           uint32_t lanes, ClientMail* mail, uint64_t cache_bytes)
     : schedule_(schedule),
       clock_(clock),
+      mail_(mail),
       order_(schedule.random()),
       listeners_(std::make_shared<std::vector<Driver*>>(lanes + 1, nullptr)) {
   const OnHost scope(clock_);
   std::vector<std::string> names;
   for (const Home& home : homes) names.push_back(home.name);
-  client_ = std::make_unique<Client>(lanes, kAddressEntries, names, false);
+  client_ = std::make_unique<Client>(lanes, kAddressEntries, names, false, cache_bytes);
   service_driver_ = std::make_unique<ServiceDriver>(schedule_, clock_, *this);
   listeners_->at(lanes) = service_driver_.get();
   order_ready(client_->service_lane());
@@ -260,6 +287,13 @@ SimNode* DrivenClient::fabric(uint32_t member) const {
   return attachers_[member]->fabric();
 }
 
+PortPtr DrivenClient::open_port(uint32_t member) {
+  if (mail_ == nullptr) return nullptr;
+  PortPtr port = mail_->open(service_driver_.get(), *reaches_[member]);
+  ports_.push_back(SimMail::number_of(*port));
+  return port;
+}
+
 void DrivenClient::pause_until(uint64_t instant_ns) {
   service_driver_->pause_until(instant_ns);
   for (const auto& attacher : attachers_) attacher->pause_until(instant_ns);
@@ -269,6 +303,7 @@ void DrivenClient::crash() {
   service_driver_->stop();
   *cut_ = true;
   for (const auto& attacher : attachers_) attacher->abandon();
+  for (const uint64_t port : ports_) mail_->cut(port);
   constexpr uint64_t kBeyondEveryDeadlineNs = 24 * 3600 * kSecond;
   clock_.leap(kBeyondEveryDeadlineNs);
   if (!client_->service_lane().running()) return;

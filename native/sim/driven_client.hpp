@@ -6,10 +6,12 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "fabric/sim/mail.hpp"
 #include "sim/host.hpp"
 #include "store/client.hpp"
 #include "store/service.hpp"
@@ -29,10 +31,28 @@ struct Home {
   std::function<Grant()> admit;  // at the instant when the request is there
 };
 
+// Messages between the clients of a world. What cuts a client off from a node cuts it off from the
+// other clients too.
+class ClientMail {
+ public:
+  ClientMail(Schedule& schedule, const MailTiming& timing);
+
+  // `reach` outlives the mail's last message.
+  PortPtr open(SimListener* listener, const Reach& reach);
+  void cut(uint64_t number) { mail_.cut(number); }
+  void heal() { mail_.timing() = MailTiming{}; }
+
+ private:
+  Schedule& schedule_;
+  SimMail mail_;
+  std::map<uint64_t, const Reach*> reaches_;
+};
+
 class DrivenClient {
  public:
-  DrivenClient(Schedule& schedule, HostClock& clock, const std::vector<Home>& homes,
-               uint32_t lanes);
+  // Without `mail` it has no messages.
+  DrivenClient(Schedule& schedule, HostClock& clock, const std::vector<Home>& homes, uint32_t lanes,
+               ClientMail* mail = nullptr, uint64_t cache_bytes = 0);
   ~DrivenClient();
   DrivenClient(const DrivenClient&) = delete;
   DrivenClient& operator=(const DrivenClient&) = delete;
@@ -56,6 +76,8 @@ class DrivenClient {
   uint64_t attachments() const { return attachments_; }
   Reach& reach(uint32_t member) { return *reaches_[member]; }
   SimNode* fabric(uint32_t member) const;
+  // For messages of an attachment to this member.
+  PortPtr open_port(uint32_t member);
 
   // Nothing of it steps before then.
   void pause_until(uint64_t instant_ns);
@@ -71,6 +93,8 @@ class DrivenClient {
 
   Schedule& schedule_;
   HostClock& clock_;
+  ClientMail* const mail_;
+  std::vector<uint64_t> ports_;
   SeededOrder order_;
   // Lane numbers of the transport to whoever waits for their completions.
   std::shared_ptr<std::vector<Driver*>> listeners_;

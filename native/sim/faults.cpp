@@ -125,13 +125,17 @@ void Faults::lose_power() {
   MemoryNode& node = *nodes_[index];
   if (!node.up()) return;
   tell([&] { return node.name() + " loses its power"; });
+  uint64_t down_ns = schedule_.random().below(workload_.options.power_loss_ns_max + 1);
+  // A node does not begin anew before copies of what it held have ended; until then they count.
+  constexpr uint64_t kCopiesEndNs = 300 * kMillisecond;
+  const bool copies = workload_.options.cache_bytes > 0;
+  if (copies) down_ns = std::max(down_ns, kCopiesEndNs);
   node.lose_power();
-  wipe(index);
-  const uint64_t down_ns = schedule_.random().below(workload_.options.power_loss_ns_max + 1);
+  wipe(index, schedule_.now_ns() + (copies ? down_ns : 0));
   schedule_.after(down_ns, *this, index);
 }
 
-void Faults::wipe(uint32_t node) {
+void Faults::wipe(uint32_t node, uint64_t at_latest_ns) {
   const Client& client = clients_.present().front()->client().client();
   for (uint64_t key = 0; key < workload_.options.keys; ++key) {
     const std::string name = "key " + std::to_string(key);
@@ -141,7 +145,8 @@ void Faults::wipe(uint32_t node) {
     gone.key = key;
     gone.kind = OperationKind::kWipe;
     gone.outcome = OperationOutcome::kOk;
-    gone.called_ns = gone.returned_ns = schedule_.now_ns();
+    gone.called_ns = schedule_.now_ns();
+    gone.returned_ns = at_latest_ns;
     workload_.history.push_back(gone);
   }
 }

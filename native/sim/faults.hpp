@@ -60,7 +60,7 @@ class Faults final : public Timed {
 
   size_t any_client();
   uint32_t any_node() { return uint32_t(schedule_.random().below(nodes_.size())); }
-  void wipe(uint32_t node);
+  void wipe(uint32_t node, uint64_t at_latest_ns);
   template <class Line>
   void tell(Line&& line) {
     schedule_.tell(kEveryKey, line);

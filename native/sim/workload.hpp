@@ -20,6 +20,7 @@ struct Workload {
         uses(given.keys) {}
 
   const WorldOptions& options;
+  class ClientMail* mail = nullptr;
   std::vector<Operation> history;
   std::string violation;  // the first one
   uint64_t begun = 0;

@@ -62,10 +62,12 @@ class World final : private Clients, private BlockUsers {
   World(const WorldOptions& options, uint64_t seed, Trace trace)
       : options_(options),
         schedule_(seed),
+        mail_(schedule_, options.mail),
         workload_(options_),
         faults_(schedule_, all_nodes_, *this, workload_),
         wall_end_(WallClock::now() + std::chrono::nanoseconds(options.wall_limit_ns)) {
     schedule_.set_trace(std::move(trace));
+    workload_.mail = &mail_;
     set_switches(seed);
     if (options.check_cost) workload_.lone_keys = lone_keys(options.keys);
     BlockUsers* const watched = options.check_blocks ? this : nullptr;
@@ -307,6 +309,7 @@ class World final : private Clients, private BlockUsers {
   void come_to_rest() {
     workload_.resting = true;
     faults_.heal();
+    mail_.heal();
     expect(run_until([this] { return all_back(); }, kComeBackNs), "a client did not come back");
     expect(run_until([this] { return limbos_empty(); }, kComeBackNs), "blocks stay in limbo");
     const auto swept = [this] {
@@ -360,6 +363,15 @@ class World final : private Clients, private BlockUsers {
       const uint64_t attachments = client.client().attachments();
       result.attachments += attachments - std::min<uint64_t>(attachments, nodes_.size());
     });
+    for (const auto& client : clients_) {
+      kv_client_stats stats{};
+      client->client().client().read_stats(stats);
+      result.cache_hits += stats.cache_hits;
+      result.cache_fills += stats.cache_fills;
+      result.cache_revoked += stats.cache_revoked;
+      result.invalidations += stats.invalidations_sent;
+      result.leases_waited += stats.leases_waited;
+    }
     for (const Operation& operation : workload_.history) {
       result.unknown += operation.outcome == OperationOutcome::kUnknown;
     }
@@ -367,6 +379,7 @@ class World final : private Clients, private BlockUsers {
 
   const WorldOptions options_;
   Schedule schedule_;
+  ClientMail mail_;
   Workload workload_;
   std::vector<std::unique_ptr<MemoryNode>> nodes_;
   std::vector<MemoryNode*> all_nodes_;

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "fabric/sim/mail.hpp"
 #include "sim/linearizability.hpp"
 #include "sim/memory_node.hpp"
 
@@ -39,6 +40,9 @@ struct WorldOptions {
   uint64_t timeout_ns = 2 * kSecond;
   int64_t drift_per_million_max = 1000;  // of every clock, either way
   MemoryNodeOptions node;
+  // Of each client, for copies of values; 0: none are made.
+  uint64_t cache_bytes = 0;
+  MailTiming mail;  // between clients
   // Of a hundred puts: have a time to live, of at most `lives_ns_max`.
   unsigned mortal_percent = 0;
   uint64_t lives_ns_max = kSecond;
@@ -120,6 +124,12 @@ struct WorldResult {
   uint64_t fenced = 0;
   uint64_t swept = 0;
   uint64_t unknown = 0;  // operations without a known outcome
+  // Of all clients that were there at the end.
+  uint64_t cache_hits = 0;
+  uint64_t cache_fills = 0;
+  uint64_t cache_revoked = 0;
+  uint64_t invalidations = 0;
+  uint64_t leases_waited = 0;
   Measured measured;
 
   bool good() const {

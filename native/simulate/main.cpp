@@ -164,6 +164,11 @@ void print_row(const Job& job, uint64_t seed, const WorldResult& result, const S
       {"swept", result.swept},
       {"orphans", result.orphans},
       {"torn", result.torn},
+      {"cache_hits", result.cache_hits},
+      {"cache_fills", result.cache_fills},
+      {"cache_revoked", result.cache_revoked},
+      {"invalidations", result.invalidations},
+      {"leases_waited", result.leases_waited},
   };
   for (const auto& [name, count] : counts) std::printf(", \"%s\": %" PRIu64, name, count);
   print_measured(result);

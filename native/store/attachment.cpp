@@ -33,6 +33,9 @@ bool read_superblock(const layout::Superblock& superblock, layout::Geometry& geo
                     geometry.segment_table_offset == superblock.segment_table_offset &&
                     geometry.directory_offset == superblock.directory_offset &&
                     geometry.directory_depth_max == superblock.directory_depth_max &&
+                    geometry.present_records_offset == superblock.present_records_offset &&
+                    geometry.absent_records_offset == superblock.absent_records_offset &&
+                    geometry.record_count == superblock.record_count &&
                     geometry.registry_offset == superblock.registry_offset &&
                     geometry.postboxes_offset == superblock.postboxes_offset &&
                     superblock.client_count_max == layout::kClientsMax;

@@ -15,6 +15,7 @@
 #include "alloc/limbo.hpp"
 #include "alloc/segments.hpp"
 #include "base/variant.hpp"
+#include "cache/coherence.hpp"
 #include "fabric/port.hpp"
 #include "index/directory.hpp"
 #include "layout/layout.hpp"
@@ -63,7 +64,14 @@ class Attachment {
         allocator(segments),
         addresses(address_entries),
         locks([this](std::string& error) { return transport->open_port(error); }, granted,
-              block.incarnation, shape, block.membership_lease_ms * kMillisecond) {}
+              block.incarnation, shape, block.membership_lease_ms * kMillisecond),
+        coherence(granted, shape, block.cache_lease_ms * kMillisecond) {
+    locks.set_handler(MessageKind::kCache, [this](const Message& message) {
+      coherence.handle(message, [this](uint32_t to, const CacheMessage& answer) {
+        locks.reply(to, MessageKind::kCache, answer.bytes());
+      });
+    });
+  }
 
   const layout::Superblock superblock;
   const layout::Geometry geometry;
@@ -76,6 +84,7 @@ class Attachment {
   Limbo limbo;
   AddressCache addresses;
   LockSpace locks;
+  Coherence coherence;
   std::atomic<bool> split_running{false};
   // A connection broke during a split: the directory lock may be ours while nobody is at it.
   std::atomic<bool> split_left{false};

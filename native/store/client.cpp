@@ -10,7 +10,7 @@
 namespace kvstore {
 
 Client::Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::string>& members,
-               bool own_thread)
+               bool own_thread, uint64_t cache_bytes)
     : address_entries_(address_entries),
       own_thread_(own_thread),
       fork_generation_(fork_generation()) {
@@ -19,6 +19,10 @@ Client::Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::
     auto member = std::make_unique<Member>();
     member->name = name;
     member->name_hash = make_key(name.data(), name.size()).hash;
+    if (cache_bytes > 0) {
+      member->cache = std::make_unique<ClientCache>(
+          std::max(cache_bytes / members.size(), CacheStorage::kBytesMin));
+    }
     members_.push_back(std::move(member));
   }
   const uint32_t count = uint32_t(members.size());
@@ -71,6 +75,9 @@ void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
     const bool restarted = member.attachment && member.attachment->superblock.incarnation !=
                                                     attachment->superblock.incarnation;
     if (restarted) ++member.restarts;
+    if (member.cache) {
+      attachment->coherence.set_cache(member.cache.get(), member.cache->bind());
+    }
     before = std::exchange(member.attachment, std::move(attachment));
     member.generation.fetch_add(1, std::memory_order_release);
   }
@@ -189,6 +196,25 @@ bool Client::is_inline() {
   return true;
 }
 
+namespace {
+
+void add_copies(const ClientCache& cache, kv_client_stats& stats) {
+  const CacheCounts& counts = cache.counts();
+  stats.cache_hits += cache.hits();
+  stats.operations += cache.hits();
+  stats.cache_fills += counts.fills.load();
+  stats.cache_spoiled += counts.spoiled.load();
+  stats.cache_bypassed += counts.bypassed.load();
+  stats.cache_invalidated += counts.invalidated.load();
+  stats.cache_overwritten += counts.overwritten.load();
+  stats.cache_revoked += counts.revoked.load();
+  stats.cache_evictions += cache.storage().evictions();
+  stats.cache_entries += cache.storage().entries();
+  stats.cache_bytes += cache.storage().bytes_used();
+}
+
+}  // namespace
+
 void Client::read_stats(kv_client_stats& stats) {
   stats = {};
   const auto add_lane = [&](Lane& lane, bool service) {
@@ -223,7 +249,13 @@ void Client::read_stats(kv_client_stats& stats) {
   for (uint32_t m = 0; m < members(); ++m) {
     if (const std::shared_ptr<Attachment> current = attachment(m)) {
       stats.limbo_bytes += current->limbo.bytes();
+      const CoherenceCounts& counts = current->coherence.counts();
+      stats.invalidations_sent += counts.invalidations_sent.load();
+      stats.invalidations_received += counts.invalidations_received.load();
+      stats.writes_guarded += counts.writes_guarded.load();
+      stats.leases_waited += counts.leases_waited.load();
     }
+    if (const ClientCache* cache = member(m).cache.get()) add_copies(*cache, stats);
   }
 }
 

@@ -26,14 +26,17 @@ struct Member {
   std::mutex mutex;
   std::shared_ptr<Attachment> attachment;
   std::atomic<uint64_t> generation{0};  // +1 at every attachment
+  // Copies of this member's values, for one attachment after the other; null: none are made.
+  std::unique_ptr<ClientCache> cache;
   uint32_t restarts = 0;
 };
 
 class Client {
  public:
   // Without a thread of its own the client's service is driven from outside; see `service`.
+  // `cache_bytes` for copies of values, of all members together; 0: none.
   Client(uint32_t lanes, uint32_t address_entries, const std::vector<std::string>& members,
-         bool own_thread = true);
+         bool own_thread = true, uint64_t cache_bytes = 0);
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
@@ -45,6 +48,7 @@ class Client {
   uint32_t members() const { return uint32_t(members_.size()); }
   Member& member(uint32_t index) { return *members_[index]; }
   uint32_t address_entries() const { return address_entries_; }
+  bool makes_copies() const { return members_.front()->cache != nullptr; }
 
   // Takes over from an earlier attachment of the member.
   void attach(uint32_t member, std::shared_ptr<Attachment> attachment);

@@ -36,7 +36,8 @@ constexpr uint64_t kRefusalHoldsNs = kSecond;
 struct Sample {
   SlotRef ref;
   uint32_t idle_ms;
-  bool useful;  // its block becomes ours to use: right class, in an own extent or one of its own
+  bool guarded;  // clients have copies: it is in use, and to evict it takes messages
+  bool useful;   // its block becomes ours to use: right class, in an own extent or one of its own
 };
 
 struct Sampled {
@@ -72,9 +73,11 @@ unsigned rank(Channel& channel, const Sampled& sampled, uint64_t groups_offset, 
     const uint64_t offset = groups_offset + bucket * layout::kBucketBytes + 8 + in_bucket * 8;
     const bool useful =
         slot.size_class() == size_class && (!shared || attachment.allocator.owns(slot.offset()));
-    samples[count++] = {{offset, slot}, now_ms - sampled.metadata[i].last_access_ms, useful};
+    samples[count++] = {
+        {offset, slot}, now_ms - sampled.metadata[i].last_access_ms, slot.guarded(), useful};
   }
   std::sort(samples.begin(), samples.begin() + count, [](const Sample& a, const Sample& b) {
+    if (a.guarded != b.guarded) return b.guarded;
     if (a.useful != b.useful) return a.useful;
     return a.idle_ms > b.idle_ms;
   });
@@ -164,13 +167,8 @@ class Patience {
 }  // namespace
 
 Task<bool> evict_slot(Channel& channel, SlotRef ref) {
-  kv_op op[1] = {cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word)};
-  if (co_await channel.remote.batch(op) != KV_FABRIC_OK) {
-    // An unlinked block may be left behind.
-    channel.want_scrub();
-    co_return false;
-  }
-  if (op[0].result != ref.slot.word) co_return false;
+  const Status emptied = co_await empty_slot(channel, ref);
+  if (emptied != Status::kOk) co_return false;
   channel.attachment->limbo.retire({ref.slot.offset(), ref.slot.size_class()});
   ++channel.lane().counts().evictions;
   co_return true;

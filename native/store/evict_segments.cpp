@@ -27,7 +27,7 @@ Task<Status> evict_block(Channel& channel, BlockHeader found) {
     for (unsigned i = 0; i < kSlotsPerCombined; ++i) {
       const Slot slot = combined.slot(i);
       if (slot.address() != found.address || !slot.readable()) continue;
-      if (slot.moving() || slot.frozen()) continue;
+      if (slot.moving()) continue;
       co_await evict_slot(channel, {combined.slot_offset(i), slot});
       co_return channel.remote.broken() ? Status::kNodeUnreachable : Status::kOk;
     }

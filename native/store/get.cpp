@@ -32,6 +32,7 @@ struct Target {
   kv_call& call;
   const Key& key;
   uint32_t key_crc;
+  mutable bool mortal = false;  // what was read has a time to live
 };
 
 bool value_verifies(uint32_t crc, const ObjectHeader& header) {
@@ -67,8 +68,11 @@ Reading judge(Channel& channel, const Target& target, const unsigned char* objec
               ObjectHeader& header) {
   header = layout::load_header(object);
   if (!layout::sound(header, slot.address(), slot.size_class())) return Reading::kUnsound;
-  if (!is_of(object, header, target.key)) return Reading::kOther;
+  if (!is_of(object, header, target.key)) {
+    return key_is_damaged(object, header, target.key) ? Reading::kUnsound : Reading::kOther;
+  }
   if (expired(*channel.attachment, header)) return Reading::kExpired;
+  target.mortal = header.expiry_ticks != 0;
   kv_call& call = target.call;
   if (call.buffer != nullptr && header.value_bytes > call.buffer_bytes) {
     set_outcome(call, header, nullptr);
@@ -183,13 +187,92 @@ bool reads_whole(const Channel& channel, const kv_call& call, uint64_t object_by
   return !worthwhile;
 }
 
+// The making of a copy while a value is read. What has a time to live is not copied: its end comes
+// without anybody's word.
+class Copying {
+ public:
+  // Decides, and if so begins.
+  Copying(Channel& channel, const Target& target, const KnownAddress& known)
+      : coherence_(channel.attachment->coherence) {
+    ClientCache* const cache = coherence_.cache();
+    if (cache == nullptr || (target.call.flags & (KV_UNCACHED | KV_PROBE)) != 0) return;
+    if (known.slot.frozen() && !KV_VARIANT(cache_installs_frozen)) return;
+    if (!cache->wants(target.key, known.value_bytes)) return;
+    const layout::Geometry& geometry = channel.attachment->geometry;
+    record_ = geometry.record_of(target.key.hash);
+    if (!cache->begin_fill(target.key.hash, record_, coherence_.term(), fill_)) return;
+    const layout::CoherenceRecord guessed = coherence_.guess(record_);
+    const uint64_t at = geometry.present_record_offset(record_);
+    if (is_owner(guessed)) {
+      registration_ = faa_op(at, KV_VARIANT(cache_clears_blindly) ? 0 : kOneChange);
+    } else {
+      registration_ = cas_op(at, guessed.word, guessed.with_owner(coherence_.group()).word);
+    }
+  }
+
+  bool begun() const { return fill_.begun(); }
+  bool guessed_wrong() const { return guessed_wrong_; }
+  // Goes ahead of all else. Where the bit is thought to be set only the count is raised, which no
+  // other client can be in the way of: it keeps the bit from being cleared by who has not seen it.
+  const kv_op& registration() const { return registration_; }
+  // Whether the copy may be kept as far as the record is concerned.
+  bool registered(const kv_op& posted) {
+    const layout::CoherenceRecord before{posted.result};
+    const bool counted = posted.kind == KV_OP_FAA;
+    const bool done = counted ? is_owner(before) : posted.result == posted.operand;
+    const uint64_t counted_word = posted.result + posted.operand;
+    coherence_.saw(record_, layout::CoherenceRecord{counted ? counted_word
+                                                    : done  ? posted.desire
+                                                            : posted.result});
+    guessed_wrong_ = !done && !is_owner(coherence_.guess(record_));
+    return done;
+  }
+  // After a wrong guess: sets the bit as the record is now, for the next read. Where many clients
+  // register at once guesses are hardly ever right.
+  Task<Status> register_for_next(Channel& channel) {
+    constexpr unsigned kTries = 3;
+    for (unsigned i = 0; guessed_wrong_ && i < kTries; ++i) {
+      const layout::CoherenceRecord seen = coherence_.guess(record_);
+      kv_op op[1] = {cas_op(channel.attachment->geometry.present_record_offset(record_), seen.word,
+                            seen.with_owner(coherence_.group()).word)};
+      const uint32_t posted = co_await channel.remote.batch(op);
+      if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
+      registered(op[0]);
+    }
+    co_return Status::kOk;
+  }
+  void finish(const Target& target, const KnownAddress& known) {
+    const kv_call& call = target.call;
+    if (target.mortal) return;
+    fill_.finish(
+        target.key,
+        {call.data_bytes, call.version, known.slot_offset, known.subtable, record_, call.codec},
+        call.data);
+  }
+
+ private:
+  static constexpr uint64_t kOneChange = layout::CoherenceRecord{}.changed(0).word;
+
+  bool is_owner(layout::CoherenceRecord record) const {
+    return (record.owners() >> coherence_.group() & 1) != 0;
+  }
+
+  Coherence& coherence_;
+  ClientCache::Fill fill_;
+  uint32_t record_ = 0;
+  kv_op registration_{};
+  bool guessed_wrong_ = false;
+};
+
 // One round trip where the slot and the object's length are remembered: READ slot, READ object.
+// Where a copy is made: CAS record, CAS slot to set `shared`, READ object.
 class KnownRead {
  public:
-  KnownRead(Channel& channel, const Target& target, const KnownAddress& known)
+  KnownRead(Channel& channel, const Target& target, const KnownAddress& known, Copying& copying)
       : channel_(channel),
         target_(target),
         known_(known),
+        copying_(copying),
         value_at_(layout::value_offset(known.slot.size_class(), target.key.bytes)),
         whole_(reads_whole(channel, target.call, value_at_ + known.value_bytes, known.value_bytes)),
         object_(whole_ ? value_at_ + known.value_bytes : layout::kHeaderBytes + target.key.bytes) {}
@@ -203,46 +286,65 @@ class KnownRead {
         value_at_ > block_bytes || known_.value_bytes > block_bytes - value_at_) {
       return Reading::kUnsound;
     }
-    ops_[0] = read_op(known_.slot_offset, &now_.word, 8);
-    ops_[1] = read_op(slot.offset(), object_.data(), object_.size());
+    if (copying_.begun()) ops_[count_++] = copying_.registration();
+    slot_op_ = count_;
+    ops_[count_++] = copying_.begun() && !slot.shared()
+                         ? cas_op(known_.slot_offset, slot.word, slot.with_shared().word)
+                         : read_op(known_.slot_offset, &now_.word, 8);
+    ops_[count_++] = read_op(slot.offset(), object_.data(), object_.size());
     if (whole_) return Reading::kDone;
     kv_call& call = target_.call;
     if (call.buffer != nullptr && call.buffer_bytes < known_.value_bytes) return Reading::kUnsound;
     place_ = place_for(channel_, call, known_.value_bytes);
     if (place_ == nullptr) return Reading::kNoMemory;
-    ops_[2] =
+    value_op_ = count_;
+    ops_[count_++] =
         with_crc(read_op(slot.offset() + value_at_, place_, known_.value_bytes), target_.key_crc);
     return Reading::kDone;
   }
 
-  std::span<kv_op> ops() { return {ops_, whole_ ? 2u : 3u}; }
+  std::span<kv_op> ops() { return {ops_, count_}; }
 
   // What the operations have brought, given how they completed. kUnsound: out of date.
   Reading result(uint32_t posted) {
     if (posted != KV_FABRIC_OK) return Reading::kLost;
-    if (now_ != known_.slot && !KV_VARIANT(trust_known_address)) return Reading::kUnsound;
+    const bool registered = copying_.begun() && copying_.registered(ops_[0]);
+    if (ops_[slot_op_].kind == KV_OP_CAS) now_.word = ops_[slot_op_].result;
+    if (!now_.leads_where(known_.slot) && !KV_VARIANT(trust_known_address)) {
+      return Reading::kUnsound;
+    }
+    const Reading reading = result_of_value();
+    if (registered && reading == Reading::kDone) copying_.finish(target_, known_);
+    return reading;
+  }
+
+ private:
+  Reading result_of_value() {
     if (whole_) return take_whole(channel_, target_, object_.data(), object_.size(), known_.slot);
     ObjectHeader header;
     const Reading verdict = judge(channel_, target_, object_.data(), known_.slot, header);
     if (verdict != Reading::kDone) return verdict;
     if (header.value_bytes != known_.value_bytes ||
-        !value_verifies(uint32_t(ops_[2].result), header)) {
+        !value_verifies(uint32_t(ops_[value_op_].result), header)) {
       return Reading::kUnsound;
     }
     set_outcome(target_.call, header, place_);
     return Reading::kDone;
   }
 
- private:
   Channel& channel_;
   const Target& target_;
   const KnownAddress& known_;
+  Copying& copying_;
   const uint64_t value_at_;
   const bool whole_;
   const Scratch object_;
   void* place_ = nullptr;
   Slot now_;
-  kv_op ops_[3];
+  kv_op ops_[4];
+  unsigned count_ = 0;
+  unsigned slot_op_ = 0;
+  unsigned value_op_ = 0;
 };
 
 // Memory from `allocate` is asked for only once the object is known to be the right one.
@@ -299,11 +401,16 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
   LaneCounts& counts = channel.lane().counts();
   KnownAddress known;
   if (addresses.find(key.hash, known) && may_try_known(channel, call, known)) {
-    KnownRead read(channel, target, known);
+    Copying copying(channel, target, known);
+    KnownRead read(channel, target, known, copying);
     Reading reading = read.prepare();
     if (reading == Reading::kDone) {
+      ClientCache* const cache = channel.attachment->coherence.cache();
+      const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
       const uint32_t posted = co_await channel.remote.batch(read.ops());
       reading = read.result(posted);
+      if (cache != nullptr) cache->note_get(monotonic_ns() - began_ns);
+      if (copying.guessed_wrong()) co_await copying.register_for_next(channel);
     }
     if (reading != Reading::kUnsound && reading != Reading::kOther) {
       ++counts.address_hits;

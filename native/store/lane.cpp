@@ -121,18 +121,23 @@ Status Channel::ready(uint64_t deadline_ns) {
   return Status::kOk;
 }
 
-void Channel::touch(uint64_t subtable, uint64_t slot_offset, unsigned written_class) {
-  if (!attachment->evicts()) return;
+uint64_t Channel::metadata_of(uint64_t subtable, uint64_t slot_offset) {
   const uint64_t in_subtable = slot_offset - subtable;
-  if (in_subtable >= layout::kSubtableBucketBytes) return;  // a torn entry of the address cache
+  if (in_subtable >= layout::kSubtableBucketBytes) return 0;  // a torn entry of the address cache
   const uint64_t group = in_subtable / layout::kGroupBytes;
   const uint64_t bucket = in_subtable % layout::kGroupBytes / layout::kBucketBytes;
   const uint64_t slot = in_subtable % layout::kBucketBytes / 8;
-  if (slot == 0) return;
+  if (slot == 0) return 0;
   const uint64_t index =
       group * layout::kSlotsPerGroup + bucket * layout::kSlotsPerBucket + slot - 1;
-  touches.push({attachment->superblock.incarnation,
-                subtable + layout::kSubtableBucketBytes + index * sizeof(layout::EvictionMetadata),
+  return subtable + layout::kSubtableBucketBytes + index * sizeof(layout::EvictionMetadata);
+}
+
+void Channel::touch(uint64_t subtable, uint64_t slot_offset, unsigned written_class) {
+  if (!attachment->evicts()) return;
+  const uint64_t metadata_offset = metadata_of(subtable, slot_offset);
+  if (metadata_offset == 0) return;
+  touches.push({attachment->superblock.incarnation, metadata_offset,
                 uint32_t(attachment->node_clock_coarse_ms()), written_class});
 }
 
@@ -244,6 +249,18 @@ bool is_lost(Status status) {
 
 }  // namespace
 
+bool Lane::serve_from_copy(const Destination& destination, kv_call& call) {
+  ClientCache* const cache = client_.member(destination.member).cache.get();
+  if (cache == nullptr || (call.flags & KV_UNCACHED) != 0) return false;
+  const auto place_for = [this](kv_call& asking, uint64_t bytes) {
+    const bool large = bytes > KV_ARENA_VALUE_BYTES || values_through_allocate_;
+    return large && asking.allocate != nullptr ? asking.allocate(asking.context, &asking, bytes)
+                                               : arena_.allocate(bytes);
+  };
+  if (call.kind == KV_GET) return cache->get(destination.key, call, place_for);
+  return call.kind == KV_CONTAINS && cache->contains(destination.key, call);
+}
+
 // Executes calls until none is left. All steps of a call that need no coroutine of their own are in
 // this one: at shm a frame costs as much as what it does.
 Task<Status> Lane::work() {
@@ -254,6 +271,7 @@ Task<Status> Lane::work() {
     const Destination destination = run_.ahead[index % run_.ahead.size()];
     Channel& channel = channels_[destination.member];
     Status status = begin_call(call);
+    if (is_lost(status) && serve_from_copy(destination, call)) continue;
     if (is_lost(status)) ++counts_.operations;
     // A connection that broke is replaced once; a node that can't be reached then is down, and
     // every further call is told so at once.

@@ -129,6 +129,8 @@ class Channel {
   Lane& lane() const { return *lane_; }
   uint32_t member() const { return member_; }
   void touch(uint64_t subtable, uint64_t slot_offset, unsigned written_class);
+  // Where the eviction metadata of a slot are; 0 if that can't be a slot.
+  static uint64_t metadata_of(uint64_t subtable, uint64_t slot_offset);
   // Breaks the connection, so that everything pending on it ends.
   void break_off();
 
@@ -192,7 +194,7 @@ class Lane {
 
   // The end of the calls under way: protocol loops give up after it.
   uint64_t deadline_ns() const { return run_.deadline_ns; }
-  bool cancelled() const { return cancelled_; }
+  const bool& cancelled() const { return cancelled_; }
   void set_deadline(uint64_t deadline_ns) { run_.deadline_ns = deadline_ns; }
 
   // The heartbeat tick at which the oldest operation under way began; 0: none is.
@@ -240,6 +242,8 @@ class Lane {
   // from has it come into the cache.
   void look_ahead(uint32_t index);
   void fetch_ahead(const Destination& next);
+  // Whether the call could be answered without the node.
+  bool serve_from_copy(const Destination& destination, kv_call& call);
   Task<Status> execute(Channel& channel, const Key& key, kv_call& call);
   // Ends what is under way: pending batches are lost, sleepers wake, loops see `cancelled`.
   void give_up(Status reason);

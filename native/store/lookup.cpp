@@ -120,9 +120,8 @@ Task<Status> examine_matches(Channel& channel, const Key& key, Lookup& lookup,
 // and would stand in the way of every key with its fingerprint. The block is not trusted with
 // anything any more.
 static Task<Status> drop_damaged(Channel& channel, SlotRef damaged) {
-  if (damaged.slot.moving() || damaged.slot.frozen()) co_return Status::kOk;
-  kv_op op[1] = {cas_op(damaged.offset, damaged.slot.word, damaged.slot.emptied().word)};
-  co_return from_fabric(co_await channel.remote.batch(op));
+  if (damaged.slot.moving()) co_return Status::kOk;
+  co_return co_await empty_slot(channel, damaged);
 }
 
 Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool probe,
@@ -166,8 +165,9 @@ Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, Slot befor
     Slot seen;
     kv_op op[1] = {read_op(slot_offset, &seen.word, 8)};
     if (co_await channel.remote.batch(op) != KV_FABRIC_OK) continue;
-    if (seen == after) co_return Status::kOk;
-    if (seen == before) co_return Status::kAbsent;
+    // A copy may have been made of it since.
+    if (seen.leads_where(after)) co_return Status::kOk;
+    if (seen.leads_where(before)) co_return Status::kAbsent;
     break;  // changed since: before ours or after ours can't be told
   }
   co_return Status::kOutcomeUnknown;
@@ -204,7 +204,8 @@ Task<Status> contains_known(Channel& channel, const Key& key, const KnownAddress
     co_return from_fabric(s);
   }
   const layout::ObjectHeader header = layout::load_header(object.data());
-  const bool same = now == slot && layout::sound(header, slot.address(), slot.size_class()) &&
+  const bool same = now.leads_where(slot) &&
+                    layout::sound(header, slot.address(), slot.size_class()) &&
                     header.key_hash == key.hash && header.key_bytes == key.bytes &&
                     std::memcmp(object.data() + layout::kHeaderBytes, key.data, key.bytes) == 0;
   if (!same) co_return Status::kPending;

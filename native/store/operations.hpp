@@ -14,6 +14,9 @@
 //   delete, address known   READ header 2 READ, CAS                           2
 // A fence takes one WRITE more, and where the key has one already, one READ and round trip; a
 // delete then costs what a put does.
+//   get, making a copy      FAA or CAS record, CAS slot, READ                 1
+//   put, delete of what others have copies of: CAS, READ record, READ node line, a message to each
+//   and the wait for its answer before the last CAS, and CAS record with it
 // An object that is longer than the fabric's eager read takes one READ more, and over shm a value
 // of 512 bytes or more that goes to a buffer of the caller's; a value too long to be assembled in
 // scratch memory takes one WRITE more (value and header apart).
@@ -66,6 +69,20 @@ Task<Status> examine_matches(Channel& channel, const Key& key, Lookup& lookup,
 // be any more. kOutcomeUnknown otherwise.
 Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, layout::Slot before,
                               layout::Slot after);
+
+// Before the slot of a key is replaced: sees to it that no client can read a copy of what it points
+// at. A slot that nobody guards is left as it is, at no cost. Otherwise `ref` becomes the frozen
+// word that the replacing CAS must expect, and `ended.clear` may go into the batch behind it.
+// kAbsent: somebody has changed the slot; look the key up again.
+struct CopiesEnded {
+  bool clears = false;
+  kv_op clear{};
+};
+Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref, CopiesEnded& ended);
+
+// Empties a slot, copies or not. kAbsent: somebody has changed it. What it pointed at is the
+// caller's to retire.
+Task<Status> empty_slot(Channel& channel, SlotRef ref);
 
 // A block for an object: allocates, evicts, waits for reclamation, in this order, until the
 // deadline.

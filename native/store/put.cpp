@@ -151,28 +151,40 @@ Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, Loo
   co_return s;
 }
 
-// Replaces the object that a slot points at.
-Task<Step> replace(Channel& channel, const Key& key, const Found& found, Draft& draft) {
-  const Slot before = found.ref.slot;
+Step step_of(Status not_ended) {
+  const bool again = not_ended == Status::kAbsent || not_ended == Status::kDeadlineExceeded;
+  return again ? Step::kAgain : Step::kLost;
+}
+
+// Replaces the object that a slot points at. `ref` becomes what the slot holds then.
+Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, Draft& draft) {
+  CopiesEnded ended;
+  if (const Status s = co_await end_copies(channel, key.hash, ref, ended); s != Status::kOk) {
+    co_return step_of(s);
+  }
+  const Slot before = ref.slot;
   const Slot after = before.successor(key.fingerprint(), 0, draft.contents().size_class(),
                                       draft.contents().address());
-  kv_op ops[2];
+  ref.slot = after;
+  kv_op ops[3];
   unsigned count = 0;
   for (const kv_op& op : draft.pending()) ops[count++] = op;
   draft.posted();
-  ops[count++] = cas_op(found.ref.offset, before.word, after.word);
+  kv_op& publishing = ops[count++];
+  publishing = cas_op(ref.offset, before.word, after.word);
+  if (ended.clears) ops[count++] = ended.clear;
   const uint32_t s = co_await channel.remote.batch({ops, count});
   if (s == KV_FABRIC_DOWN) co_return Step::kLost;
   Status fate = Status::kOk;
   if (s != KV_FABRIC_OK) {
-    fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
+    fate = co_await resolve_lost_cas(channel, ref.offset, before, after);
     // What else was in the batch may not have been executed: this draft must not be published.
     if (fate == Status::kAbsent) co_return Step::kLost;
-  } else if (ops[count - 1].result != before.word && KV_VARIANT(patch_after_failed_cas)) {
-    ops[0] = cas_op(found.ref.offset, ops[count - 1].result, after.word);
+  } else if (publishing.result != before.word && KV_VARIANT(patch_after_failed_cas)) {
+    ops[0] = cas_op(ref.offset, publishing.result, after.word);
     if (co_await channel.remote.batch({ops, 1}) != KV_FABRIC_OK) co_return Step::kUnknown;
     if (ops[0].result != ops[0].operand) co_return Step::kAgain;
-  } else if (ops[count - 1].result != before.word && !KV_VARIANT(ignore_failed_cas)) {
+  } else if (publishing.result != before.word && !KV_VARIANT(ignore_failed_cas)) {
     co_return Step::kAgain;
   }
   if (fate != Status::kOk) co_return Step::kUnknown;
@@ -283,16 +295,12 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, const Co
         co_await pass_fence(channel, key, call, lookup.found, contents, progress.fence);
     if (passed != Step::kDone) co_return passed;
     if (!condition_holds(*channel.attachment, call, lookup.found)) co_return Step::kRefused;
-    if (lookup.found.ref.slot.moving() || lookup.found.ref.slot.frozen()) {
+    if (lookup.found.ref.slot.moving()) {
       if (lookup.places.filling()) co_await help_split(channel, key, lookup.places);
       co_return channel.remote.broken() ? Step::kLost : Step::kAgain;
     }
-    const Step step = co_await replace(channel, key, lookup.found, draft);
-    const Slot before = lookup.found.ref.slot;
-    progress.slot = {lookup.found.ref.offset,
-                     before.successor(key.fingerprint(), 0, draft.contents().size_class(),
-                                      draft.contents().address())};
-    co_return step;
+    progress.slot = lookup.found.ref;
+    co_return co_await replace(channel, key, progress.slot, draft);
   }
   if (s == Status::kCorrupt) co_return Step::kDamaged;
   if (s != Status::kAbsent) co_return Step::kLost;
@@ -453,6 +461,38 @@ Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
   co_return status;
 }
 
+namespace {
+
+// Deletes what was found. kPending: somebody else was faster.
+Task<Status> remove_found(Channel& channel, const Key& key, const Found& found, kv_call& call) {
+  Attachment& attachment = *channel.attachment;
+  SlotRef ref = found.ref;
+  CopiesEnded ended;
+  const Status guarded = co_await end_copies(channel, key.hash, ref, ended);
+  if (guarded == Status::kAbsent) co_return Status::kPending;
+  if (guarded != Status::kOk) co_return guarded;
+  const Slot before = ref.slot;
+  const Slot after = before.emptied();
+  kv_op ops[2] = {cas_op(ref.offset, before.word, after.word), ended.clear};
+  const uint32_t posted = co_await channel.remote.batch({ops, ended.clears ? 2u : 1u});
+  if (posted == KV_FABRIC_DOWN) co_return Status::kNodeUnreachable;
+  if (posted != KV_FABRIC_OK) {
+    // An empty word says not who emptied it, so the block is left to the scrub.
+    channel.want_scrub();
+    const Status fate = co_await resolve_lost_cas(channel, ref.offset, before, after);
+    if (fate == Status::kOk && KV_VARIANT(lost_delete_acknowledged)) co_return fate;
+    co_return fate == Status::kAbsent ? Status::kNodeUnreachable : Status::kOutcomeUnknown;
+  }
+  if (ops[0].result != before.word) co_return Status::kPending;
+  attachment.limbo.retire({before.offset(), before.size_class()});
+  if (KV_VARIANT(retire_twice)) retire_again(attachment, before);
+  attachment.addresses.forget(key.hash);
+  call.version = found.header.version;
+  co_return expired(attachment, found.header) ? Status::kAbsent : Status::kOk;
+}
+
+}  // namespace
+
 Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
   Attachment& attachment = *channel.attachment;
   if ((call.flags & KV_WITH_FENCE) != 0) co_return co_await bury(channel, key, call);
@@ -469,31 +509,14 @@ Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
     if ((found.header.flags & layout::kObjectTombstone) != 0) co_return Status::kAbsent;
     const bool fenced = (found.header.flags & layout::kObjectFence) != 0;
     if (fenced && !KV_VARIANT(delete_fence)) co_return co_await bury(channel, key, call);
-    const Slot before = found.ref.slot;
-    if (before.moving() || before.frozen()) {
+    if (found.ref.slot.moving()) {
       if (lookup.places.filling()) {
         const Status helped = co_await help_split(channel, key, lookup.places);
         if (helped != Status::kOk) co_return helped;
       }
     } else {
-      const Slot after = before.emptied();
-      kv_op op[1] = {cas_op(found.ref.offset, before.word, after.word)};
-      const uint32_t posted = co_await channel.remote.batch(op);
-      if (posted == KV_FABRIC_DOWN) co_return Status::kNodeUnreachable;
-      if (posted != KV_FABRIC_OK) {
-        // An empty word says not who emptied it, so the block is left to the scrub.
-        channel.want_scrub();
-        const Status fate = co_await resolve_lost_cas(channel, found.ref.offset, before, after);
-        if (fate == Status::kOk && KV_VARIANT(lost_delete_acknowledged)) co_return fate;
-        co_return fate == Status::kAbsent ? Status::kNodeUnreachable : Status::kOutcomeUnknown;
-      }
-      if (op[0].result == before.word) {
-        attachment.limbo.retire({before.offset(), before.size_class()});
-        if (KV_VARIANT(retire_twice)) retire_again(attachment, before);
-        attachment.addresses.forget(key.hash);
-        call.version = found.header.version;
-        co_return expired(attachment, found.header) ? Status::kAbsent : Status::kOk;
-      }
+      const Status removed = co_await remove_found(channel, key, found, call);
+      if (removed != Status::kPending) co_return removed;
     }
     if (const Status b = co_await back_off(channel, attempt); b != Status::kOk) co_return b;
   }

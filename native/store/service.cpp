@@ -81,8 +81,18 @@ Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t p
       attachment.registration, ++member.heartbeat,       published, wanted,
       member.operations_seen,  attachment.limbo.bytes(), {}};
   std::vector<layout::EvictionMetadata> metadata;
-  metadata.reserve(kTouchesPerBeat);
   std::vector<kv_op> ops{write_op(attachment.client_line_offset(), &line, sizeof line)};
+  std::vector<RecentUse> uses;
+  ClientCache* const cache = attachment.coherence.cache();
+  if (cache != nullptr && attachment.evicts()) cache->take_uses(uses);
+  metadata.reserve(kTouchesPerBeat + uses.size());
+  const uint32_t now_ms = uint32_t(attachment.node_clock_coarse_ms());
+  for (const RecentUse& use : uses) {
+    const uint64_t offset = Channel::metadata_of(use.subtable, use.slot_offset);
+    if (offset == 0) continue;
+    metadata.push_back({now_ms, now_ms, 1, 0, 0});
+    ops.push_back(write_op(offset, &metadata.back(), 4));
+  }
   for (const auto& lane : client_.lanes_) {
     TouchRing& ring = lane->channel(channel.member()).touches;
     Touch touch;
@@ -159,14 +169,27 @@ Task<Status> Service::finish_split(Channel& channel) {
   co_return channel.remote.broken() ? s : Status::kOk;
 }
 
+// Copies may be made only while others can reach this client.
+Task<Status> Service::open_for_copies(Channel& channel) {
+  Coherence& coherence = channel.attachment->coherence;
+  if (coherence.is_reachable()) co_return Status::kOk;
+  const Status s = co_await channel.attachment->locks.open_postbox(channel.remote);
+  if (s == Status::kOk) coherence.set_reachable();
+  co_return channel.remote.broken() ? s : Status::kOk;
+}
+
 Task<Status> Service::beat(Channel& channel, PerMember& member) {
   Attachment& attachment = *channel.attachment;
   const std::vector<Block> fresh = attachment.limbo.take_fresh();
   layout::NodeLine node;
   layout::RegistryLine registry;
-  kv_op ops[2] = {read_op(layout::kNodeLineOffset, &node, sizeof node),
-                  read_op(attachment.registry_line_offset(), &registry, sizeof registry)};
-  const uint32_t posted = co_await channel.remote.batch(ops);
+  uint64_t revoke_word = 0;
+  const bool caches = attachment.coherence.cache() != nullptr;
+  const uint64_t begun_ns = boottime_ns();
+  kv_op ops[3] = {read_op(layout::kNodeLineOffset, &node, sizeof node),
+                  read_op(attachment.registry_line_offset(), &registry, sizeof registry),
+                  read_op(attachment.coherence.revoke_offset(), &revoke_word, 8)};
+  const uint32_t posted = co_await channel.remote.batch({ops, caches ? 3u : 2u});
   if (posted != KV_FABRIC_OK) {
     attachment.limbo.put_back(fresh);
     co_return from_fabric(posted);
@@ -195,6 +218,10 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
       co_await write_line(channel, member, member.seen.publishable(oldest_tick()));
   if (written != Status::kOk) co_return written;
   attachment.locks.renewed(renewal_ns);
+  if (caches) {
+    if (const Status s = co_await open_for_copies(channel); s != Status::kOk) co_return s;
+    attachment.coherence.renewed(begun_ns, revoke_word, node.clock_ms);
+  }
 
   member.pressure = node.pressure;
   attachment.locks.note_deaths(node.deaths);

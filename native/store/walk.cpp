@@ -195,8 +195,19 @@ Task<Status> clear_slots(Channel& channel, const std::vector<SlotRef>& slots, ui
   std::vector<kv_op> ops;
   std::vector<Block> blocks;
   for (const SlotRef& ref : slots) {
-    if (ref.slot.moving() || ref.slot.frozen()) {
+    if (ref.slot.moving()) {
       all = false;
+      continue;
+    }
+    if (ref.slot.guarded()) {
+      const Status s = co_await empty_slot(channel, ref);
+      if (s != Status::kOk && s != Status::kAbsent) co_return s;
+      all &= s == Status::kOk;
+      if (s != Status::kOk) continue;
+      ++deleted;
+      if (channel.attachment->geometry.holds_block(ref.slot.offset(), ref.slot.size_class())) {
+        channel.attachment->limbo.retire({ref.slot.offset(), ref.slot.size_class()});
+      }
       continue;
     }
     ops.push_back(cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word));

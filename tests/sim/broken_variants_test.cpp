@@ -60,6 +60,20 @@ const std::map<std::string, std::string> kScenarios{
     {"crash_busy",
      "crashes_per_million=2000 think_us=100 operations=5000 lease_ms=100 put_percent=60 "
      "get_percent=20 late_per_million=20000"},
+    {"copies",
+     "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=22 think_us=20 "
+     "late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_slow",
+     "rare=cache_everything cache_kib=64 keys=2 get_percent=88 put_percent=10 think_us=3000 "
+     "operations=1500 mail_lost_per_million=700000 late_per_million=30000 late_us=400000 "
+     "lease_ms=3000 timeout_ms=5000 rest=0"},
+    {"copies_splits",
+     "rare=cache_everything,early_split cache_kib=64 keys=64 operations=4000 get_percent=60 "
+     "put_percent=25 think_us=30 late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_full",
+     "rare=cache_everything cache_kib=64 keys=60 eviction=1 segments=10 value_bytes_min=300 "
+     "value_bytes_max=900 operations=4000 put_percent=30 get_percent=60 clients=6 think_us=100 "
+     "conditions=0"},
 };
 
 WorldOptions options_of(const std::string& scenario) {
@@ -156,6 +170,14 @@ constexpr Broken kBroken[] = {
     {"no_fence_before_sweep", "zombies", 10},
     {"sweep_without_rounds", "full", 20},
     {"safe_epoch_ignores_one", "reuse", 80},
+    {"cache_writes_unfrozen", "copies", 10},
+    {"cache_keeps_spoiled", "copies", 10},
+    {"cache_answers_first", "copies", 10},
+    {"cache_installs_frozen", "copies", 10},
+    {"cache_clears_blindly", "copies", 60},
+    {"cache_lease_from_end", "copies_slow", 200},
+    {"cache_split_forgets_shared", "copies_splits", 10},
+    {"cache_evicts_shared", "copies_full", 10},
 };
 
 }  // namespace

@@ -1,0 +1,161 @@
+#include "cache/client_cache.hpp"
+
+#include <algorithm>
+
+#include "base/assert.hpp"
+
+namespace kvstore {
+namespace {
+
+// A read from a copy.
+constexpr uint64_t kHitNs = 150;
+constexpr uint64_t kGainNsMin = 50;
+constexpr uint64_t kUsesThatPayMin = 4;
+constexpr uint64_t kUsesThatPayMax = 200;
+constexpr uint64_t kPauseNsMin = kSecond;
+constexpr uint32_t kPausesMax = 6;  // the last is of 64 s
+
+unsigned stripe_of_thread() {
+  static std::atomic<unsigned> next{0};
+  static thread_local const unsigned mine = next.fetch_add(1, std::memory_order_relaxed);
+  return mine;
+}
+
+}  // namespace
+
+// ---- reading --------------------------------------------------------------------------------
+
+void ClientCache::note_hit(const CacheStorage::View& view) {
+  stripes_[stripe_of_thread() % kStripes].hits.fetch_add(1, std::memory_order_relaxed);
+  const uint32_t now_ms = node_ms_.load(std::memory_order_relaxed);
+  if (!CacheStorage::note_use(view, now_ms, kUseAgainMs)) return;
+  const std::unique_lock lock(uses_mutex_, std::try_to_lock);
+  if (!lock.owns_lock() || uses_.size() >= kUsesMax) return;
+  uses_.push_back({view.facts.slot_offset, view.facts.subtable});
+}
+
+void ClientCache::take_uses(std::vector<RecentUse>& uses) {
+  const std::lock_guard lock(uses_mutex_);
+  uses.swap(uses_);
+}
+
+uint64_t ClientCache::hits() const {
+  uint64_t sum = 0;
+  for (const Stripe& stripe : stripes_) sum += stripe.hits.load(std::memory_order_relaxed);
+  return sum;
+}
+
+// ---- filling --------------------------------------------------------------------------------
+
+bool ClientCache::wants(const Key& key, uint64_t value_bytes) {
+  if (value_bytes > storage_.value_bytes_max() || key.hash == 0) return false;
+  const uint64_t now_ns = boottime_ns();
+  if (now_ns >= lease_until_ns_.load(std::memory_order_acquire)) return false;
+  if (now_ns < paused_until_ns_.load(std::memory_order_relaxed)) return false;
+  if (interest_.read(key.hash) || KV_BUGGIFY(cache_everything)) return true;
+  counts_.bypassed.fetch_add(1, std::memory_order_relaxed);
+  return false;
+}
+
+uint32_t ClientCache::uses_that_pay() const {
+  const uint64_t get_ns = get_ns_.get();
+  const uint64_t gain_ns = std::max(get_ns - std::min(get_ns, kHitNs), kGainNsMin);
+  return uint32_t(std::clamp(ending_ns_.get() / gain_ns, kUsesThatPayMin, kUsesThatPayMax));
+}
+
+bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill& fill) {
+  KV_ASSERT(!fill.begun());
+  const unsigned shard = storage_.shard_index(hash);
+  const std::lock_guard lock(storage_.mutex_of(shard));
+  if (term_.load(std::memory_order_relaxed) != term) return false;
+  fill.cache_ = this;
+  fill.shard_ = shard;
+  fill.number_ = next_fill_.fetch_add(1, std::memory_order_relaxed);
+  pending_[shard].push_back({fill.number_, hash, record, false});
+  return true;
+}
+
+void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const void* value) {
+  KV_ASSERT(begun());
+  const std::lock_guard lock(cache_->storage_.mutex_of(shard_));
+  std::vector<Pending>& pending = cache_->pending_[shard_];
+  const auto mine = std::find_if(pending.begin(), pending.end(),
+                                 [this](const Pending& one) { return one.number == number_; });
+  KV_ASSERT(mine != pending.end());
+  const bool spoiled = mine->spoiled;
+  pending.erase(mine);
+  if (!spoiled || KV_VARIANT(cache_keeps_spoiled)) {
+    cache_->storage_.put_locked(key, facts, value);
+    cache_->counts_.fills.fetch_add(1, std::memory_order_relaxed);
+  } else {
+    cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
+  }
+  cache_ = nullptr;
+}
+
+void ClientCache::Fill::abandon() {
+  if (!begun()) return;
+  const std::lock_guard lock(cache_->storage_.mutex_of(shard_));
+  std::erase_if(cache_->pending_[shard_],
+                [this](const Pending& one) { return one.number == number_; });
+  cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
+  cache_ = nullptr;
+}
+
+// ---- coherence ------------------------------------------------------------------------------
+
+bool ClientCache::drop(uint64_t hash, uint32_t record, By by) {
+  const unsigned shard = storage_.shard_index(hash);
+  const std::lock_guard lock(storage_.mutex_of(shard));
+  uint32_t uses = 0;
+  const bool had = storage_.drop_locked(hash, uses);
+  if (had) {
+    (by == By::kOther ? counts_.invalidated : counts_.overwritten)
+        .fetch_add(1, std::memory_order_relaxed);
+    interest_.taken(hash, uses >= uses_that_pay());
+  }
+  bool idle = !had && storage_.of_record_locked(hash, record) == 0;
+  for (Pending& one : pending_[shard]) {
+    if (one.record == record) idle = false;
+    if (one.hash == hash) one.spoiled = true;
+  }
+  return idle;
+}
+
+void ClientCache::flush() {
+  for (unsigned shard = 0; shard < storage_.shards(); ++shard) {
+    const std::lock_guard lock(storage_.mutex_of(shard));
+    storage_.clear_locked(shard);
+    for (Pending& one : pending_[shard]) one.spoiled = true;
+  }
+}
+
+uint64_t ClientCache::bind() {
+  const std::lock_guard lock(lease_mutex_);
+  lease_until_ns_.store(0, std::memory_order_release);
+  const uint64_t term = term_.load(std::memory_order_relaxed) + 1;
+  term_.store(term, std::memory_order_relaxed);
+  flush();
+  return term;
+}
+
+void ClientCache::renew(uint64_t term, uint64_t until_ns, uint64_t node_ms) {
+  const std::lock_guard lock(lease_mutex_);
+  if (term_.load(std::memory_order_relaxed) != term) return;
+  node_ms_.store(uint32_t(node_ms), std::memory_order_relaxed);
+  if (until_ns > lease_until_ns_.load(std::memory_order_relaxed)) {
+    lease_until_ns_.store(until_ns, std::memory_order_release);
+  }
+}
+
+void ClientCache::revoke(uint64_t term) {
+  const std::lock_guard lock(lease_mutex_);
+  if (term_.load(std::memory_order_relaxed) != term) return;
+  flush();
+  counts_.revoked.fetch_add(1, std::memory_order_relaxed);
+  const uint32_t pauses = pauses_.load(std::memory_order_relaxed);
+  paused_until_ns_.store(boottime_ns() + (kPauseNsMin << pauses), std::memory_order_relaxed);
+  if (pauses < kPausesMax) pauses_.store(pauses + 1, std::memory_order_relaxed);
+}
+
+}  // namespace kvstore

@@ -1,0 +1,181 @@
+// The copies that a client has of one node's values, and its right to believe them.
+//
+// A copy may be read while three things hold: it is in the storage; the cache lease has not ended;
+// and, where a writer has said that it changes the key, nothing (then it is no longer in the
+// storage). Whoever makes a copy says so before it reads the value from the node (`begin_fill`), so
+// that a writer's word in the meantime spoils the copy before it is there.
+//
+// One cache lasts as long as its client. Attachments take turns with it: each binds it anew, which
+// empties it, and what an earlier one still has under way comes to nothing (`term`).
+//
+// Any thread. Reads take no lock.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "api/kvstore.h"
+#include "base/variant.hpp"
+#include "cache/interest.hpp"
+#include "cache/storage.hpp"
+#include "coro/clock.hpp"
+
+namespace kvstore {
+
+struct CacheCounts {
+  std::atomic<uint64_t> fills{0};
+  std::atomic<uint64_t> spoiled{0};   // fills that a writer, or another registration, came before
+  std::atomic<uint64_t> bypassed{0};  // reads whose keys are not worth a copy now
+  std::atomic<uint64_t> invalidated{0};  // copies that other clients' writes took away
+  std::atomic<uint64_t> overwritten{0};  // copies that this client's did
+  std::atomic<uint64_t> revoked{0};      // times that all copies were dropped for an answer missing
+};
+
+// A slot whose copy was read lately.
+struct RecentUse {
+  uint64_t slot_offset = 0;
+  uint64_t subtable = 0;
+};
+
+class ClientCache {
+ public:
+  explicit ClientCache(uint64_t bytes) : storage_(bytes) {}
+
+  // ---- reading ----
+
+  // Serves a get from a copy. `place_for(call, bytes)` gives memory for a value where the call has
+  // no buffer, or nullptr. False: nothing is known about it here.
+  template <class PlaceFor>
+  bool get(const Key& key, kv_call& call, PlaceFor&& place_for) {
+    // The lease is looked at first: what is found afterwards was right at this moment, or has been
+    // read from the node since.
+    if (!is_current()) return false;
+    CacheStorage::View view;
+    if (!storage_.find(key, view)) return false;
+    call.codec = view.facts.codec;
+    call.version = view.facts.version;
+    call.data = nullptr;
+    call.data_bytes = view.facts.value_bytes;
+    if (call.buffer != nullptr && call.buffer_bytes < view.facts.value_bytes) {
+      call.status = KV_BUFFER_TOO_SMALL;
+      return true;
+    }
+    void* const place =
+        call.buffer != nullptr ? call.buffer : place_for(call, view.facts.value_bytes);
+    if (place == nullptr || !storage_.take(view, place)) return false;
+    call.data = place;
+    call.status = KV_OK;
+    note_hit(view);
+    return true;
+  }
+  // The same for whether the key is there.
+  bool contains(const Key& key, kv_call& call) {
+    CacheStorage::View view;
+    if (!is_current() || !storage_.find(key, view)) return false;
+    call.version = view.facts.version;
+    call.data_bytes = view.facts.value_bytes;
+    call.codec = view.facts.codec;
+    call.status = KV_OK;
+    note_hit(view);
+    return true;
+  }
+  bool is_current() const {
+    return boottime_ns() < lease_until_ns_.load(std::memory_order_acquire);
+  }
+
+  // ---- filling ----
+
+  // Whether a value of this size should be copied now that it is read.
+  bool wants(const Key& key, uint64_t value_bytes);
+  // What a get from the node took, and what a write took to end copies.
+  void note_get(uint64_t took_ns) { get_ns_.note(std::min(took_ns, kLongestNs)); }
+  void note_ending(uint64_t took_ns) { ending_ns_.note(std::min(took_ns, kLongestNs)); }
+  // How often a copy must be read to pay.
+  uint32_t uses_that_pay() const;
+
+  // The making of one copy, from before the node is asked until its end.
+  class Fill {
+   public:
+    Fill() = default;
+    ~Fill() { abandon(); }
+    Fill(const Fill&) = delete;
+    Fill& operator=(const Fill&) = delete;
+    bool begun() const { return cache_ != nullptr; }
+    void abandon();
+    // Puts the copy in unless something has spoiled it.
+    void finish(const Key& key, const CopyFacts& facts, const void* value);
+
+   private:
+    friend class ClientCache;
+    ClientCache* cache_ = nullptr;
+    unsigned shard_ = 0;
+    uint64_t number_ = 0;
+  };
+  bool begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill& fill);
+
+  // ---- coherence ----
+
+  enum class By { kOther, kOwnWrite };
+  // Takes the copy of a key away, and spoils those that are being made. Returns whether there was
+  // and is nothing under its record: who is still reading its keys stays registered.
+  bool drop(uint64_t hash, uint32_t record, By by);
+  void flush();
+  // Empties it for an attachment that takes it over; returns its term.
+  uint64_t bind();
+  // Extends the lease, if `term` is still on.
+  void renew(uint64_t term, uint64_t until_ns, uint64_t node_ms);
+  // A writer waited for this client in vain: all copies are dropped, and none is made for a while,
+  // longer each time, until a message has shown that they do arrive.
+  void revoke(uint64_t term);
+  void heard() { pauses_.store(0, std::memory_order_relaxed); }
+
+  void take_uses(std::vector<RecentUse>& uses);
+
+  const CacheCounts& counts() const { return counts_; }
+  const CacheStorage& storage() const { return storage_; }
+  uint64_t hits() const;
+
+ private:
+  struct Pending {
+    uint64_t number;
+    uint64_t hash;
+    uint32_t record;
+    bool spoiled;
+  };
+  struct alignas(64) Stripe {
+    std::atomic<uint64_t> hits{0};
+  };
+  static constexpr unsigned kStripes = 16;
+  static constexpr unsigned kShardsMax = 16;
+  static constexpr uint32_t kUseAgainMs = 250;
+  static constexpr size_t kUsesMax = 512;
+  static constexpr uint64_t kLongestNs = kMillisecond;
+
+  void note_hit(const CacheStorage::View& view);
+
+  CacheStorage storage_;
+  Interest interest_;
+  // As long as nothing is known: a get over the network, a message and its answer.
+  RecentMean get_ns_{20'000};
+  RecentMean ending_ns_{100'000};
+  CacheCounts counts_;
+  std::array<Stripe, kStripes> stripes_;
+  // By shard, under its lock.
+  std::array<std::vector<Pending>, kShardsMax> pending_;
+  std::atomic<uint64_t> next_fill_{1};
+  std::mutex lease_mutex_;
+  std::atomic<uint64_t> term_{0};
+  std::atomic<uint64_t> lease_until_ns_{0};
+  std::atomic<uint32_t> node_ms_{0};
+  std::atomic<uint32_t> pauses_{0};  // in a row
+  std::atomic<uint64_t> paused_until_ns_{0};
+  std::mutex uses_mutex_;
+  std::vector<RecentUse> uses_;
+};
+
+}  // namespace kvstore

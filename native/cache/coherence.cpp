@@ -1,0 +1,221 @@
+#include "cache/coherence.hpp"
+
+#include <algorithm>
+
+#include "base/assert.hpp"
+#include "base/time_scale.hpp"
+
+namespace kvstore {
+namespace {
+
+// Clocks may run apart by a thousandth; this is far more.
+constexpr uint64_t kDriftShare = 64;
+// When a question is asked again, and how long an answer is waited for in all. What follows costs a
+// lease and the copies of a whole group, so a busy owner is given its time.
+constexpr uint64_t kAskAgainNs = kMillisecond;
+constexpr uint64_t kAskNs = 20 * kMillisecond;
+constexpr unsigned kLinesPerRead = 64;
+
+uint64_t bit(unsigned group) {
+  return uint64_t{1} << group;
+}
+
+}  // namespace
+
+// ---- as an owner ----------------------------------------------------------------------------
+
+void Coherence::renewed(uint64_t begun_ns, uint64_t revoke_word, uint64_t node_ms) {
+  if (cache_ == nullptr) return;
+  if (!first_ && revoke_word != revoke_seen_) cache_->revoke(term_);
+  first_ = false;
+  revoke_seen_ = revoke_word;
+  if (!is_reachable()) return;
+  const uint64_t from_ns = KV_VARIANT(cache_lease_from_end) ? boottime_ns() : begun_ns;
+  cache_->renew(term_, from_ns + lease_ns_ - lease_ns_ / kDriftShare, node_ms);
+}
+
+layout::CoherenceRecord Coherence::guess(uint32_t record) const {
+  const std::atomic<uint64_t>* words = records_known_.load(std::memory_order_acquire);
+  if (words == nullptr) return {};
+  return layout::CoherenceRecord{words[record].load(std::memory_order_relaxed)};
+}
+
+void Coherence::saw(uint32_t record, layout::CoherenceRecord word) {
+  std::atomic<uint64_t>* words = records_known_.load(std::memory_order_acquire);
+  if (words == nullptr) {
+    const std::lock_guard lock(records_mutex_);
+    if (!records_) records_ = std::make_unique<std::atomic<uint64_t>[]>(geometry_.record_count);
+    words = records_.get();
+    records_known_.store(words, std::memory_order_release);
+  }
+  words[record].store(word.word, std::memory_order_relaxed);
+}
+
+void Coherence::handle(const Message& message, const Reply& reply) {
+  CacheMessage content;
+  if (!CacheMessage::read(message.content, content)) return;
+  if (content.kind == CacheMessage::kInvalidate) {
+    counts_.invalidations_received.fetch_add(1, std::memory_order_relaxed);
+    CacheMessage done = content;
+    done.kind = CacheMessage::kDone;
+    done.empty = 1;
+    if (KV_VARIANT(cache_answers_first)) {
+      reply(message.from, done);
+      return;
+    }
+    if (cache_ != nullptr) {
+      done.empty = cache_->drop(content.hash, content.record, ClientCache::By::kOther) ? 1 : 0;
+      cache_->heard();
+    }
+    reply(message.from, done);
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  for (Question* question : questions_) {
+    if (question->number != content.number) continue;
+    if (std::erase(question->waiting, message.from) == 0) return;
+    if (content.empty == 0) question->full_groups |= bit(layout::owner_group(message.from));
+    if (question->waiting.empty()) question->answered.set();
+    return;
+  }
+}
+
+// ---- as a writer ----------------------------------------------------------------------------
+
+// Whoever registered before the slot was frozen was admitted before: it is among those that the
+// registry shows at these counts, or has died since.
+Task<Status> Coherence::refresh_live(Remote& remote, const layout::NodeLine& node) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (live_known_ && admissions_ == node.admissions && deaths_ == node.deaths) {
+      co_return Status::kOk;
+    }
+  }
+  std::vector<layout::RegistryLine> lines(layout::kClientsMax);
+  std::vector<kv_op> ops;
+  for (unsigned at = 0; at < lines.size(); at += kLinesPerRead) {
+    ops.push_back(read_op(geometry_.registry_offset + at * layout::kLineBytes, &lines[at],
+                          kLinesPerRead * layout::kLineBytes));
+  }
+  if (const uint32_t s = co_await remote.batch(ops); s != KV_FABRIC_OK) co_return from_fabric(s);
+  const std::lock_guard lock(mutex_);
+  // What another thread has read since knows at least as many.
+  if (live_known_ && node.admissions < admissions_) co_return Status::kOk;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const bool is_live = lines[i].state == uint64_t(layout::ClientState::kLive);
+    live_[i] = is_live ? uint32_t(lines[i].registration) : 0;
+  }
+  admissions_ = node.admissions;
+  deaths_ = node.deaths;
+  live_known_ = true;
+  co_return Status::kOk;
+}
+
+std::vector<uint32_t> Coherence::live_of(uint64_t groups) {
+  std::vector<uint32_t> found;
+  const std::lock_guard lock(mutex_);
+  for (const uint32_t registration : live_) {
+    if (registration == 0 || registration == registration_) continue;
+    if ((groups & bit(layout::owner_group(registration))) != 0) found.push_back(registration);
+  }
+  return found;
+}
+
+std::vector<uint32_t> Coherence::waiting_for(Question& question) {
+  const std::lock_guard lock(mutex_);
+  return question.waiting;
+}
+
+// Until all have answered, or have had their time.
+Task<Status> Coherence::ask(Remote& remote, Postbox& postbox, const Copies& copies,
+                            Question& question, Bounds bounds) {
+  CacheMessage message;
+  message.kind = CacheMessage::kInvalidate;
+  message.record = copies.record;
+  message.hash = copies.hash;
+  message.number = question.number;
+  const uint64_t until_ns = monotonic_ns() + patient(kAskNs);
+  uint64_t pause_ns = patient(kAskAgainNs);
+  for (;;) {
+    for (const uint32_t to : waiting_for(question)) {
+      const Status sent = co_await postbox.send(remote, to, MessageKind::kCache, message.bytes());
+      if (remote.broken()) co_return Status::kNodeUnreachable;
+      counts_.invalidations_sent.fetch_add(1, std::memory_order_relaxed);
+      if (sent != Status::kAbsent) continue;
+      // It had no postbox after the slot was frozen, so it has no copy from before.
+      const std::lock_guard lock(mutex_);
+      std::erase(question.waiting, to);
+      if (question.waiting.empty()) question.answered.set();
+    }
+    if (bounds.are_over()) co_return Status::kDeadlineExceeded;
+    const uint64_t now_ns = monotonic_ns();
+    if (now_ns >= until_ns) co_return Status::kOk;
+    const uint64_t next_ns = std::min({now_ns + pause_ns, until_ns, bounds.deadline_ns});
+    if (co_await question.answered.wait(next_ns)) co_return Status::kOk;
+    pause_ns *= 2;
+  }
+}
+
+Task<Status> Coherence::revoke(Remote& remote, uint64_t groups, Bounds bounds) {
+  kv_op ops[layout::kOwnerGroups];
+  unsigned count = 0;
+  for (unsigned group = 0; group < layout::kOwnerGroups; ++group) {
+    if ((groups & bit(group)) != 0) ops[count++] = faa_op(layout::revoke_offset(group), 1);
+  }
+  if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
+    co_return from_fabric(s);
+  }
+  counts_.leases_waited.fetch_add(1, std::memory_order_relaxed);
+  // Renewals that began before have not seen it.
+  const uint64_t over_ns = monotonic_ns() + lease_ns_ + lease_ns_ / kDriftShare;
+  while (monotonic_ns() < over_ns) {
+    if (bounds.are_over()) co_return Status::kDeadlineExceeded;
+    co_await remote.executor().sleep_until(std::min(over_ns, bounds.deadline_ns));
+  }
+  co_return Status::kOk;
+}
+
+Task<Status> Coherence::end_copies(Remote& remote, Postbox* postbox, Copies& copies,
+                                   Bounds bounds) {
+  counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
+  const uint64_t owners = copies.owners.owners();
+  copies.empty_groups = 0;
+  if (owners == 0) co_return Status::kOk;
+  uint64_t silent = owners;
+  uint64_t full = copies.mine_empty ? 0 : bit(group());
+  if (postbox != nullptr) {
+    if (const Status s = co_await refresh_live(remote, copies.node); s != Status::kOk) co_return s;
+    Question question(remote.executor());
+    question.waiting = live_of(owners);
+    if (!question.waiting.empty()) {
+      {
+        const std::lock_guard lock(mutex_);
+        question.number = next_question_++;
+        questions_.push_back(&question);
+      }
+      const Status asked = co_await ask(remote, *postbox, copies, question, bounds);
+      const std::lock_guard lock(mutex_);
+      std::erase(questions_, &question);
+      if (asked != Status::kOk) co_return asked;
+    }
+    silent = 0;
+    for (const uint32_t registration : question.waiting) {
+      silent |= bit(layout::owner_group(registration));
+    }
+    full |= question.full_groups;
+  }
+  if (silent != 0) {
+    if (const Status s = co_await revoke(remote, silent, bounds); s != Status::kOk) {
+      co_return s;
+    }
+  }
+  copies.empty_groups = owners & ~full;
+  co_return Status::kOk;
+}
+
+Task<Status> Coherence::end_all_copies(Remote& remote, Bounds bounds) {
+  counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
+  co_return co_await revoke(remote, (uint64_t{1} << layout::kOwnerGroups) - 1, bounds);
+}
+
+}  // namespace kvstore

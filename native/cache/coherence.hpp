@@ -1,0 +1,142 @@
+// One client's part in keeping the copies of a node's values coherent, as a writer and as an owner
+// of copies. It belongs to an attachment and ends with it.
+//
+// An owner registers before it reads: its group's bit in the key's coherence record, then `shared`
+// in the slot. A writer that meets `shared` freezes the slot, so that no further copy is made,
+// reads the record, has every live client of the groups in it drop its copy, and only then replaces
+// the slot. Who does not answer is not waited for, nor judged: the writer adds one to the group's
+// revoke word and waits for a cache lease, after which no client of the group can read a copy from
+// before.
+//
+// The record's bits are cleared with the write that follows, if all clients of a group have said
+// that they hold nothing under the record, and nobody has registered there since it was read.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cache/client_cache.hpp"
+#include "cache/wire.hpp"
+#include "coro/signal.hpp"
+#include "coro/task.hpp"
+#include "fabric/remote.hpp"
+#include "layout/layout.hpp"
+#include "messages/postbox.hpp"
+
+namespace kvstore {
+
+struct CoherenceCounts {
+  std::atomic<uint64_t> invalidations_sent{0};
+  std::atomic<uint64_t> invalidations_received{0};
+  std::atomic<uint64_t> writes_guarded{0};  // that met a copy, or a freeze
+  std::atomic<uint64_t> leases_waited{0};
+};
+
+class Coherence {
+ public:
+  Coherence(uint32_t registration, const layout::Geometry& geometry, uint64_t lease_ns)
+      : registration_(registration),
+        geometry_(geometry),
+        lease_ns_(lease_ns),
+        live_(layout::kClientsMax) {}
+
+  // ---- as a writer ----
+
+  // How long a writer may take.
+  struct Bounds {
+    uint64_t deadline_ns;
+    const bool& cancelled;
+
+    bool are_over() const { return cancelled || monotonic_ns() >= deadline_ns; }
+  };
+  // What a writer knows of the copies of one key.
+  struct Copies {
+    uint64_t hash = 0;
+    uint32_t record = 0;
+    layout::CoherenceRecord owners;  // read after the slot was frozen
+    layout::NodeLine node;           // likewise
+    bool mine_empty = true;          // this client itself has nothing under the record
+    // What came of it: groups whose bits may be cleared.
+    uint64_t empty_groups = 0;
+  };
+  // Ends every copy of the key, except for this client's. kOk: none can be read any more.
+  // `postbox` is null where this client can't be reached.
+  Task<Status> end_copies(Remote& remote, Postbox* postbox, Copies& copies, Bounds bounds);
+  // The same for a key that can't be told: every copy of everything.
+  Task<Status> end_all_copies(Remote& remote, Bounds bounds);
+
+  // ---- as an owner ----
+
+  // Set before the attachment is used; null: this client makes no copies.
+  void set_cache(ClientCache* cache, uint64_t term) {
+    cache_ = cache;
+    term_ = term;
+  }
+  ClientCache* cache() const { return cache_; }
+  uint64_t term() const { return term_; }
+  unsigned group() const { return layout::owner_group(registration_); }
+  uint64_t revoke_offset() const { return layout::revoke_offset(group()); }
+  // Others must be able to reach this client before it makes copies.
+  void set_reachable() { reachable_.store(true, std::memory_order_release); }
+  bool is_reachable() const { return reachable_.load(std::memory_order_acquire); }
+  // A heartbeat that began at `begun_ns` has read the revoke word, and has been written since.
+  void renewed(uint64_t begun_ns, uint64_t revoke_word, uint64_t node_ms);
+  // The record's word as last seen, which a registration has to guess.
+  layout::CoherenceRecord guess(uint32_t record) const;
+  void saw(uint32_t record, layout::CoherenceRecord word);
+
+  using Reply = std::function<void(uint32_t to, const CacheMessage& message)>;
+  // Takes a message in, on the thread that receives.
+  void handle(const Message& message, const Reply& reply);
+
+  const CoherenceCounts& counts() const { return counts_; }
+
+ private:
+  // A writer's question to some clients, until all have answered.
+  struct Question {
+    explicit Question(Executor& executor) : answered(executor) {}
+    uint64_t number = 0;
+    std::vector<uint32_t> waiting;
+    uint64_t full_groups = 0;  // in which somebody still holds something under the record
+    Signal answered;
+  };
+
+  Task<Status> refresh_live(Remote& remote, const layout::NodeLine& node);
+  std::vector<uint32_t> live_of(uint64_t groups);
+  Task<Status> ask(Remote& remote, Postbox& postbox, const Copies& copies, Question& question,
+                   Bounds bounds);
+  Task<Status> revoke(Remote& remote, uint64_t groups, Bounds bounds);
+  std::vector<uint32_t> waiting_for(Question& question);
+
+  const uint32_t registration_;
+  const layout::Geometry geometry_;
+  const uint64_t lease_ns_;
+  ClientCache* cache_ = nullptr;
+  uint64_t term_ = 0;
+  std::atomic<bool> reachable_{false};
+  CoherenceCounts counts_;
+
+  // The service's own.
+  bool first_ = true;
+  uint64_t revoke_seen_ = 0;
+
+  std::mutex mutex_;
+  uint64_t next_question_ = 1;
+  std::vector<Question*> questions_;
+  // By place; as of `admissions_` and `deaths_`.
+  std::vector<uint32_t> live_;
+  uint64_t admissions_ = 0;
+  uint64_t deaths_ = 0;
+  bool live_known_ = false;
+
+  std::mutex records_mutex_;
+  std::unique_ptr<std::atomic<uint64_t>[]> records_;
+  std::atomic<std::atomic<uint64_t>*> records_known_{nullptr};
+};
+
+}  // namespace kvstore

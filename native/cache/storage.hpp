@@ -1,0 +1,158 @@
+// Copies of values in this process's memory: a bounded number of bytes, found by key. No protocol
+// is in here: whoever puts a copy in knows that it may be believed, and takes it out when it may
+// not be any more.
+//
+// Any number of threads read at once; a reader takes no lock and makes no system call. Each copy is
+// reached through one word that no other copy ever has, and that is cleared before the copy's bytes
+// are used again: a reader copies the bytes out, and has them only if the word is still the same.
+// Changes take the lock of one of a few shards.
+//
+// What stays is decided as in S3-FIFO (SOSP'23): a copy begins in a small queue, a tenth of the
+// bytes, and goes on to the main queue only if it was read there; the main queue gives what was
+// read another round. Both queues are rings of bytes, so values of any size lie side by side and
+// nothing is fragmented.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "index/key.hpp"
+
+namespace kvstore {
+
+// What is kept beside the bytes of a value.
+struct CopyFacts {
+  uint64_t value_bytes = 0;
+  uint64_t version = 0;
+  uint64_t slot_offset = 0;  // where it was found, for the node's eviction metadata
+  uint64_t subtable = 0;
+  uint32_t record = 0;  // coherence record
+  uint32_t codec = 0;
+};
+
+class CacheStorage {
+ public:
+  static constexpr uint64_t kBytesMin = 64 << 10;
+
+  // `bytes` is at least kBytesMin. Memory is taken as it comes to be used.
+  explicit CacheStorage(uint64_t bytes);
+  ~CacheStorage();
+  CacheStorage(const CacheStorage&) = delete;
+  CacheStorage& operator=(const CacheStorage&) = delete;
+
+  // A copy as a reader finds it. The facts are of this copy; whether its value can still be had,
+  // `take` tells.
+  struct View {
+    CopyFacts facts;
+    uint64_t word = 0;
+    const std::atomic<uint64_t>* place = nullptr;
+    const uint8_t* value = nullptr;
+    std::atomic<uint32_t>* mark = nullptr;
+  };
+  bool find(const Key& key, View& view) const;
+  // Copies the value out. False if the copy has gone meanwhile: then what is in `into` is nothing.
+  bool take(const View& view, void* into) const;
+  // Notes that it was read. Once in `again_ms` it returns true, by the clock given.
+  static bool note_use(const View& view, uint32_t now_ms, uint32_t again_ms);
+
+  // ---- changes, under the lock of the key's shard ----
+
+  // All keys of one coherence record have one shard.
+  unsigned shard_index(uint64_t hash) const { return unsigned((hash ^ hash >> 29) & shard_mask_); }
+  unsigned shards() const { return shard_mask_ + 1; }
+  std::mutex& mutex_of(unsigned shard) { return shards_[shard].mutex; }
+
+  // Larger ones don't come in.
+  uint64_t value_bytes_max() const { return value_bytes_max_; }
+  // In place of an earlier copy.
+  void put_locked(const Key& key, const CopyFacts& facts, const void* value);
+  // Whether there was a copy; `uses` is then how often it was read, up to kUsesMax.
+  bool drop_locked(uint64_t hash, uint32_t& uses);
+  // Copies of keys with this record, of which `hash` is one.
+  uint32_t of_record_locked(uint64_t hash, uint32_t record) const;
+  void clear_locked(unsigned shard);
+
+  static constexpr uint32_t kUsesMax = 255;
+
+  uint64_t entries() const { return entries_.load(std::memory_order_relaxed); }
+  uint64_t bytes_used() const { return bytes_used_.load(std::memory_order_relaxed); }
+  uint64_t evictions() const { return evictions_.load(std::memory_order_relaxed); }
+
+ private:
+  // In a ring before key and value.
+  struct Header {
+    uint64_t hash;  // of a filler up to the end of the ring: 0
+    CopyFacts facts;
+    uint32_t copy_bytes;  // with header and padding
+    uint32_t key_bytes;
+  };
+  static constexpr uint64_t kUnitBytes = 64;
+  static_assert(sizeof(Header) <= kUnitBytes);
+
+  static constexpr unsigned kWays = 4;
+  struct Way {
+    std::atomic<uint64_t> hash{0};
+    // Unit in the arena in the low half, a number that goes up in the high half; 0: nothing.
+    std::atomic<uint64_t> place{0};
+  };
+  struct alignas(64) Set {
+    Way ways[kWays];
+  };
+
+  // Positions count bytes since the beginning and never go back.
+  struct Ring {
+    uint64_t base = 0;  // in the arena
+    uint64_t bytes = 0;
+    uint64_t head = 0;
+    uint64_t tail = 0;
+  };
+  struct alignas(64) Shard {
+    std::mutex mutex;
+    Set* sets = nullptr;
+    // Beside each way: uses in the low 8 bits, above them when `note_use` last said true. A late
+    // reader may write to it, so it must not lie among bytes that are used again.
+    std::atomic<uint32_t>* marks = nullptr;
+    uint64_t set_mask = 0;
+    Ring small;
+    Ring main;
+    uint32_t number = 0;
+    std::unordered_map<uint32_t, uint32_t> records;  // copies of each
+    std::vector<uint8_t> moved;
+  };
+
+  static uint64_t set_number(const Shard& shard, uint64_t hash) {
+    return (hash * 0x9e3779b97f4a7c15ull >> 32) & shard.set_mask;
+  }
+  static uint64_t offset_of(uint64_t place) { return uint64_t{uint32_t(place)} * kUnitBytes; }
+  static uint64_t value_at(uint64_t key_bytes) { return (kUnitBytes + key_bytes + 15) / 16 * 16; }
+
+  Shard& shard_of(uint64_t hash) const { return shards_[shard_index(hash)]; }
+  Header header_at(uint64_t offset) const;
+  std::atomic<uint32_t>& mark_of(const Shard& shard, const Way& way) const;
+  Way* way_of(Shard& shard, uint64_t hash) const;
+  Way& way_for(Shard& shard, uint64_t hash);
+  void forget(Shard& shard, Way& way);
+  bool has_room(const Ring& ring, uint64_t bytes) const;
+  uint64_t claim(Ring& ring, uint64_t bytes);
+  void make_room(Shard& shard, Ring& ring, uint64_t bytes);
+  bool pop(Shard& shard, Ring& ring, bool may_stay);
+  bool move(Shard& shard, Way& way, const Header& header, uint64_t offset, Ring& to);
+
+  uint8_t* arena_ = nullptr;
+  uint64_t arena_bytes_ = 0;
+  std::unique_ptr<Set[]> sets_;
+  std::unique_ptr<std::atomic<uint32_t>[]> marks_;
+  unsigned shard_mask_ = 0;
+  std::unique_ptr<Shard[]> shards_;
+  uint64_t value_bytes_max_ = 0;
+  std::atomic<uint64_t> entries_{0};
+  std::atomic<uint64_t> bytes_used_{0};
+  std::atomic<uint64_t> evictions_{0};
+};
+
+}  // namespace kvstore

@@ -1,0 +1,108 @@
+// Replacing what a guarded slot points at: a slot of which clients have copies, or which a writer
+// has frozen.
+
+#include "layout/object.hpp"
+#include "store/client.hpp"
+#include "store/operations.hpp"
+
+namespace kvstore {
+
+using layout::CoherenceRecord;
+using layout::Slot;
+
+namespace {
+
+// This client's end of messages, opened if need be; nullptr if it can't be reached.
+Task<Status> open_postbox(Channel& channel, Postbox*& postbox) {
+  LockSpace& locks = channel.attachment->locks;
+  postbox = locks.postbox();
+  if (postbox != nullptr) co_return Status::kOk;
+  const Status s = co_await locks.open_postbox(channel.remote);
+  if (s != Status::kOk && s != Status::kRefused) co_return s;
+  postbox = locks.postbox();
+  co_return Status::kOk;
+}
+
+// kAbsent: somebody has changed the slot.
+Task<Status> freeze(Channel& channel, SlotRef& ref, Coherence::Copies& copies) {
+  const layout::Geometry& geometry = channel.attachment->geometry;
+  const Slot before = ref.slot;
+  const Slot frozen = before.frozen() ? before : before.with_flags(Slot::kShared | Slot::kFrozen);
+  const bool freezes = !before.frozen() && !KV_VARIANT(cache_writes_unfrozen);
+  kv_op ops[3];
+  unsigned count = 0;
+  if (freezes) ops[count++] = cas_op(ref.offset, before.word, frozen.word);
+  ops[count++] = read_op(geometry.present_record_offset(copies.record), &copies.owners.word, 8);
+  ops[count++] = read_op(layout::kNodeLineOffset, &copies.node, sizeof copies.node);
+  const uint32_t posted = co_await channel.remote.batch({ops, count});
+  if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
+  if (freezes && ops[0].result != before.word) co_return Status::kAbsent;
+  if (freezes) ref.slot = frozen;
+  co_return Status::kOk;
+}
+
+Coherence::Bounds bounds_of(const Channel& channel) {
+  return {channel.lane().deadline_ns(), channel.lane().cancelled()};
+}
+
+}  // namespace
+
+Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref, CopiesEnded& ended) {
+  if (!ref.slot.guarded()) co_return Status::kOk;
+  Attachment& attachment = *channel.attachment;
+  Coherence& coherence = attachment.coherence;
+  Coherence::Copies copies;
+  copies.hash = key_hash;
+  copies.record = attachment.geometry.record_of(key_hash);
+  const uint64_t began_ns = coherence.cache() != nullptr ? monotonic_ns() : 0;
+  Postbox* postbox = nullptr;
+  if (const Status s = co_await open_postbox(channel, postbox); s != Status::kOk) co_return s;
+  if (const Status s = co_await freeze(channel, ref, copies); s != Status::kOk) co_return s;
+  if (coherence.cache() != nullptr) {
+    copies.mine_empty =
+        coherence.cache()->drop(key_hash, copies.record, ClientCache::By::kOwnWrite);
+  }
+  const Status s =
+      co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));
+  if (coherence.cache() != nullptr) coherence.cache()->note_ending(monotonic_ns() - began_ns);
+  if (s != Status::kOk || copies.empty_groups == 0) co_return s;
+  const CoherenceRecord cleared = KV_VARIANT(cache_clears_blindly)
+                                      ? CoherenceRecord{copies.owners.word & ~copies.empty_groups}
+                                      : copies.owners.without_owners(copies.empty_groups);
+  ended.clear = cas_op(attachment.geometry.present_record_offset(copies.record), copies.owners.word,
+                       cleared.word);
+  ended.clears = true;
+  co_return Status::kOk;
+}
+
+Task<Status> empty_slot(Channel& channel, SlotRef ref) {
+  Attachment& attachment = *channel.attachment;
+  CopiesEnded ended;
+  if (ref.slot.guarded() && !KV_VARIANT(cache_evicts_shared)) {
+    layout::ObjectHeader header{};
+    if (attachment.geometry.holds_block(ref.slot.offset(), ref.slot.size_class())) {
+      kv_op read[1] = {read_op(ref.slot.offset(), &header, sizeof header)};
+      const uint32_t posted = co_await channel.remote.batch(read);
+      if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
+    }
+    // What is damaged does not tell its key.
+    const bool known = layout::sound(header, ref.slot.address(), ref.slot.size_class());
+    Status s = Status::kOk;
+    if (known) {
+      s = co_await end_copies(channel, header.key_hash, ref, ended);
+    } else {
+      s = co_await attachment.coherence.end_all_copies(channel.remote, bounds_of(channel));
+    }
+    if (s != Status::kOk) co_return s;
+  }
+  kv_op ops[2] = {cas_op(ref.offset, ref.slot.word, ref.slot.emptied().word), ended.clear};
+  const uint32_t posted = co_await channel.remote.batch({ops, ended.clears ? 2u : 1u});
+  if (posted != KV_FABRIC_OK) {
+    // An unlinked block may be left behind.
+    channel.want_scrub();
+    co_return from_fabric(posted);
+  }
+  co_return ops[0].result == ref.slot.word ? Status::kOk : Status::kAbsent;
+}
+
+}  // namespace kvstore

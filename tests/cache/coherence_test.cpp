@@ -1,0 +1,185 @@
+// Copies among clients of one node, on real threads: writes end them before they show.
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "tests/cache/fixture.hpp"
+
+namespace kvstore::test {
+
+TEST_CASE("a copy serves reads without a verb, and a write of another client ends it") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node);
+  REQUIRE(writer.put("key", "first").status == Status::kOk);
+  REQUIRE(reader.settle("key"));
+  const uint64_t verbs = reader.verbs();
+  for (int i = 0; i < 100; ++i) CHECK(reader.get("key").value == "first");
+  CHECK(reader.contains("key").status == Status::kOk);
+  CHECK(reader.verbs() == verbs);
+  CHECK(reader.record_of("key").owners() == uint64_t{1} << (reader.registration() % 48));
+
+  CHECK(reader.get("key", KV_UNCACHED).value == "first");
+  CHECK(reader.verbs() > verbs);
+
+  const Outcome second = writer.put("key", "second");
+  REQUIRE(second.status == Status::kOk);
+  const Outcome seen = reader.get("key");
+  CHECK(seen.value == "second");
+  CHECK(seen.version == second.version);
+  CHECK(reader.stats().cache_invalidated == 1);
+  CHECK(writer.stats().leases_waited == 0);
+  REQUIRE(reader.settle("key"));
+  REQUIRE(writer.remove("key").status == Status::kOk);
+  CHECK(reader.get("key").status == Status::kAbsent);
+  CHECK(reader.contains("key").status == Status::kAbsent);
+}
+
+TEST_CASE("who reads a key stays registered, who has ceased to does not") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient one(node), two(node), writer(node, 0);
+  const auto bit_of = [](const CopyingClient& client) {
+    return uint64_t{1} << (client.registration() % 48);
+  };
+  REQUIRE(writer.put("key", "0").status == Status::kOk);
+  REQUIRE(one.settle("key"));
+  REQUIRE(two.settle("key"));
+  CHECK(one.record_of("key").owners() == (bit_of(one) | bit_of(two)));
+  REQUIRE(writer.put("key", "1").status == Status::kOk);
+  CHECK(one.record_of("key").owners() == (bit_of(one) | bit_of(two)));
+  REQUIRE(two.settle("key"));
+  REQUIRE(writer.put("key", "2").status == Status::kOk);
+  CHECK(one.record_of("key").owners() == bit_of(two));
+  CHECK(writer.stats().leases_waited == 0);
+}
+
+TEST_CASE("a client's own write ends its own copy") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient client(node);
+  REQUIRE(client.put("key", "first").status == Status::kOk);
+  REQUIRE(client.settle("key"));
+  REQUIRE(client.put("key", "second").status == Status::kOk);
+  CHECK(client.get("key").value == "second");
+  CHECK(client.stats().cache_overwritten == 1);
+  CHECK(client.stats().invalidations_sent == 0);
+}
+
+TEST_CASE("a write to what nobody has a copy of costs what it costs without copies") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient with(node), without(node, 0);
+  for (CopyingClient* client : {&with, &without}) {
+    REQUIRE(client->put("key", "value").status == Status::kOk);
+    const kv_client_stats before = client->stats();
+    REQUIRE(client->put("key", "other").status == Status::kOk);
+    const kv_client_stats after = client->stats();
+    CHECK(after.round_trips - before.round_trips == 2);
+    CHECK(after.cas - before.cas == 1);
+    CHECK(after.writes_guarded == 0);
+  }
+}
+
+TEST_CASE("writers without copies of their own end those of others") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node, 0);
+  REQUIRE(writer.put("key", "first").status == Status::kOk);
+  REQUIRE(reader.settle("key"));
+  REQUIRE(writer.put("key", "second").status == Status::kOk);
+  CHECK(reader.get("key").value == "second");
+  CHECK(writer.stats().leases_waited == 0);
+}
+
+TEST_CASE("an owner that does not answer is waited for no longer than a lease") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node);
+  REQUIRE(writer.put("key", "first").status == Status::kOk);
+  REQUIRE(writer.put("other", "still").status == Status::kOk);
+  REQUIRE(reader.settle("key"));
+  REQUIRE(reader.settle("other"));
+  reader.fall_silent();
+  REQUIRE(writer.put("key", "second").status == Status::kOk);
+  CHECK(writer.stats().leases_waited == 1);
+  CHECK(reader.get("key").value == "second");
+  CHECK(reader.get("other").value == "still");
+  CHECK(reader.stats().cache_revoked == 1);
+  // It makes no copies for a while: nobody can end them.
+  CHECK(!reader.settle("key"));
+}
+
+TEST_CASE("clearing a node ends all copies") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node);
+  for (int i = 0; i < 20; ++i) {
+    const std::string key = "key " + std::to_string(i);
+    REQUIRE(writer.put(key, "value").status == Status::kOk);
+    REQUIRE(reader.settle(key));
+  }
+  uint64_t deleted = 0;
+  REQUIRE(writer.run_task([&](Channel& channel) { return clear_keys(channel, deleted); }) ==
+          Status::kOk);
+  CHECK(deleted == 20);
+  for (int i = 0; i < 20; ++i) {
+    CHECK(reader.get("key " + std::to_string(i)).status == Status::kAbsent);
+  }
+}
+
+TEST_CASE("values with a time to live are not copied") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient client(node);
+  REQUIRE(client.put("key", "value", 0, 0, 60'000).status == Status::kOk);
+  CHECK(!client.settle("key"));
+}
+
+TEST_CASE("a key that is written all the time is left alone") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient client(node);
+  for (int i = 0; i < 4000; ++i) {
+    REQUIRE(client.put("key", std::to_string(i)).status == Status::kOk);
+    REQUIRE(client.get("key").value == std::to_string(i));
+  }
+  CHECK(client.stats().cache_fills < 40);
+}
+
+TEST_CASE("versions only go up for whoever reads, while others write") {
+  StoreNode node(layout::kRegionBytesMin * 2);
+  constexpr int kClients = 3;
+  constexpr int kKeys = 4;
+  std::vector<std::unique_ptr<CopyingClient>> clients;
+  for (int i = 0; i < kClients; ++i) clients.push_back(std::make_unique<CopyingClient>(node));
+  std::atomic<uint64_t> written[kKeys] = {};
+  for (int k = 0; k < kKeys; ++k) {
+    REQUIRE(clients[0]->put("key " + std::to_string(k), "0").status == Status::kOk);
+  }
+  std::atomic<uint64_t> stale{0};
+  std::atomic<uint64_t> failed{0};
+  std::atomic<bool> over{false};
+  std::vector<std::thread> threads;
+  for (int c = 0; c < kClients; ++c) {
+    threads.emplace_back([&, c] {
+      for (uint64_t i = c; !over.load(); ++i) {
+        const int k = int(i % kKeys);
+        const uint64_t before = written[k].load();
+        const Outcome seen = clients[c]->get("key " + std::to_string(k));
+        failed += seen.status != Status::kOk;
+        if (seen.status == Status::kOk && std::stoull(seen.value) < before) ++stale;
+      }
+    });
+  }
+  for (uint64_t round = 1; round <= 400; ++round) {
+    const int k = int(round % kKeys);
+    CopyingClient& writer = *clients[round % kClients];
+    const std::string value = std::to_string(round);
+    if (writer.put("key " + std::to_string(k), value).status != Status::kOk) ++failed;
+    written[k].store(round);
+    std::this_thread::yield();
+  }
+  over.store(true);
+  for (std::thread& thread : threads) thread.join();
+  CHECK(stale.load() == 0);
+  CHECK(failed.load() == 0);
+  uint64_t hits = 0;
+  for (const auto& client : clients) hits += client->cache().hits();
+  CHECK(hits > 0);
+}
+
+}  // namespace kvstore::test

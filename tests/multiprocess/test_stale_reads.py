@@ -1,0 +1,29 @@
+"""Copies of values in several processes: no read is older than what somebody saw before it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROBE = Path(__file__).resolve().parents[2] / "bench" / "stale_read_probe.py"
+
+
+@pytest.mark.parametrize("fabric", ["shm", "tcp"])
+@pytest.mark.parametrize("faults", [(), ("--lost", "50000", "--late", "100000")])
+def test_no_read_is_stale(fabric: str, faults: tuple[str, ...]) -> None:
+    reads = 12_000
+    command = [sys.executable, str(PROBE), "--fabric", fabric, "--reads", str(reads), "--json"]
+    finished = subprocess.run(
+        [*command, "--writes", "0.02", *faults], stdout=subprocess.PIPE, text=True, timeout=200
+    )
+    row = json.loads(finished.stdout)
+    assert row["reads"] == reads
+    assert row["cache_hits"] > 0
+    assert row["cache_invalidated"] > 0
+    assert row["failed"] == 0
+    assert row["stale_reads"] == 0, row["examples"]
+    assert finished.returncode == 0
