@@ -9,6 +9,7 @@
 
 #ifdef KVSTORE_SIMULATION
 
+#include <bitset>
 #include <cstdint>
 
 namespace kvstore {
@@ -30,19 +31,22 @@ inline constexpr uint64_t kRarePerMillion[] = {
 #include "base/variants.def"
 };
 
-struct Switches {
-  uint64_t variants = 0;  // bit n: the n-th variant is on
-  uint64_t rare = 0;      // bit n: the n-th rare path may be taken
-  uint64_t state = 0;     // of the generator that decides when
+using SwitchBits = std::bitset<128>;
 
-  bool is_broken(Variant variant) const { return (variants >> unsigned(variant) & 1) != 0; }
+struct Switches {
+  SwitchBits variants;  // bit n: the n-th variant is on
+  SwitchBits rare;      // bit n: the n-th rare path may be taken
+  uint64_t state = 0;   // of the generator that decides when
+
+  bool is_broken(Variant variant) const { return variants[unsigned(variant)]; }
   bool takes(RarePath path) {
-    if ((rare >> unsigned(path) & 1) == 0) return false;
+    if (!rare[unsigned(path)]) return false;
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     return (state >> 33) % 1'000'000 < kRarePerMillion[unsigned(path)];
   }
 };
-static_assert(unsigned(Variant::kCount) <= 64 && unsigned(RarePath::kCount) <= 64);
+static_assert(unsigned(Variant::kCount) <= SwitchBits{}.size() &&
+              unsigned(RarePath::kCount) <= SwitchBits{}.size());
 
 inline constinit thread_local Switches switches;
 

@@ -85,7 +85,8 @@ class ClientCache {
     return true;
   }
   bool is_current() const {
-    return boottime_ns() < lease_until_ns_.load(std::memory_order_acquire);
+    return boottime_ns() < lease_until_ns_.load(std::memory_order_acquire) ||
+           KV_VARIANT(cache_without_lease);
   }
 
   // ---- filling ----

@@ -26,7 +26,9 @@ uint64_t bit(unsigned group) {
 
 void Coherence::renewed(uint64_t begun_ns, uint64_t revoke_word, uint64_t node_ms) {
   if (cache_ == nullptr) return;
-  if (!first_ && revoke_word != revoke_seen_) cache_->revoke(term_);
+  if (!first_ && revoke_word != revoke_seen_ && !KV_VARIANT(cache_ignores_revocation)) {
+    cache_->revoke(term_);
+  }
   first_ = false;
   revoke_seen_ = revoke_word;
   if (!is_reachable()) return;
@@ -204,7 +206,7 @@ Task<Status> Coherence::end_copies(Remote& remote, Postbox* postbox, Copies& cop
     }
     full |= question.full_groups;
   }
-  if (silent != 0) {
+  if (silent != 0 && !KV_VARIANT(cache_forgets_the_silent)) {
     if (const Status s = co_await revoke(remote, silent, bounds); s != Status::kOk) {
       co_return s;
     }

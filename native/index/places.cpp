@@ -80,13 +80,13 @@ unsigned Places::matches(unsigned fingerprint, std::span<SlotRef> found) const {
   return count;
 }
 
-bool Places::hold(const SlotRef& ref) const {
+Slot Places::at(uint64_t offset) const {
   for (const CombinedBucket& combined : all()) {
     for (unsigned i = 0; i < kSlotsPerCombined; ++i) {
-      if (combined.slot_offset(i) == ref.offset) return combined.slot(i) == ref.slot;
+      if (combined.slot_offset(i) == offset) return combined.slot(i);
     }
   }
-  return false;
+  return {};
 }
 
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,

@@ -48,8 +48,8 @@ class Places {
   // Those of the subtable that covers the key: where an insert may go.
   std::span<const CombinedBucket> own() const { return {combined_ + count_ - 2, 2}; }
   bool filling() const { return count_ == 4; }
-  // Whether one of the slots stands there and holds this.
-  bool hold(const SlotRef& ref) const;
+  // The slot at this offset in the region; an empty one if it is not among them.
+  layout::Slot at(uint64_t offset) const;
   uint64_t subtable() const { return subtable_; }  // offset of the covering subtable
   uint64_t sibling() const { return sibling_; }    // while filling
 

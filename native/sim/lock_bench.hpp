@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/variant.hpp"
 #include "fabric/sim/mail.hpp"
 #include "fabric/sim/sim.hpp"
 #include "layout/locks.hpp"
@@ -31,7 +32,7 @@ struct LockBenchOptions {
   SimTiming timing;
   MailTiming mail;
   uint64_t events_max = 2'000'000'000;
-  uint64_t variants = 0;  // rules that are broken: see base/variant.hpp
+  SwitchBits variants;  // rules that are broken: see base/variant.hpp
 };
 
 struct LockBenchResult {

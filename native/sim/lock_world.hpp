@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <string>
 
+#include "base/variant.hpp"
 #include "coro/clock.hpp"
 #include "fabric/sim/mail.hpp"
 #include "fabric/sim/sim.hpp"
@@ -44,7 +45,7 @@ struct LockWorldOptions {
   uint64_t pause_ns_max = 400 * kMillisecond;
   uint64_t limit_ns = 600 * kSecond;  // of virtual time
   uint64_t events_max = 20'000'000;
-  uint64_t variants = 0;  // rules that are broken: see base/variant.hpp
+  SwitchBits variants;  // rules that are broken: see base/variant.hpp
 };
 
 struct LockWorldResult {

@@ -24,8 +24,8 @@ std::span<const SwitchName> rare_path_names() {
 }
 
 std::string read_switches(std::span<const SwitchName> known, std::string_view text,
-                          uint64_t& bits) {
-  bits = 0;
+                          SwitchBits& bits) {
+  bits.reset();
   while (!text.empty()) {
     const size_t comma = text.find(',');
     const std::string_view name = text.substr(0, comma);
@@ -33,7 +33,7 @@ std::string read_switches(std::span<const SwitchName> known, std::string_view te
     size_t at = 0;
     while (at < known.size() && name != known[at].name) ++at;
     if (at == known.size()) return "there is no `" + std::string(name) + "`";
-    bits |= uint64_t{1} << at;
+    bits.set(at);
   }
   return {};
 }

@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "base/variant.hpp"
+
 namespace kvstore::sim {
 
 struct SwitchName {
@@ -19,6 +21,7 @@ std::span<const SwitchName> rare_path_names();
 
 // Reads names with commas between them. Returns an empty string, or one line that says what is
 // wrong.
-std::string read_switches(std::span<const SwitchName> known, std::string_view text, uint64_t& bits);
+std::string read_switches(std::span<const SwitchName> known, std::string_view text,
+                          SwitchBits& bits);
 
 }  // namespace kvstore::sim

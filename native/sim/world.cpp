@@ -104,7 +104,7 @@ class World final : private Clients, private BlockUsers {
     switches.state = random.next();
     for (unsigned n = 0; n < unsigned(RarePath::kCount); ++n) {
       const bool open = random.below(1'000'000) < options_.rare_per_million;
-      switches.rare |= uint64_t{open} << n;
+      if (open) switches.rare.set(n);
     }
     switches.rare |= options_.rare;
   }

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/variant.hpp"
 #include "fabric/sim/mail.hpp"
 #include "sim/linearizability.hpp"
 #include "sim/memory_node.hpp"
@@ -72,11 +73,11 @@ struct WorldOptions {
   uint64_t forced_at = 0;
 
   // Bit n: the n-th broken variant of base/variants.def.
-  uint64_t variants = 0;
+  SwitchBits variants;
   // Each rare path of base/variants.def is open in so many of a million worlds.
   uint64_t rare_per_million = 0;
   // Bit n: the n-th of them is open in any case.
-  uint64_t rare = 0;
+  SwitchBits rare;
 
   bool check_blocks = true;  // see block_watch.hpp
   bool check_cost = true;

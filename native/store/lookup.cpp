@@ -56,8 +56,13 @@ class Guess {
   kv_op read() const { return read_op(ref_.slot.offset(), object_->data(), object_->size()); }
   // Once it has been read together with the places.
   bool right(const Places& places, const Key& key, Found& found) const {
-    if (!places.hold(ref_) && !KV_VARIANT(trust_guessed_header)) return false;
-    found.ref = ref_;
+    const Slot now = places.at(ref_.offset);
+    found.ref = {ref_.offset, now};
+    if (KV_VARIANT(trust_guessed_header)) {
+      found.ref = ref_;
+    } else if (!now.leads_where(ref_.slot)) {
+      return false;
+    }
     found.subtable = places.subtable();
     return verdict_on(object_->data(), ref_.slot, key, found.header) == Candidate::Verdict::kMatch;
   }

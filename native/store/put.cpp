@@ -443,26 +443,6 @@ Task<Status> bury(Channel& channel, const Key& key, kv_call& call) {
   co_return call.version == 0 ? Status::kAbsent : Status::kOk;
 }
 
-}  // namespace
-
-Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
-  const Contents contents{.value = call.value,
-                          .value_bytes = call.value_bytes,
-                          .codec = uint8_t(call.codec),
-                          .ttl_ms = call.ttl_ms};
-  PutProgress progress;
-  uint64_t version = 0;
-  const Status status = co_await put_fenced(channel, key, call, contents, progress, version);
-  if (status == Status::kOk) {
-    call.version = version;
-    channel.attachment->addresses.remember(
-        key.hash, {progress.slot.offset, progress.slot.slot, progress.subtable, call.value_bytes});
-  }
-  co_return status;
-}
-
-namespace {
-
 // Deletes what was found. kPending: somebody else was faster.
 Task<Status> remove_found(Channel& channel, const Key& key, const Found& found, kv_call& call) {
   Attachment& attachment = *channel.attachment;
@@ -492,6 +472,22 @@ Task<Status> remove_found(Channel& channel, const Key& key, const Found& found, 
 }
 
 }  // namespace
+
+Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
+  const Contents contents{.value = call.value,
+                          .value_bytes = call.value_bytes,
+                          .codec = uint8_t(call.codec),
+                          .ttl_ms = call.ttl_ms};
+  PutProgress progress;
+  uint64_t version = 0;
+  const Status status = co_await put_fenced(channel, key, call, contents, progress, version);
+  if (status == Status::kOk) {
+    call.version = version;
+    channel.attachment->addresses.remember(
+        key.hash, {progress.slot.offset, progress.slot.slot, progress.subtable, call.value_bytes});
+  }
+  co_return status;
+}
 
 Task<Status> remove(Channel& channel, const Key& key, kv_call& call) {
   Attachment& attachment = *channel.attachment;

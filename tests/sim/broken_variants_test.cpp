@@ -63,6 +63,12 @@ const std::map<std::string, std::string> kScenarios{
     {"copies",
      "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=22 think_us=20 "
      "late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_zombies",
+     "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=22 think_us=500 "
+     "operations=3000 pauses_per_million=4000 mail_late_per_million=20000"},
+    {"copies_deaf",
+     "rare=cache_everything cache_kib=64 keys=4 get_percent=80 put_percent=15 think_us=300 "
+     "operations=1500 mail_lost_per_million=700000"},
     {"copies_slow",
      "rare=cache_everything cache_kib=64 keys=2 get_percent=88 put_percent=10 think_us=3000 "
      "operations=1500 mail_lost_per_million=700000 late_per_million=30000 late_us=400000 "
@@ -175,7 +181,10 @@ constexpr Broken kBroken[] = {
     {"cache_answers_first", "copies", 10},
     {"cache_installs_frozen", "copies", 10},
     {"cache_clears_blindly", "copies", 60},
+    {"cache_without_lease", "copies_zombies", 30},
     {"cache_lease_from_end", "copies_slow", 200},
+    {"cache_ignores_revocation", "copies_deaf", 20},
+    {"cache_forgets_the_silent", "copies_deaf", 20},
     {"cache_split_forgets_shared", "copies_splits", 10},
     {"cache_evicts_shared", "copies_full", 10},
 };
@@ -206,9 +215,9 @@ TEST_CASE("broken variants: the store as it is passes the same seeds" * doctest:
 }
 
 TEST_CASE("broken variants: names are read, and unknown ones told") {
-  uint64_t bits = 0;
+  SwitchBits bits;
   CHECK(read_switches(variant_names(), "skip_value_checksum,skip_header_check", bits) == "");
-  CHECK(bits == 3);
+  CHECK(bits.to_ullong() == 3);
   CHECK(read_switches(variant_names(), "skip_the_rest", bits) == "there is no `skip_the_rest`");
 }
 

@@ -185,7 +185,7 @@ namespace {
 
 // The first seed in which the checker or the end of the world shows it, 0 if none does.
 uint64_t caught_at(LockWorldOptions options, Variant variant, uint64_t seeds) {
-  options.variants = uint64_t{1} << unsigned(variant);
+  options.variants.set(unsigned(variant));
   // Without progress a world is over soon, whatever its clients still wait for.
   options.limit_ns = 20 * kSecond;
   options.events_max = 2'000'000;

@@ -154,7 +154,7 @@ TEST_CASE("sim world: a split that was left behind is taken up") {
   options.think_ns_max = kMillisecond;
   options.operations = 1000;
   options.keys = 64;
-  options.rare = uint64_t{1} << unsigned(RarePath::early_split);
+  options.rare.set(unsigned(RarePath::early_split));
   options.node.timing.breaks_per_million = 10'000;
   options.pauses_per_million = 5000;
   const Sum sum = check_seeds(options, 1, 30);
