@@ -140,9 +140,9 @@ class DrivenClient::Attacher final : public Driver {
   }
 
   uint64_t begin_reading() {
-    auto transport = std::make_unique<SimTransport>(asked_, host_.listeners_, *this,
-                                                    *host_.reaches_[member_], host_.cut_,
-                                                    [this] { return host_.open_port(member_); });
+    auto transport =
+        std::make_unique<SimTransport>(asked_, host_.listeners_, *this, *host_.reaches_[member_],
+                                       host_.cut_, [this] { return host_.open_port(member_); });
     std::string error;
     connection_ = transport->connect(kSetupLane, 0, error);
     if (connection_ == nullptr) return retry();
