@@ -5,8 +5,8 @@ set(KVSTORE_LAYERS "" CACHE STRING "Folders of native/ that make up the core; em
 # Not a default of the cache entry, which a build tree would remember when a layer comes or goes.
 set(core_layers ${KVSTORE_LAYERS})
 if(NOT core_layers)
-  set(core_layers base layout coro fabric fabric/cpu fabric/sim alloc index messages lock cache store
-    node api)
+  set(core_layers base layout coro fabric fabric/cpu fabric/sim alloc index messages lock cache
+    store node api)
 endif()
 set(core_sources)
 foreach(layer IN LISTS core_layers)

@@ -28,6 +28,7 @@ struct Candidate {
 // Of an object's header and the key behind it, as read from where a slot leads.
 Candidate::Verdict verdict_on(const unsigned char* object, layout::Slot slot, const Key& key,
                               layout::ObjectHeader& header);
+
 // Of a sound header and a key that is not the one looked for: whether it should be, by its hash,
 // and its bytes have changed. To call it another key would make the right one absent although there
 // is an object of it.

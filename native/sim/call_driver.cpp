@@ -285,9 +285,8 @@ void ComputeNode::CallDriver::note_cost_begins(const Operation& operation) {
   const WorldOptions& options = workload_.options;
   const uint32_t others = workload_.under_way_at[operation.key]++;
   use_ = ++workload_.uses[operation.key];
-  costed_ = options.check_cost && options.fenced_percent == 0 && workload_.faults == 0 &&
-            options.cache_bytes == 0 && others == 0 &&
-            options.node.timing.breaks_per_million == 0 &&
+  costed_ = options.check_cost && options.fenced_percent == 0 && options.cache_bytes == 0 &&
+            workload_.faults == 0 && others == 0 && options.node.timing.breaks_per_million == 0 &&
             options.value_bytes_max <= kCostedBytesMax && workload_.is_lone_key(operation.key) &&
             index_at_rest();
   if (!costed_) return;

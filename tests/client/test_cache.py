@@ -77,10 +77,13 @@ def test_structured_and_empty_and_large_values(store: kvstore.Store) -> None:
     store.put("empty", b"")
     large = bytes(range(256)) * 2000
     store.put("large", large)
+    buffer = bytearray(len(large))
     for _ in range(5):
         assert store.get_object("object") == {"a": [1, 2, 3]}
         assert store.get("empty") == b""
         assert store.get("large") == large
+        assert store.get_into("large", buffer) == len(large)
+        assert buffer == large
     assert store.stats().cache_fills >= 4
 
 
