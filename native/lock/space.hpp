@@ -89,6 +89,8 @@ class LockSpace final : public LockAttendant {
 
   const LockCounts& counts() const { return counts_; }
   uint32_t registration() const { return registration_; }
+  // Of the client's membership.
+  uint64_t lease_ns() const { return lease_ns_; }
   // Those of which there is anything here, for tests and statistics.
   template <class Visit>
   void for_each(Visit&& visit) {
