@@ -74,10 +74,15 @@ class _Lib:
     KV_KEY_INVALID: Final[int]
     KV_LEASE_TOO_SHORT: Final[int]
     KV_LINEARIZABLE: Final[int]
+    KV_LOCK_HOLDS: Final[int]
     KV_LOCK_IF_FREE: Final[int]
     KV_LOCK_INLINE: Final[int]
+    KV_LOCK_IN_RESET: Final[int]
+    KV_LOCK_IN_USE: Final[int]
     KV_LOCK_LOST: Final[int]
     KV_LOCK_SHARED: Final[int]
+    KV_LOCK_SILENT: Final[int]
+    KV_LOCK_WAITS: Final[int]
     KV_LOCK_WORN_OUT: Final[int]
     KV_NAME_BYTES: Final[int]
     KV_NODE_UNREACHABLE: Final[int]
@@ -128,6 +133,7 @@ class _Lib:
     def kv_lock_is_lost(self, lock: CData, /) -> int: ...
     def kv_lock_order(self, client: CData, name: CData | bytes, name_bytes: int, /) -> int: ...
     def kv_lock_release(self, lock: CData, flags: int, /) -> int: ...
+    def kv_lock_survey(self, session: CData, member: int, sightings: CData, capacity: int, count: CData, more: CData, timeout_ns: int, /) -> int: ...
     def kv_node_admit(self, node: CData, peer: CData | bytes, admission: CData, error: CData | bytes, error_bytes: int, /) -> int: ...
     def kv_node_clients(self, node: CData, records: CData, capacity: int, /) -> int: ...
     def kv_node_close(self, node: CData, /) -> None: ...

@@ -384,6 +384,31 @@ void kv_lock_forget(kv_lock* lock);
  * share a lock: they have one place. */
 uint64_t kv_lock_order(kv_client* client, const void* name, uint64_t name_bytes);
 
+enum kv_lock_sighting_kind {
+  KV_LOCK_IN_USE = 1,   /* of a lock: its queue; `index` is that of the first in it */
+  KV_LOCK_IN_RESET = 2, /* the same, while a lock whose holder died is set free */
+  KV_LOCK_HOLDS = 3,    /* of a client */
+  KV_LOCK_WAITS = 4,
+  KV_LOCK_SILENT = 5 /* a client that does not answer, and may have to do with any lock */
+};
+
+/* What is seen of a lock, or of a client at a lock. */
+typedef struct kv_lock_sighting {
+  uint32_t kind; /* kv_lock_sighting_kind */
+  uint32_t lock; /* its number in the table of the node */
+  uint32_t registration;
+  uint32_t requests; /* of a lock: of so many clients; of a client: of so many threads */
+  uint32_t writers;  /* of these; of a client: 1 if its place is a writer's */
+  uint32_t reserved;
+  uint64_t index;
+  uint64_t age_ms; /* of a client: since it has been waiting, or holding */
+} kv_lock_sighting;
+
+/* The locks of a member that are in use, and who has to do with them, in half a second at most.
+ * Sets `count`; `more` is 1 if there was no room for all locks. */
+int kv_lock_survey(kv_session* session, uint32_t member, kv_lock_sighting* sightings,
+                   uint32_t capacity, uint32_t* count, uint32_t* more, uint64_t timeout_ns);
+
 /* While a call waits, the check runs every 50 ms and after each signal; 1 ends the call with
  * KV_INTERRUPTED. NULL: none. Process-wide. The library holds no lock while it runs. */
 void kv_set_interrupt_check(int (*interrupted)(void));

@@ -215,6 +215,7 @@ void LocalLock::hand_on_locked(bool fresh) {
 void LocalLock::hold_locked(uint64_t index) {
   place_ = Place::kHeld;
   index_ = index;
+  since_ns_ = monotonic_ns();
   grants_ = 0;
   worn_out_ = index >= layout::kLockIndexMax;
   hand_on_locked(true);
@@ -268,6 +269,7 @@ void LocalLock::queued(uint64_t index, bool entry_written) {
   contended_ = true;
   entry_written_ = entry_written;
   index_ = index;
+  since_ns_ = monotonic_ns();
   place_ = Place::kQueued;
   if (early_grant_ == index) {
     hold_locked(index);
@@ -328,8 +330,8 @@ void LocalLock::leave_unknown() {
 LocalLock::View LocalLock::view() {
   const std::lock_guard lock(mutex_);
   const bool unwanted = place_ == Place::kHeld && holding_count_ == 0;
-  return {place_,      exclusive_, entry_written_, unwanted,
-          answer_due_, index_,     waiting_count_, holding_count_};
+  return {place_, exclusive_,     entry_written_, unwanted, answer_due_,
+          index_, waiting_count_, holding_count_, since_ns_};
 }
 
 void LocalLock::granted(uint64_t index) {

@@ -169,6 +169,7 @@ class LocalLock {
     uint64_t index;
     uint32_t waiting;
     uint32_t holding;
+    uint64_t since_ns;  // that it has been queued, or held
   };
   View view();
   // Takes the lock from those whose lease has ended, and passes it on. Returns when the next lease
@@ -227,6 +228,7 @@ class LocalLock {
   bool worn_out_ = false;
   uint32_t grants_ = 0;
   uint64_t index_ = 0;
+  uint64_t since_ns_ = 0;
   uint64_t early_grant_ = 0;  // the highest that came before the place's index was known
   layout::LockHeader guess_;
   bool answer_due_ = false;
