@@ -139,6 +139,7 @@ uint64_t LocalLock::expire() {
       holding_.remove(*request);
       --holding_count_;
       request->state = LockRequest::State::kExpired;
+      request->failure = Status::kLockLost;  // of one that has not noticed yet that it was granted
       any = true;
     } else {
       next_ns = std::min(next_ns, request->expiry_ns);
