@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 
 import kvstore
@@ -49,3 +52,30 @@ def test_readers_are_shown_as_such(cli: Cli, node: NodeProcess) -> None:
         lock, held = cli("locks", "--json").rows
         assert (lock["requests"], lock["writers"]) == (1, 0)
         assert (held["state"], held["mode"]) == ("holds", "shared")
+
+
+HOLDER = """
+import sys, kvstore
+store = kvstore.connect(sys.argv[1])
+held = store.lock("a")
+held.acquire()
+print(store.members()[0].registration, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_client_that_does_not_answer_is_shown(cli: Cli, node: NodeProcess) -> None:
+    command = [sys.executable, "-c", HOLDER, node.target]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            registration = int(child.stdout.readline())
+            child.send_signal(signal.SIGSTOP)
+            lock, silent = cli("locks", "--json").rows
+            assert (lock["state"], lock["requests"]) == ("in use", 1)
+            assert (silent["state"], silent["client"]) == ("unreachable", registration)
+            assert silent["lock"] is None
+            assert silent["process_id"] == child.pid
+            assert "unreachable" in cli("locks").text
+        finally:
+            child.kill()
