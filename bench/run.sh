@@ -29,6 +29,17 @@ for fabric in shm tcp local; do
   experiment "kv-put-$fabric" kvstore-bench kv --fabric "$fabric" --operation put --native
 done
 experiment cache kvstore-bench cache
+for figure in grid writers read-ratio exec-time zipf-alpha inter-cn intra-cn mn-num lock-num \
+  locality; do
+  experiment "lock-$figure" kvstore-bench lock --figure "$figure" --measure-ms 10 \
+    --plot "$results/lock-$figure.png"
+done
+experiment lock-fairness kvstore-bench lock --figure fairness --measure-ms 200
+for fabric in shm tcp; do
+  for workload in pairs counter bank; do
+    experiment "lock-$workload-$fabric" kvstore-bench lock --fabric "$fabric" --workload "$workload"
+  done
+done
 experiment demo kvstore demo
 if [ -n "${KVSTORE_TRACES:-}" ]; then
   experiment demo-conversation kvstore demo --block-bytes 4096 --fabric tcp \

@@ -46,6 +46,7 @@ class DataPath:
         *,
         shared: bool = False,
         timeout_s: float | None = None,
+        lease_s: float | None = None,
         owner: int = 0,
     ) -> Lock: ...
     def get(

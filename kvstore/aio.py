@@ -141,18 +141,32 @@ class AsyncStore:
 
     # ---- locks ----
 
-    def lock(self, name: Key, *, shared: bool = False, timeout_s: float | None = None) -> AsyncLock:
+    def lock(
+        self,
+        name: Key,
+        *,
+        shared: bool = False,
+        timeout_s: float | None = None,
+        lease_s: float | None = None,
+    ) -> AsyncLock:
         """Return the lock of a name, for `async with`; see `Store.lock`."""
-        return AsyncLock(self._store, name, shared=shared, timeout_s=timeout_s)
+        return AsyncLock(self._store, name, shared=shared, timeout_s=timeout_s, lease_s=lease_s)
 
     @asynccontextmanager
     async def locks(
-        self, names: Iterable[Key], *, shared: bool = False, timeout_s: float | None = None
+        self,
+        names: Iterable[Key],
+        *,
+        shared: bool = False,
+        timeout_s: float | None = None,
+        lease_s: float | None = None,
     ) -> AsyncIterator[list[AsyncLock]]:
         """Hold the locks of several names, for `async with`; see `Store.locks`."""
         async with AsyncExitStack() as stack:
             yield [
-                await stack.enter_async_context(self.lock(name, shared=shared, timeout_s=timeout_s))
+                await stack.enter_async_context(
+                    self.lock(name, shared=shared, timeout_s=timeout_s, lease_s=lease_s)
+                )
                 for name in self._store._in_lock_order(names)
             ]
 

@@ -80,7 +80,7 @@ class NotHeld(KvError, RuntimeError):
 class LockLost(KvError):
     """The lock was lost before it was released: others may have held it meanwhile.
 
-    Its node is gone, or took this client for dead and cut it off.
+    Its lease has ended, its node is gone, or took this client for dead and cut it off.
     """
 
 

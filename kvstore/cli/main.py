@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "clear": "kvstore.cli.keys",
     "stat": "kvstore.cli.cluster",
     "nodes": "kvstore.cli.cluster",
+    "locks": "kvstore.cli.locks",
     "top": "kvstore.cli.top",
     "doctor": "kvstore.cli.doctor",
     "demo": "kvstore.cli.demo",

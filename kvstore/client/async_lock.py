@@ -29,11 +29,20 @@ class AsyncLock:
     another from its lock.
     """
 
-    def __init__(self, store: Store, name: Key, *, shared: bool, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: Key,
+        *,
+        shared: bool,
+        timeout_s: float | None,
+        lease_s: float | None,
+    ) -> None:
         self._store = store
         self._name = name
         self._shared = shared
         self._timeout_s = timeout_s
+        self._lease_s = lease_s
         self._lock: Lock | None = None
 
     @property
@@ -58,7 +67,11 @@ class AsyncLock:
         before that is let go at once.
         """
         lock = self._store.lock(
-            self._name, shared=self._shared, timeout_s=self._timeout_s, owner=_owner()
+            self._name,
+            shared=self._shared,
+            timeout_s=self._timeout_s,
+            lease_s=self._lease_s,
+            owner=_owner(),
         )
         await _in_thread(lock)
         self._lock = lock

@@ -77,6 +77,15 @@ _SCAN_PAGE: Final = 256
 _NS: Final = 1_000_000_000
 
 #: Statuses whose error needs nothing but a sentence: class, and what it says about which key.
+#: Rows of one look at the locks of a node.
+_SIGHTINGS_MAX: Final = 4096
+_SIGHTINGS: Final = {
+    lib.KV_LOCK_IN_USE: "in use",
+    lib.KV_LOCK_IN_RESET: "in reset",
+    lib.KV_LOCK_HOLDS: "holds",
+    lib.KV_LOCK_WAITS: "waits",
+    lib.KV_LOCK_SILENT: "unreachable",
+}
 _PLAIN: Final[dict[int, tuple[type[KvError], str]]] = {
     lib.KV_OUT_OF_MEMORY: (
         OutOfMemory,
@@ -377,6 +386,22 @@ class NativeClient:
             self._check_walk(status)
             yield [bytes(ffi.buffer(entries[i].key, entries[i].key_bytes)) for i in range(count[0])]
 
+    def survey_locks(self, member: int, timeout_s: float) -> tuple[list[dict[str, Any]], bool]:
+        """Return a row for each lock in use, for each client at it and each that is silent.
+
+        `state` is in use, in reset, holds, waits or unreachable. The second value says whether
+        there are more locks than were looked at.
+        """
+        entries = ffi.new("kv_lock_sighting[]", _SIGHTINGS_MAX)
+        count = ffi.new("uint32_t *")
+        more = ffi.new("uint32_t *")
+        with self.use() as client, _Session(client, timeout_s) as session:
+            status = lib.kv_lock_survey(
+                session, member, entries, _SIGHTINGS_MAX, count, more, int(timeout_s * _NS)
+            )
+        self._check_walk(status)
+        return [_sighting(entries[i]) for i in range(count[0])], bool(more[0])
+
     def close(self, wait_s: float | None = None) -> bool:
         """Close the client once nobody uses it, and return whether it is closed.
 
@@ -454,6 +479,23 @@ def kvstore_verbs_exchange(
     grant.region_bytes = granted.region_bytes
     grant.remote_key = granted.remote_key
     return int(lib.KV_OK)
+
+
+def _sighting(entry: Any) -> dict[str, Any]:
+    of_lock = entry.kind in (lib.KV_LOCK_IN_USE, lib.KV_LOCK_IN_RESET)
+    silent = entry.kind == lib.KV_LOCK_SILENT
+    of_client = not of_lock and not silent
+    return {
+        "lock": None if silent else int(entry.lock),
+        "state": _SIGHTINGS[entry.kind],
+        "client": int(entry.registration),
+        "mode": ("exclusive" if entry.writers else "shared") if of_client else None,
+        "requests": int(entry.requests) if of_lock else None,
+        "writers": int(entry.writers) if of_lock else None,
+        "threads": int(entry.requests) if of_client else None,
+        "index": None if silent else int(entry.index),
+        "age_s": entry.age_ms / 1000 if of_client else None,
+    }
 
 
 class _Session:

@@ -123,17 +123,25 @@ class Store(DataPath):
 
     @contextmanager
     def locks(
-        self, names: Iterable[Key], *, shared: bool = False, timeout_s: float | None = None
+        self,
+        names: Iterable[Key],
+        *,
+        shared: bool = False,
+        timeout_s: float | None = None,
+        lease_s: float | None = None,
     ) -> Iterator[list[Lock]]:
         """Hold the locks of several names: `with store.locks(["a", "b"]) as held`.
 
         Everybody who takes several locks at once by this takes them in one order, so that nobody
-        waits for the other for ever. `timeout_s` bounds the wait for each. A name that comes twice
+        waits for the other for ever. `timeout_s` bounds the wait for each, and each goes on to
+        others after `lease_s` although it has not been released. A name that comes twice
         is taken once; the list has one lock a name, in the order in which they were taken.
         """
         with ExitStack() as stack:
             yield [
-                stack.enter_context(self.lock(name, shared=shared, timeout_s=timeout_s))
+                stack.enter_context(
+                    self.lock(name, shared=shared, timeout_s=timeout_s, lease_s=lease_s)
+                )
                 for name in self._in_lock_order(names)
             ]
 
@@ -306,8 +314,8 @@ class Store(DataPath):
         if status == lib.KV_LOCK_LOST:
             self._membership.notice()
             return LockLost(
-                f"lock {shown} was lost: its node is gone or has cut this client off, so others"
-                " may have held it meanwhile"
+                f"lock {shown} was lost: its lease has ended, or its node is gone or has cut this"
+                " client off, so others may have held it meanwhile"
             )
         if status == lib.KV_DEADLINE_EXCEEDED:
             return DeadlineExceeded(
@@ -318,6 +326,12 @@ class Store(DataPath):
             return ConfigurationError(
                 f"lock {shown}: this process has no socket left for messages with other clients"
                 " (ulimit -n)"
+            )
+        if status == lib.KV_LEASE_TOO_SHORT:
+            return ConfigurationError(
+                f"lock {shown}: lease_s is below the membership lease of its node (5 s unless the"
+                " node was started with another one): a client that stands still is given up only"
+                " after that"
             )
         if status == lib.KV_LOCK_WORN_OUT:
             return LockWornOut(

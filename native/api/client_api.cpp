@@ -7,6 +7,7 @@
 #include "api/guard.hpp"
 #include "api/kvstore.h"
 #include "base/fork.hpp"
+#include "lock/survey.hpp"
 #include "store/client.hpp"
 #include "store/transports.hpp"
 #include "store/verbs_transport.hpp"
@@ -46,6 +47,18 @@ Lane* as_lane(kv_session* session) {
 uint64_t deadline_after(uint64_t timeout_ns) {
   const uint64_t now_ns = monotonic_ns();
   return timeout_ns > UINT64_MAX - now_ns ? UINT64_MAX : now_ns + timeout_ns;
+}
+
+// Where nobody has ever used a lock, no table is made for it.
+Task<Status> survey(Channel& channel, size_t locks_max, uint64_t until_ns,
+                    std::vector<kv_lock_sighting>& seen, bool& more) {
+  bool has = false;
+  const Status found = co_await has_lock_table(channel.remote, has);
+  if (found != Status::kOk || !has) co_return found;
+  LockSpace& space = channel.attachment->locks;
+  const Status opened = co_await space.open(channel.remote, channel.attachment->segments);
+  if (opened != Status::kOk) co_return opened;
+  co_return co_await survey_locks(channel.remote, space, locks_max, until_ns, seen, more);
 }
 
 template <class Start>
@@ -239,6 +252,19 @@ int kv_scan(kv_session* session, uint32_t member, uint64_t* cursor, kv_scan_entr
   return run_walk(session, member, timeout_ns, [&](Channel& channel) {
     return scan_page(channel, *cursor, entries, capacity, *count);
   });
+}
+
+int kv_lock_survey(kv_session* session, uint32_t member, kv_lock_sighting* sightings,
+                   uint32_t capacity, uint32_t* count, uint32_t* more, uint64_t timeout_ns) {
+  std::vector<kv_lock_sighting> seen;
+  bool cut = false;
+  const int status = run_walk(session, member, timeout_ns, [&](Channel& channel) {
+    return survey(channel, capacity, deadline_after(timeout_ns), seen, cut);
+  });
+  *count = uint32_t(std::min<size_t>(seen.size(), capacity));
+  *more = cut || seen.size() > capacity ? 1 : 0;
+  std::copy_n(seen.begin(), *count, sightings);
+  return status;
 }
 
 int kv_count(kv_session* session, uint32_t member, uint64_t* keys, uint64_t timeout_ns) {

@@ -45,6 +45,7 @@ constexpr StatusText kStatusTexts[] = {
     {"KV_LOCK_WORN_OUT", "the lock has been granted as often as its words can count"},
     {"KV_FENCED_WRITE", "a newer holder of the lock has written the key"},
     {"KV_FENCE_MISMATCH", "the key is fenced by another lock"},
+    {"KV_LEASE_TOO_SHORT", "the lease is below the membership lease of the lock's node"},
 };
 
 struct LayoutNumber {

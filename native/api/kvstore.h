@@ -53,8 +53,9 @@ enum kv_status {
   KV_WOULD_DEADLOCK = 20,   /* the caller holds this lock already */
   KV_LOCK_LOST = 21,        /* the node is gone or fenced this client out: others may hold it */
   KV_LOCK_WORN_OUT = 22,    /* the lock has been granted 2^41 times */
-  KV_FENCED_WRITE = 23,  /* a newer holder of the fence's lock has written; nothing was applied */
-  KV_FENCE_MISMATCH = 24 /* the key is fenced by another lock; nothing was applied */
+  KV_FENCED_WRITE = 23,     /* a newer holder of the fence's lock has written; nothing applied */
+  KV_FENCE_MISMATCH = 24,   /* the key is fenced by another lock; nothing was applied */
+  KV_LEASE_TOO_SHORT = 25   /* of a lock: below the membership lease of its node */
 };
 
 enum kv_fabric_kind {
@@ -386,21 +387,48 @@ enum kv_lock_flags {
 /* Acquires the lock of a name, across the cluster. A thread that waits takes no session. `owner`
  * names the thread or task (not 0): one that holds the lock already is told KV_WOULD_DEADLOCK.
  * With KV_LOCK_INLINE it may return KV_PENDING, and must then be called again with the same
- * arguments, without that flag. A wish whose time-out passes is KV_DEADLINE_EXCEEDED. */
+ * arguments, without that flag. A wish whose time-out passes is KV_DEADLINE_EXCEEDED. After
+ * `lease_ns`, if that is not 0, the lock goes on to others although it has not been released. */
 int kv_lock_acquire(kv_client* client, kv_lock* lock, const void* name, uint64_t name_bytes,
-                    uint64_t owner, uint64_t timeout_ns, uint32_t flags);
-/* KV_LOCK_LOST: it had been lost, and others may have held it meanwhile. */
+                    uint64_t owner, uint64_t timeout_ns, uint64_t lease_ns, uint32_t flags);
+/* KV_LOCK_LOST: it had been lost, or its lease had ended; others may have held it meanwhile. */
 int kv_lock_release(kv_lock* lock, uint32_t flags);
 /* What its holder's writes carry, so that those of earlier holders are refused: see KV_WITH_FENCE.
  * The token is larger than that of every earlier grant to a writer. */
 kv_fence kv_lock_fence(const kv_lock* lock);
-/* Of a lock that is held: 1 if the node is known to be gone, or to have cut this client off. */
+/* Of a lock that is held: 1 if its lease has ended, or the node is known to be gone or to have cut
+ * this client off. */
 int kv_lock_is_lost(const kv_lock* lock);
 /* Forgets a held lock whose client has been closed. */
 void kv_lock_forget(kv_lock* lock);
 /* Who takes several locks takes them in this order, so that nobody waits in a circle. Names may
  * share a lock: they have one place. */
 uint64_t kv_lock_order(kv_client* client, const void* name, uint64_t name_bytes);
+
+enum kv_lock_sighting_kind {
+  KV_LOCK_IN_USE = 1,   /* of a lock: its queue; `index` is that of the first in it */
+  KV_LOCK_IN_RESET = 2, /* the same, while a lock whose holder died is set free */
+  KV_LOCK_HOLDS = 3,    /* of a client */
+  KV_LOCK_WAITS = 4,
+  KV_LOCK_SILENT = 5 /* a client that does not answer, and may have to do with any lock */
+};
+
+/* What is seen of a lock, or of a client at a lock. */
+typedef struct kv_lock_sighting {
+  uint32_t kind; /* kv_lock_sighting_kind */
+  uint32_t lock; /* its number in the table of the node */
+  uint32_t registration;
+  uint32_t requests; /* of a lock: of so many clients; of a client: of so many threads */
+  uint32_t writers;  /* of these; of a client: 1 if its place is a writer's */
+  uint32_t reserved;
+  uint64_t index;
+  uint64_t age_ms; /* of a client: since it has been waiting, or holding */
+} kv_lock_sighting;
+
+/* The locks of a member that are in use, and who has to do with them, in half a second at most.
+ * Sets `count`; `more` is 1 if there was no room for all locks. */
+int kv_lock_survey(kv_session* session, uint32_t member, kv_lock_sighting* sightings,
+                   uint32_t capacity, uint32_t* count, uint32_t* more, uint64_t timeout_ns);
 
 /* While a call waits, the check runs every 50 ms and after each signal; 1 ends the call with
  * KV_INTERRUPTED. NULL: none. Process-wide. The library holds no lock while it runs. */
@@ -472,7 +500,8 @@ typedef struct kv_data_path {
   uint64_t (*default_timeout_ns)(uint64_t);
   int (*is_inline)(kv_client*);
   void (*set_interrupt_check)(int (*)(void));
-  int (*lock_acquire)(kv_client*, kv_lock*, const void*, uint64_t, uint64_t, uint64_t, uint32_t);
+  int (*lock_acquire)(kv_client*, kv_lock*, const void*, uint64_t, uint64_t, uint64_t, uint64_t,
+                      uint32_t);
   int (*lock_release)(kv_lock*, uint32_t);
   kv_fence (*lock_fence)(const kv_lock*);
   int (*lock_is_lost)(const kv_lock*);

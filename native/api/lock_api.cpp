@@ -34,7 +34,7 @@ void end(Storage& storage) {
 extern "C" {
 
 int kv_lock_acquire(kv_client* client, kv_lock* lock, const void* name, uint64_t name_bytes,
-                    uint64_t owner, uint64_t timeout_ns, uint32_t flags) {
+                    uint64_t owner, uint64_t timeout_ns, uint64_t lease_ns, uint32_t flags) {
   if (name_bytes == 0 || name_bytes > KV_KEY_BYTES_MAX) return KV_KEY_INVALID;
   Storage& storage = storage_of(lock);
   if (storage.in_use == 0) {
@@ -49,7 +49,8 @@ int kv_lock_acquire(kv_client* client, kv_lock* lock, const void* name, uint64_t
   Status status = Status::kPending;
   if (hold.stage() == LockHold::Stage::kFree) {
     const LockHold::Wish wish{make_lock_name(name, name_bytes), owner,
-                              (flags & KV_LOCK_SHARED) == 0, (flags & KV_LOCK_IF_FREE) != 0};
+                              (flags & KV_LOCK_SHARED) == 0, (flags & KV_LOCK_IF_FREE) != 0,
+                              lease_ns};
     status = hold.begin(wish, deadline_ns, may_block);
   }
   if (status == Status::kPending && may_block) status = hold.wait(deadline_ns);
@@ -88,7 +89,7 @@ uint64_t kv_bench_lock_loop(kv_client* client, const void* name, uint64_t name_b
   const uint64_t began_ns = monotonic_ns();
   uint64_t start_ns = began_ns;
   for (uint64_t i = 0; i < pairs; ++i) {
-    if (kv_lock_acquire(client, &lock, name, name_bytes, 1, 10 * kSecond, 0) != KV_OK) return 0;
+    if (kv_lock_acquire(client, &lock, name, name_bytes, 1, 10 * kSecond, 0, 0) != KV_OK) return 0;
     if (kv_lock_release(&lock, 0) != KV_OK) return 0;
     if (latency_ns == nullptr) continue;
     const uint64_t end_ns = monotonic_ns();

@@ -32,7 +32,8 @@ enum class Status : int {
   kLockLost = KV_LOCK_LOST,
   kLockWornOut = KV_LOCK_WORN_OUT,
   kFencedWrite = KV_FENCED_WRITE,
-  kFenceMismatch = KV_FENCE_MISMATCH
+  kFenceMismatch = KV_FENCE_MISMATCH,
+  kLeaseTooShort = KV_LEASE_TOO_SHORT
 };
 
 // The connection broke, or was broken before: what was posted may or may not have executed.

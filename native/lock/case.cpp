@@ -196,7 +196,7 @@ Task<Status> LockCase::resolve(Remote& remote, const LocalLock::View& view) {
 }
 
 Task<Status> LockCase::tend(Remote& remote, bool fenced, uint64_t deaths) {
-  due_ns_ = UINT64_MAX;
+  due_ns_ = lock_.expire();
   Status status = co_await say_gone(remote);
   const LocalLock::View view = lock_.view();
   const bool unknown = view.place == Place::kEntryUnknown || view.place == Place::kLeaveUnknown;

@@ -50,6 +50,7 @@ LocalLock::Turn LocalLock::meet_own_locked(LockRequest& request) {
   // No grant of its own: it has the token of the possession around it.
   request.state = LockRequest::State::kGranted;
   request.token = own->token;
+  begin_lease_locked(request);
   holding_.push_back(request);
   ++holding_count_;
   return Turn::kGranted;
@@ -121,6 +122,38 @@ LocalLock::Turn LocalLock::release(LockRequest& request) {
   return Turn::kLeave;
 }
 
+bool LocalLock::is_expired(const LockRequest& request) {
+  const std::lock_guard lock(mutex_);
+  if (request.state == LockRequest::State::kExpired) return true;
+  return request.state == LockRequest::State::kGranted && monotonic_ns() >= request.expiry_ns;
+}
+
+uint64_t LocalLock::expire() {
+  const std::lock_guard lock(mutex_);
+  const uint64_t now_ns = monotonic_ns();
+  uint64_t next_ns = UINT64_MAX;
+  bool any = false;
+  for (LockRequest* request = holding_.first(); request != nullptr;) {
+    LockRequest* const following = request->next;
+    if (request->expiry_ns <= now_ns) {
+      holding_.remove(*request);
+      --holding_count_;
+      request->state = LockRequest::State::kExpired;
+      request->failure = Status::kLockLost;  // of one that has not noticed yet that it was granted
+      any = true;
+    } else {
+      next_ns = std::min(next_ns, request->expiry_ns);
+    }
+    request = following;
+  }
+  // What nobody wants any more is left as one that was granted too late.
+  if (any && holding_count_ == 0 && place_ == Place::kHeld) hand_on_locked(false);
+  for (LockRequest* one = holding_.first(); one != nullptr; one = one->next) {
+    next_ns = std::min(next_ns, one->expiry_ns);
+  }
+  return next_ns;
+}
+
 void LocalLock::leave_later() {
   const std::lock_guard lock(mutex_);
   KV_ASSERT(place_ == Place::kLeaving);
@@ -131,7 +164,16 @@ void LocalLock::leave_later() {
 
 // ---- granting -------------------------------------------------------------------------------
 
+void LocalLock::begin_lease_locked(LockRequest& request) {
+  request.expiry_ns = UINT64_MAX;
+  if (request.lease_ns == 0) return;
+  const uint64_t now_ns = monotonic_ns();
+  if (request.lease_ns < UINT64_MAX - now_ns) request.expiry_ns = now_ns + request.lease_ns;
+  attendant_.attend(*this, request.expiry_ns);
+}
+
 void LocalLock::grant_locked(LockRequest& request) {
+  begin_lease_locked(request);
   ++grants_;
   KV_ASSERT(grants_ < layout::kLockGrantsMax);
   request.state = LockRequest::State::kGranted;
@@ -174,6 +216,7 @@ void LocalLock::hand_on_locked(bool fresh) {
 void LocalLock::hold_locked(uint64_t index) {
   place_ = Place::kHeld;
   index_ = index;
+  since_ns_ = monotonic_ns();
   grants_ = 0;
   worn_out_ = index >= layout::kLockIndexMax;
   hand_on_locked(true);
@@ -227,6 +270,7 @@ void LocalLock::queued(uint64_t index, bool entry_written) {
   contended_ = true;
   entry_written_ = entry_written;
   index_ = index;
+  since_ns_ = monotonic_ns();
   place_ = Place::kQueued;
   if (early_grant_ == index) {
     hold_locked(index);
@@ -287,8 +331,8 @@ void LocalLock::leave_unknown() {
 LocalLock::View LocalLock::view() {
   const std::lock_guard lock(mutex_);
   const bool unwanted = place_ == Place::kHeld && holding_count_ == 0;
-  return {place_,      exclusive_, entry_written_, unwanted,
-          answer_due_, index_,     waiting_count_, holding_count_};
+  return {place_, exclusive_,     entry_written_, unwanted, answer_due_,
+          index_, waiting_count_, holding_count_, since_ns_};
 }
 
 void LocalLock::granted(uint64_t index) {

@@ -47,17 +47,19 @@ class LockAttendant {
 // One thread's wish for a lock, then its possession. Its memory is the caller's, until `cancel` or
 // `release` have returned.
 struct LockRequest {
-  enum class State : uint8_t { kIdle, kWaits, kEnters, kGranted, kFailed };
+  enum class State : uint8_t { kIdle, kWaits, kEnters, kGranted, kExpired, kFailed };
 
   LockName name;
   uint64_t owner = 0;  // the thread or task; 0: re-entrance is not looked for
   bool exclusive = true;
   bool only_if_free = false;
+  uint64_t lease_ns = 0;  // held so long at most; 0: until it is released
   LockWaiter* waiter = nullptr;
   // Under the lock's mutex from here on.
   State state = State::kIdle;
   Status failure = Status::kOk;
   uint64_t token = 0;
+  uint64_t expiry_ns = UINT64_MAX;  // of what is granted
   LockRequest* next = nullptr;
   LockRequest* previous = nullptr;
 };
@@ -123,8 +125,11 @@ class LocalLock {
   Turn look(LockRequest& request);
   // Gives a request up. kGranted if it was granted meanwhile: then it is still held.
   Turn cancel(LockRequest& request);
-  // kLeave: the caller leaves, or lets the client's service do it by `leave_later`.
+  // kLeave: the caller leaves, or lets the client's service do it by `leave_later`. kFailed: its
+  // lease had ended before.
   Turn release(LockRequest& request);
+  // Whether the lease of a granted request has ended.
+  bool is_expired(const LockRequest& request);
   void leave_later();
 
   // ---- reports of who was told to enter ----
@@ -164,8 +169,12 @@ class LocalLock {
     uint64_t index;
     uint32_t waiting;
     uint32_t holding;
+    uint64_t since_ns;  // that it has been queued, or held
   };
   View view();
+  // Takes the lock from those whose lease has ended, and passes it on. Returns when the next lease
+  // ends.
+  uint64_t expire();
   // The place at `index` holds the lock. Anything else is an old story.
   void granted(uint64_t index);
   void entry_written(uint64_t index);
@@ -194,6 +203,7 @@ class LocalLock {
   bool can_join_locked(const LockRequest& request);
   Turn meet_own_locked(LockRequest& request);
   void grant_locked(LockRequest& request);
+  void begin_lease_locked(LockRequest& request);
   void fail_first_locked(Status status);
   void answer_locked();
   bool is_current() { return attendant_.is_current() || KV_VARIANT(lock_zombies_pass_on); }
@@ -218,6 +228,7 @@ class LocalLock {
   bool worn_out_ = false;
   uint32_t grants_ = 0;
   uint64_t index_ = 0;
+  uint64_t since_ns_ = 0;
   uint64_t early_grant_ = 0;  // the highest that came before the place's index was known
   layout::LockHeader guess_;
   bool answer_due_ = false;

@@ -35,6 +35,23 @@ Task<Status> read_liveness(Remote& remote, const layout::Geometry& geometry, uin
   co_return from_fabric(posted);
 }
 
+Task<Status> read_reachable(Remote& remote, const layout::Geometry& geometry, uint32_t own,
+                            std::vector<uint32_t>& clients) {
+  std::vector<layout::RegistryLine> registry(layout::kClientsMax);
+  std::vector<layout::PostboxLine> postboxes(layout::kClientsMax);
+  kv_op ops[2] = {
+      read_op(geometry.registry_offset, registry.data(), layout::kClientsMax * layout::kLineBytes),
+      read_op(geometry.postboxes_offset, postboxes.data(),
+              layout::kClientsMax * layout::kLineBytes)};
+  if (const uint32_t s = co_await remote.batch(ops); s != KV_FABRIC_OK) co_return from_fabric(s);
+  for (uint32_t i = 0; i < layout::kClientsMax; ++i) {
+    const uint32_t registration = postboxes[i].registration;
+    if (registration == 0 || registration == own) continue;
+    if (is_live(registry[i], registration)) clients.push_back(registration);
+  }
+  co_return Status::kOk;
+}
+
 LockRecovery::LockRecovery(LockSpace& space, LocalLock& lock, uint64_t head, uint64_t question,
                            bool owner_died)
     : space_(space),
@@ -104,21 +121,12 @@ Task<Status> LockRecovery::step(Remote& remote) {
 
 // ---- who there is ---------------------------------------------------------------------------
 
-// Who has no postbox has never entered a queue.
 Task<Status> LockRecovery::read_roster(Remote& remote) {
-  std::vector<layout::RegistryLine> registry(layout::kClientsMax);
-  std::vector<layout::PostboxLine> postboxes(layout::kClientsMax);
-  const layout::Geometry& geometry = space_.geometry_;
-  kv_op ops[2] = {
-      read_op(geometry.registry_offset, registry.data(), layout::kClientsMax * layout::kLineBytes),
-      read_op(geometry.postboxes_offset, postboxes.data(),
-              layout::kClientsMax * layout::kLineBytes)};
-  if (const uint32_t s = co_await remote.batch(ops); s != KV_FABRIC_OK) co_return from_fabric(s);
+  std::vector<uint32_t> clients;
+  const Status s = co_await read_reachable(remote, space_.geometry_, space_.registration_, clients);
+  if (s != Status::kOk) co_return s;
   std::vector<Peer> peers;
-  for (uint32_t i = 0; i < layout::kClientsMax; ++i) {
-    const uint32_t registration = postboxes[i].registration;
-    if (registration == 0 || registration == space_.registration_) continue;
-    if (!is_live(registry[i], registration)) continue;
+  for (const uint32_t registration : clients) {
     const auto known = std::find_if(peers_.begin(), peers_.end(), [&](const Peer& peer) {
       return peer.registration == registration;
     });

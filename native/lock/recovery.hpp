@@ -90,6 +90,10 @@ class LockRecovery {
   uint64_t due_ns_ = 0;
 };
 
+// The live clients but this one that have ever been in a queue: they have a postbox.
+Task<Status> read_reachable(Remote& remote, const layout::Geometry& geometry, uint32_t own,
+                            std::vector<uint32_t>& clients);
+
 // Whether the registry says that the client is live.
 Task<Status> read_liveness(Remote& remote, const layout::Geometry& geometry, uint32_t registration,
                            bool& live);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "base/assert.hpp"
 #include "coro/clock.hpp"
@@ -132,9 +133,38 @@ void LockSpace::handle(const Message& message) {
       // Whether it is true shows when the lock is entered.
       if (LocalLock* lock = find(content.lock)) lock->reset_over();
       return;
+    case LockMessage::kAnswer:
+      if (content.number >= kSurveyQuestion) {
+        keep_for_survey(message.from, content);
+        return;
+      }
+      [[fallthrough]];
     default:
       if (LockCase* known = case_of(content.lock)) known->told(message.from, content);
   }
+}
+
+uint64_t LockSpace::begin_survey() {
+  const std::lock_guard lock(survey_mutex_);
+  surveys_[next_survey_];
+  return next_survey_++;
+}
+
+std::vector<LockSpace::SurveyAnswer> LockSpace::take_survey(uint64_t question) {
+  const std::lock_guard lock(survey_mutex_);
+  return std::exchange(surveys_[question], {});
+}
+
+void LockSpace::end_survey(uint64_t question) {
+  const std::lock_guard lock(survey_mutex_);
+  surveys_.erase(question);
+}
+
+void LockSpace::keep_for_survey(uint32_t from, const LockMessage& message) {
+  const std::lock_guard lock(survey_mutex_);
+  const auto survey = surveys_.find(message.number);
+  if (survey == surveys_.end() || survey->second.size() >= kRepliesMax) return;
+  survey->second.push_back({from, message});
 }
 
 void LockSpace::answer(uint32_t from, const LockMessage& question) {
@@ -144,6 +174,10 @@ void LockSpace::answer(uint32_t from, const LockMessage& question) {
   if (LocalLock* lock = find(question.lock)) {
     const LocalLock::View view = lock->view();
     answer.bound = view.index;
+    answer.flags = view.exclusive ? LockMessage::kExclusive : 0;
+    answer.threads = view.waiting + view.holding;
+    const uint64_t age_ms = (monotonic_ns() - view.since_ns) / kMillisecond;
+    answer.age_ms = uint32_t(std::min<uint64_t>(age_ms, UINT32_MAX));
     switch (view.place) {
       case LocalLock::Place::kOut:
       case LocalLock::Place::kBarred:

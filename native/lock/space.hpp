@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -99,8 +100,23 @@ class LockSpace final : public LockAttendant {
   void attend(LocalLock& lock, uint64_t due_ns) override;
   bool is_current() override;
 
+  // ---- for a survey, on a lane ----
+
+  struct SurveyAnswer {
+    uint32_t from;
+    LockMessage message;
+  };
+  // Answers to the question are kept from here on.
+  uint64_t begin_survey();
+  std::vector<SurveyAnswer> take_survey(uint64_t question);
+  void end_survey(uint64_t question);
+  Task<Status> send(Remote& remote, uint32_t to, const LockMessage& message);
+  const layout::Geometry& geometry() const { return geometry_; }
+
   const LockCounts& counts() const { return counts_; }
   uint32_t registration() const { return registration_; }
+  // Of the client's membership.
+  uint64_t lease_ns() const { return lease_ns_; }
   // Those of which there is anything here, for tests and statistics.
   template <class Visit>
   void for_each(Visit&& visit) {
@@ -112,18 +128,20 @@ class LockSpace final : public LockAttendant {
  private:
   friend class LockCase;
   friend class LockRecovery;
+  static constexpr uint64_t kSurveyQuestion = uint64_t{1} << 63;  // and those that follow
 
   uint64_t lock_count() const { return table_.shape().lock_count; }
   LocalLock* find(uint32_t number) const;
   Task<Status> try_enter(Remote& remote, LocalLock& lock, const LocalLock::Entry& entry);
   Task<Status> notify(Remote& remote, LocalLock& lock, layout::LockHeader before, bool exclusive,
                       std::vector<uint64_t>& ring, bool have_ring);
-  Task<Status> send(Remote& remote, uint32_t to, const LockMessage& message);
+  // Without a verb, or later by the service.
   void reply(uint32_t to, const LockMessage& message) {
     reply(to, MessageKind::kLock, message.bytes());
   }
 
   void handle(const Message& message);
+  void keep_for_survey(uint32_t from, const LockMessage& message);
   void answer(uint32_t from, const LockMessage& question);
   LockCase* case_of(uint32_t number);
   void take_in_attention();
@@ -162,6 +180,10 @@ class LockSpace final : public LockAttendant {
   std::atomic<bool> unknown_{false};
   std::atomic<uint64_t> deaths_{0};
   Status failed_ = Status::kOk;
+
+  std::mutex survey_mutex_;
+  std::map<uint64_t, std::vector<SurveyAnswer>> surveys_;  // by question
+  uint64_t next_survey_ = kSurveyQuestion;
 
   // The service's own.
   std::vector<std::unique_ptr<LockCase>> cases_;

@@ -102,6 +102,14 @@ Task<Status> LockTable::open(Remote& remote, SegmentTable& segments) {
   co_return Status::kOk;
 }
 
+Task<Status> has_lock_table(Remote& remote, bool& has) {
+  uint64_t root = 0;
+  kv_op op[1] = {read_op(kRootOffset, &root, 8)};
+  const uint32_t s = co_await remote.batch(op);
+  has = root != 0;
+  co_return from_fabric(s);
+}
+
 Task<Status> is_lock_table(Remote& remote, const layout::Geometry& geometry, uint64_t segment,
                            bool& is) {
   uint64_t root = 0;

@@ -49,6 +49,9 @@ class LockTable {
   std::atomic<uint64_t> offset_{0};
 };
 
+// Whether the node has a lock table.
+Task<Status> has_lock_table(Remote& remote, bool& has);
+
 // Whether the extent at `segment` is the node's lock table.
 Task<Status> is_lock_table(Remote& remote, const layout::Geometry& geometry, uint64_t segment,
                            bool& is);

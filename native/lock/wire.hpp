@@ -11,21 +11,26 @@ namespace kvstore {
 
 struct LockMessage {
   enum Kind : uint8_t {
-    kGrant = 1,     // `number`: the index that holds the lock now
-    kAsk = 2,       // `number`: of the question; what do you have of this lock?
-    kAnswer = 3,    // `number`: of the question; `claim`, `bound`: the index of a request
+    kGrant = 1,  // `number`: the index that holds the lock now
+    kAsk = 2,    // `number`: of the question; what do you have of this lock?
+    // `number`: of the question; `claim`; of a request `bound`: its index, `flags`, for how long it
+    // has been so, and how many threads it is for
+    kAnswer = 3,
     kReset = 4,     // `number`: epoch; requests with indexes below `bound` are void
     kGone = 5,      // `number`: epoch; this client has none of these any more
     kResetOver = 6  // `number`: epoch
   };
+  enum Flags : uint16_t { kExclusive = 1 };
   enum Claim : uint8_t { kNothing = 0, kWaits = 1, kHolds = 2 };
 
   uint8_t kind = 0;
   uint8_t claim = 0;
-  uint16_t reserved = 0;
+  uint16_t flags = 0;
   uint32_t lock = 0;
   uint64_t number = 0;
   uint64_t bound = 0;
+  uint32_t age_ms = 0;
+  uint32_t threads = 0;
 
   std::span<const uint8_t> bytes() const {
     return {reinterpret_cast<const uint8_t*>(this), sizeof *this};
@@ -37,6 +42,6 @@ struct LockMessage {
     return message.kind >= kGrant && message.kind <= kResetOver && message.claim <= kHolds;
   }
 };
-static_assert(sizeof(LockMessage) == 24);
+static_assert(sizeof(LockMessage) == 32);
 
 }  // namespace kvstore

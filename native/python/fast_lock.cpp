@@ -18,7 +18,8 @@ struct Lock {
   PyObject_HEAD PyObject* store;  // a DataPath
   PyObject* name;
   uint64_t timeout_ns;
-  uint64_t owner;  // 0: the thread
+  uint64_t lease_ns;  // 0: none
+  uint64_t owner;     // 0: the thread
   uint32_t flags;
   bool busy;  // some thread is acquiring or releasing it
   bool held;
@@ -90,12 +91,12 @@ int acquire(Lock* self, uint64_t timeout_ns, uint32_t flags) {
   int status = KV_PENDING;
   if (path->is_inline != 0) {
     status = binding.core->lock_acquire(client, &self->native, name.data(), name.size(), owner,
-                                        timeout_ns, flags | KV_LOCK_INLINE);
+                                        timeout_ns, self->lease_ns, flags | KV_LOCK_INLINE);
   }
   if (status == KV_PENDING) {
     PyThreadState* released = PyEval_SaveThread();
     status = binding.core->lock_acquire(client, &self->native, name.data(), name.size(), owner,
-                                        timeout_ns, flags);
+                                        timeout_ns, self->lease_ns, flags);
     PyEval_RestoreThread(released);
   }
   self->held = status == KV_OK;
@@ -210,7 +211,8 @@ PyGetSetDef lock_attributes[] = {
      nullptr},
     {"held", held, nullptr, "Whether it is held through this object.", nullptr},
     {"lost", lost, nullptr,
-     "Whether it is held, but its node is known to be gone or to have cut this client off.",
+     "Whether it is held, but its lease has ended, or its node is known to be gone or to have cut "
+     "this client off.",
      nullptr},
     {"name", name, nullptr, "The name of the lock.", nullptr},
     {"shared", shared, nullptr, "Whether other readers may hold it too.", nullptr},
@@ -219,16 +221,18 @@ PyGetSetDef lock_attributes[] = {
 
 PyObject* make_lock(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                     PyObject* keywords) {
-  static const char* const names[] = {"name", "shared", "timeout_s", "owner"};
-  static const Signature signature = {"lock", names, 4, 1, 1};
-  PyObject* values[4];
+  static const char* const names[] = {"name", "shared", "timeout_s", "lease_s", "owner"};
+  static const Signature signature = {"lock", names, 5, 1, 1};
+  PyObject* values[5];
   if (!parse_arguments(signature, arguments, count, keywords, values)) return nullptr;
   const int wants_shared = values[1] != nullptr ? PyObject_IsTrue(values[1]) : 0;
   if (wants_shared < 0) return nullptr;
   uint64_t timeout_ns = data_path(self)->timeout_ns;
   if (timeout_ns == 0) timeout_ns = kWaitNs;
   if (!parse_seconds(values[2], "timeout_s", 1'000'000'000, &timeout_ns)) return nullptr;
-  const uint64_t owner = values[3] != nullptr ? PyLong_AsUnsignedLongLong(values[3]) : 0;
+  uint64_t lease_ns = 0;
+  if (!parse_seconds(values[3], "lease_s", 1'000'000'000, &lease_ns)) return nullptr;
+  const uint64_t owner = values[4] != nullptr ? PyLong_AsUnsignedLongLong(values[4]) : 0;
   if (owner == UINT64_MAX && PyErr_Occurred() != nullptr) return nullptr;
   const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(lock_type, Py_tp_alloc));
   PyObject* object = allocate(lock_type, 0);  // zeroed
@@ -237,6 +241,7 @@ PyObject* make_lock(PyObject* self, PyObject* const* arguments, Py_ssize_t count
   lock->store = Py_NewRef(self);
   lock->name = Py_NewRef(values[0]);
   lock->timeout_ns = timeout_ns;
+  lock->lease_ns = lease_ns;
   lock->owner = owner;
   lock->flags = wants_shared != 0 ? KV_LOCK_SHARED : 0;
   return object;
@@ -246,9 +251,10 @@ PyObject* make_lock(PyObject* self, PyObject* const* arguments, Py_ssize_t count
 
 PyMethodDef lock_makers[] = {
     {"lock", with_keywords(make_lock), kWithKeywords,
-     "lock(name, *, shared=False, timeout_s=None): the lock of a name, to be used in a `with` "
-     "statement or acquired and released by its methods. timeout_s bounds the wait; without it "
-     "the store's time-out does, or 30 seconds."},
+     "lock(name, *, shared=False, timeout_s=None, lease_s=None): the lock of a name, to be used in "
+     "a `with` statement or acquired and released by its methods. timeout_s bounds the wait; "
+     "without it the store's time-out does, or 30 seconds. After lease_s the lock goes on to "
+     "others although it has not been released, which then raises LockLost."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -101,7 +101,9 @@ class LockHost::Worker final : public Driver, public LockWaiter {
           break;
         }
         case Stage::kHold:
-          if (now_ns < until_ns_) return until_ns_;
+          // Right before the end of its lease it counts as a holder no more.
+          if (now_ns + 1 >= request_.expiry_ns) stop_holding();
+          if (now_ns < until_ns_) return std::min(until_ns_, next_end_ns());
           release();
           break;
         default:
@@ -133,6 +135,10 @@ class LockHost::Worker final : public Driver, public LockWaiter {
     request_.owner = lane_.index() + 1;
     request_.exclusive = random.below(100) >= options.readers_percent;
     request_.only_if_free = random.below(100) < options.tries_percent;
+    request_.lease_ns = 0;
+    if (options.leased_percent > 0 && random.below(100) < options.leased_percent) {
+      request_.lease_ns = 1'000 + random.below(options.leased_ns_max);
+    }
     request_.waiter = this;
     const bool hurried = random.below(100) < options.hurried_percent;
     asked_ns_ = schedule_.now_ns();
@@ -188,6 +194,7 @@ class LockHost::Worker final : public Driver, public LockWaiter {
         return;
       case Turn::kGranted: {
         stage_ = Stage::kHold;
+        holds_ = true;
         const uint64_t waited_ns = schedule_.now_ns() - asked_ns_;
         workload.longest_wait_ns = std::max(workload.longest_wait_ns, waited_ns);
         ++workload.granted;
@@ -204,9 +211,19 @@ class LockHost::Worker final : public Driver, public LockWaiter {
     }
   }
 
+  uint64_t next_end_ns() const {
+    return holds_ && request_.expiry_ns != UINT64_MAX ? request_.expiry_ns - 1 : UINT64_MAX;
+  }
+  void stop_holding() {
+    if (holds_) host_.workload_.ledger.released(lock_number_, host_.number_, lane_.index());
+    holds_ = false;
+  }
+
   void release() {
-    host_.workload_.ledger.released(lock_number_, host_.number_, lane_.index());
-    if (lock().release(request_) != Turn::kLeave) {
+    stop_holding();
+    const Turn turn = lock().release(request_);
+    if (turn == Turn::kFailed) ++host_.workload_.expired;
+    if (turn != Turn::kLeave) {
       rest();
       return;
     }
@@ -228,6 +245,7 @@ class LockHost::Worker final : public Driver, public LockWaiter {
   Stage stage_ = Stage::kThink;
   LockRequest request_;
   unsigned lock_number_ = 0;
+  bool holds_ = false;
   uint64_t asked_ns_ = 0;
   uint64_t until_ns_ = 0;
 };

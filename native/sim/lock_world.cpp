@@ -225,6 +225,7 @@ class LockWorld {
     result.violation = workload_.ledger.violation();
     result.granted = workload_.granted;
     result.gave_up = workload_.gave_up;
+    result.expired = workload_.expired;
     result.crashes = crashes_;
     result.crashed_holding = crashed_holding_;
     result.crashed_resetting = crashed_resetting_;

@@ -28,6 +28,8 @@ struct LockWorldOptions {
   unsigned readers_percent = 40;
   unsigned tries_percent = 5;     // only if free
   unsigned hurried_percent = 10;  // with a deadline that may pass
+  unsigned leased_percent = 0;    // with a lease of up to `leased_ns_max`, ended or not
+  uint64_t leased_ns_max = 10'000;
   uint64_t hold_ns_max = 20'000;
   uint64_t think_ns_max = 20'000;
   uint64_t hurried_ns_max = 100'000;
@@ -53,6 +55,7 @@ struct LockWorldResult {
   std::string violation;  // the first; empty if there is none
   uint64_t granted = 0;
   uint64_t gave_up = 0;
+  uint64_t expired = 0;  // leases, before their holders released
   uint64_t crashes = 0;
   uint64_t crashed_holding = 0;
   uint64_t crashed_resetting = 0;

@@ -161,6 +161,9 @@ Status LockHold::begin(const Wish& wish, uint64_t deadline_ns, bool may_block) {
   attachment_ = client_.attachment(member_);
   if (!attachment_) return Status::kNoAttachment;
   if (const Status s = status_of(*attachment_); s != Status::kOk) return end(s);
+  // A client that stands still is given up only after that.
+  const bool too_short = wish.lease_ns != 0 && wish.lease_ns < attachment_->locks.lease_ns();
+  if (too_short) return end(Status::kLeaseTooShort);
   if (!attachment_->locks.is_open()) [[unlikely]] {
     if (!may_block) return end(Status::kPending);
     if (const Status s = open_locks(deadline_ns); s != Status::kOk) return end(s);
@@ -169,6 +172,7 @@ Status LockHold::begin(const Wish& wish, uint64_t deadline_ns, bool may_block) {
   request_.owner = wish.owner;
   request_.exclusive = wish.exclusive;
   request_.only_if_free = wish.only_if_free;
+  request_.lease_ns = wish.lease_ns;
   request_.waiter = this;
   wake_word_.store(kAwake, std::memory_order_relaxed);
   lock_ = &attachment_->locks.lock_of(wish.name);
@@ -195,7 +199,8 @@ Status LockHold::wait(uint64_t deadline_ns) {
 }
 
 bool LockHold::is_lost() const {
-  return stage_ == Stage::kHeld && status_of(*attachment_) != Status::kOk;
+  return stage_ == Stage::kHeld &&
+         (status_of(*attachment_) != Status::kOk || lock_->is_expired(request_));
 }
 
 void LockHold::forget() {
@@ -209,8 +214,10 @@ Status LockHold::release(bool may_block) {
     forget();  // it is the parent's, with all that belongs to it
     return Status::kForked;
   }
-  bool lost = is_lost();
-  if (lock_->release(request_) == Turn::kLeave && !leave(may_block)) lost |= !is_reachable();
+  bool lost = status_of(*attachment_) != Status::kOk;
+  const Turn turn = lock_->release(request_);
+  if (turn == Turn::kFailed) lost = true;  // its lease has ended
+  if (turn == Turn::kLeave && !leave(may_block)) lost |= !is_reachable();
   forget();
   return lost ? Status::kLockLost : Status::kOk;
 }

@@ -23,6 +23,7 @@ class LockHold final : public LockWaiter {
     uint64_t owner = 0;  // see LockRequest
     bool exclusive = true;
     bool only_if_free = false;  // kBusy instead of waiting
+    uint64_t lease_ns = 0;      // held so long at most; 0: until it is released
   };
 
   explicit LockHold(Client& client) : client_(client) {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 
 import kvstore
 import kvstore.aio
+from kvstore.node.memory_node import MemoryNode
 
 
 @pytest.fixture
@@ -254,3 +256,52 @@ def test_an_older_holder_can_write_no_more_async() -> None:
                 assert await store.delete("k", fence=held.token)
 
     asyncio.run(work())
+
+
+@pytest.fixture
+def patient_store() -> Iterator[kvstore.Store]:
+    """A store whose node gives clients up after so short a time that a test can wait for it."""
+    name = f"kvstore-test-lease-{os.getpid()}"
+    node = MemoryNode(capacity_bytes=16 << 20, shm_name=name, membership_lease_ms=200)
+    try:
+        with kvstore.connect(f"shm://{name}") as opened:
+            yield opened
+    finally:
+        node.close()
+
+
+def test_after_its_lease_a_lock_goes_on_to_others(patient_store: kvstore.Store) -> None:
+    store = patient_store
+    stuck = store.lock("a", lease_s=0.25)
+    stuck.acquire()
+    old = stuck.token
+    assert not stuck.lost
+    tokens: list[int] = []
+
+    def work() -> None:
+        with store.lock("a", timeout_s=30) as held:
+            tokens.append(held.token)
+            store.put("k", b"new", fence=held.token)
+
+    other = threading.Thread(target=work)
+    other.start()
+    other.join(30)
+    assert tokens
+    assert tokens[0] > old
+    assert stuck.lost
+    with pytest.raises(kvstore.FencedWrite):
+        store.put("k", b"late", fence=old)
+    with pytest.raises(kvstore.LockLost):
+        stuck.release()
+    with store.lock("a", lease_s=60) as held:
+        assert not held.lost
+
+
+def test_a_lease_is_no_shorter_than_that_of_a_client(store: kvstore.Store) -> None:
+    with (
+        pytest.raises(kvstore.ConfigurationError, match="membership lease"),
+        store.lock("a", lease_s=1),
+    ):
+        pass
+    with store.lock("a", lease_s=5):
+        pass

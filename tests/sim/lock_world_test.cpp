@@ -23,6 +23,7 @@ LockWorldResult check_seeds(const LockWorldOptions& options, uint64_t from, uint
     CHECK(result.granted > 0);
     sum.granted += result.granted;
     sum.gave_up += result.gave_up;
+    sum.expired += result.expired;
     sum.crashes += result.crashes;
     sum.crashed_holding += result.crashed_holding;
     sum.crashed_resetting += result.crashed_resetting;
@@ -160,6 +161,18 @@ TEST_CASE("sim locks: hosts stand still past their lease") {
   const LockWorldResult sum = check_seeds(options, 1, 30);
   CHECK(sum.pauses > 50);
   CHECK(sum.fenced > 10);
+}
+
+TEST_CASE("sim locks: leases end while threads hold on") {
+  LockWorldOptions options;
+  options.leased_percent = 60;
+  const LockWorldResult sum = check_seeds(options, 1, 40);
+  CHECK(sum.expired > 1000);
+  CHECK(sum.resets == 0);
+  options.crashes_per_million = 10'000;
+  options.mail.lost_per_million = 50'000;
+  options.timing.late_per_million = 50'000;
+  check_seeds(options, 1, 40);
 }
 
 TEST_CASE("sim locks: everything at once, on several locks") {

@@ -87,7 +87,7 @@ Examples:
     type=click.FloatRange(0.1),
     default=20.0,
     show_default=True,
-    help="Of virtual time.",
+    help="Of virtual time; longer where sections are long.",
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
