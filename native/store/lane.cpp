@@ -70,6 +70,7 @@ void Channel::drop() {
   KV_ASSERT(uses_ == 0);
   drop_connection();
   attachment.reset();
+  recent_uses.clear();
   unfenced_.store(false, std::memory_order_release);
 }
 
@@ -121,7 +122,8 @@ Status Channel::ready(uint64_t deadline_ns) {
   return Status::kOk;
 }
 
-void Channel::touch(uint64_t subtable, uint64_t slot_offset, unsigned written_class) {
+void Channel::touch(uint64_t subtable, uint64_t slot_offset, const Key& key, const kv_call& call,
+                    bool written) {
   if (!attachment->evicts()) return;
   const uint64_t in_subtable = slot_offset - subtable;
   if (in_subtable >= layout::kSubtableBucketBytes) return;  // a torn entry of the address cache
@@ -131,9 +133,18 @@ void Channel::touch(uint64_t subtable, uint64_t slot_offset, unsigned written_cl
   if (slot == 0) return;
   const uint64_t index =
       group * layout::kSlotsPerGroup + bucket * layout::kSlotsPerBucket + slot - 1;
-  touches.push({attachment->superblock.incarnation,
-                subtable + layout::kSubtableBucketBytes + index * sizeof(layout::EvictionMetadata),
-                uint32_t(attachment->node_clock_coarse_ms()), written_class});
+  const uint64_t metadata_offset =
+      subtable + layout::kSubtableBucketBytes + index * sizeof(layout::EvictionMetadata);
+  const uint32_t when_ms = uint32_t(attachment->node_clock_at_ms(lane_->began_ns()));
+  if (call.pin_s == 0) recent_uses.note(metadata_offset, when_ms, call.reuse, written);
+  const Touch touch{attachment->superblock.incarnation,
+                    metadata_offset,
+                    key.hash,
+                    when_ms,
+                    call.reuse,
+                    uint16_t(std::min(call.pin_s, layout::kPinSecondsMax)),
+                    written};
+  if (touches.push(touch)) lane_->client().tell_touches();
 }
 
 // ---- Lane -----------------------------------------------------------------------------------
