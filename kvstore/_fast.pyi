@@ -133,10 +133,19 @@ class DataPath:
         if_absent: bool = False,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
+        reuse: Buffer | None = None,
     ) -> list[int | KvError]: ...
     def _get_many_into_coded(
-        self, keys: Iterable[Key], buffers: Iterable[Buffer], *, timeout_s: float | None = None
+        self,
+        keys: Iterable[Key],
+        buffers: Iterable[Buffer],
+        *,
+        timeout_s: float | None = None,
+        reuse: Buffer | None = None,
     ) -> list[tuple[int, int] | KvError | None]: ...
+    def _pin_many(
+        self, keys: Iterable[Key], pin_s: int, *, timeout_s: float | None = None
+    ) -> list[bool | KvError]: ...
     def __getitem__(self, key: Key, /) -> bytes: ...
     def __setitem__(self, key: Key, value: Value, /) -> None: ...
     def __delitem__(self, key: Key, /) -> None: ...

@@ -223,10 +223,15 @@ class AsyncStore:
         return await self._run(_Batch(self._store, lib.KV_DELETE, keys), _found, timeout_s)
 
     async def _get_many_into_coded(
-        self, keys: Iterable[Key], buffers: Iterable[Buffer], *, timeout_s: float | None = None
+        self,
+        keys: Iterable[Key],
+        buffers: Iterable[Buffer],
+        *,
+        timeout_s: float | None = None,
+        reuse: Sequence[int] | None = None,
     ) -> list[tuple[int, int] | KvError | None]:
         """As `get_many_into`, with (length, codec) in place of the length."""
-        batch = _Batch(self._store, lib.KV_GET, keys, buffers=buffers)
+        batch = _Batch(self._store, lib.KV_GET, keys, buffers=buffers, reuse=reuse)
         return await self._run(batch, _count_coded, timeout_s)
 
     async def _put_many_coded(
@@ -236,12 +241,13 @@ class AsyncStore:
         *,
         if_absent: bool = False,
         timeout_s: float | None = None,
+        reuse: Sequence[int] | None = None,
     ) -> list[int | KvError]:
         """As `put_many`, with the number of the values' codec."""
         pairs = list(items)
         stored = [value for _, value in pairs]
         keys = [key for key, _ in pairs]
-        batch = _Batch(self._store, lib.KV_PUT, keys, stored=stored, codec=codec)
+        batch = _Batch(self._store, lib.KV_PUT, keys, stored=stored, codec=codec, reuse=reuse)
         batch.set_conditions(if_absent=if_absent)
         return await self._run(batch, _version, timeout_s)
 
@@ -357,6 +363,7 @@ class _Batch:
         buffers: Iterable[Buffer] | None = None,
         flags: int = 0,
         codec: int = 0,
+        reuse: Sequence[int] | None = None,
     ) -> None:
         if isinstance(keys, str | bytes):
             raise TypeError("an iterable of keys is wanted, not one key")
@@ -386,6 +393,8 @@ class _Batch:
                 self.outcome[place] = error
                 continue
             call.kind, call.flags, call.codec = kind, flags, codec
+            if reuse is not None:
+                call.reuse = reuse[place]
             if kind == lib.KV_GET and targets is None:
                 call.allocate = _ALLOCATE
                 call.context = self._slots + len(self.places)

@@ -47,7 +47,8 @@ def connect(
             KVSTORE_TOKEN_FILE holds.
         tls: How to trust the control plane of the nodes; None speaks to it in the clear.
         capacity_bytes: Memory of the embedded node, 256 MiB by default.
-        eviction: "sampled-lru" (the default) makes room in a full embedded node, "none" does not.
+        eviction: "adaptive" (the default), "sampled-lru", "lfu", "fifo" and "gdsf" make room in a
+            full embedded node, "none" does not.
         timeout_s: Time-out of each operation that names none. By default it grows with the value.
         lanes: How many threads can be inside the store at once before they wait for each other;
             0: 8.
@@ -80,7 +81,7 @@ def connect(
 
         node = MemoryNode(
             capacity_bytes=CAPACITY_BYTES_DEFAULT if capacity_bytes is None else capacity_bytes,
-            eviction=eviction or "sampled-lru",
+            eviction=eviction or "adaptive",
         )
     membership = Membership(parsed.members, _attachers(parsed, token, tls, node))
     try:

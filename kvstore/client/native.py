@@ -90,7 +90,7 @@ _PLAIN: Final[dict[int, tuple[type[KvError], str]]] = {
     lib.KV_OUT_OF_MEMORY: (
         OutOfMemory,
         "the node is full and evicts nothing: delete keys, or start it with more --capacity or"
-        " with --eviction sampled-lru",
+        " with --eviction adaptive",
     ),
     lib.KV_DEADLINE_EXCEEDED: (
         DeadlineExceeded,

@@ -42,7 +42,7 @@ def run_job(
 ) -> tuple[Setting, Account, dict[str, Any]]:
     """Runs the plan; returns what was set up, what happened, and its row for `--json`."""
     capacity_bytes = plan.capacity_bytes or capacity_for(facts.distinct_blocks, plan.block_bytes)
-    eviction = "sampled-lru" if plan.capacity_bytes else "none"
+    eviction = "adaptive" if plan.capacity_bytes else "none"
     check_memory(NODES * capacity_bytes)
     setting = Setting(
         workload=plan.workload,

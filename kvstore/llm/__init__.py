@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from kvstore.llm.aio import AsyncPrefixCache
+    from kvstore.llm.chains import Prompt
     from kvstore.llm.chunks import ChunkCache
     from kvstore.llm.core import Limits
     from kvstore.llm.explain import Explanation, Verdict
     from kvstore.llm.keys import block_hashes, chunk_hash
     from kvstore.llm.namespace import Namespace, Ranks
-    from kvstore.llm.prefix_cache import PinUnavailable, PrefixCache
+    from kvstore.llm.prefix_cache import PrefixCache
     from kvstore.llm.results import CacheStats, LoadResult, StoreResult
     from kvstore.llm.single_flight import Flight
 
@@ -29,8 +30,8 @@ __all__ = [
     "Limits",
     "LoadResult",
     "Namespace",
-    "PinUnavailable",
     "PrefixCache",
+    "Prompt",
     "Ranks",
     "StoreResult",
     "Verdict",
@@ -47,8 +48,8 @@ _LAZY: Final = {
     "Limits": "core",
     "LoadResult": "results",
     "Namespace": "namespace",
-    "PinUnavailable": "prefix_cache",
     "PrefixCache": "prefix_cache",
+    "Prompt": "chains",
     "Ranks": "namespace",
     "StoreResult": "results",
     "Verdict": "explain",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvstore.errors import KvError
 from kvstore.llm import directory, results
 from kvstore.llm.codecs import Codec
-from kvstore.llm.core import Core, Limits, batches, left_s, size_of
+from kvstore.llm.core import Core, Limits, batches, left_s, picked, size_of
 from kvstore.llm.namespace import Namespace
 from kvstore.llm.results import CacheStats, LoadResult, StoreResult
 from kvstore.llm.single_flight import Flight, Flights, abandon
@@ -56,6 +57,7 @@ class AsyncPrefixCache:
                 found = await self._store.match_prefix(keys[:offered], timeout_s=limit_s)
             except KvError as error:
                 self._core.warn(error)
+        self._core.serving.matched(keys, found)
         return self._core.matched(len(keys), found)
 
     async def get(
@@ -69,6 +71,7 @@ class AsyncPrefixCache:
         keys = core.keys.blocks(hashes)
         sizes = [size_of(buffer) for buffer in buffers]
         reasons: dict[int, str] = {}
+        reuse = core.reuse(keys, None, 0)
         for batch in batches(sizes):
             if reasons:
                 reasons.update((i, results.NOT_TRIED) for i in batch)
@@ -77,7 +80,10 @@ class AsyncPrefixCache:
             outcomes: Sequence[tuple[int, int] | KvError | None]
             try:
                 outcomes = await self._store._get_many_into_coded(
-                    keys[part], buffers[part], timeout_s=left_s(deadline)
+                    keys[part],
+                    buffers[part],
+                    timeout_s=left_s(deadline),
+                    reuse=picked(reuse, batch),
                 )
             except KvError as error:
                 outcomes = [error] * len(batch)
@@ -99,6 +105,7 @@ class AsyncPrefixCache:
                 found = store.match_prefix(keys[:offered], timeout_s=core.limits.match_s)
             except KvError as error:
                 core.warn(error)
+            core.serving.matched(keys, found)
             matched = core.matched(len(keys), found)
             return matched, keys[matched] if matched < len(keys) else None
 
@@ -126,12 +133,14 @@ class AsyncPrefixCache:
             await asyncio.to_thread(
                 directory.register, self._store._store, self.namespace, timeout_s=1.0
             )
+        reuse = core.reuse(keys, None, 0)
         outcomes: dict[int, int | KvError] = {}
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):
             absent = await self._absent(keys[batch.start : batch.stop], batch.start, deadline)
             for (number, replace), items in core.encoded(absent, keys, blocks).items():
-                written = await self._write(number, items, replace, deadline)
+                places = [place for place, _, _ in items]
+                written = await self._write(number, items, replace, deadline, picked(reuse, places))
                 for (place, _, stored), outcome in zip(items, written, strict=True):
                     outcomes[place] = outcome
                     if not isinstance(outcome, KvError):
@@ -147,7 +156,12 @@ class AsyncPrefixCache:
         return self._core.to_store(keys, found, begin)
 
     async def _write(
-        self, codec: int, items: list[tuple[int, bytes, Any]], replace: bool, deadline: float
+        self,
+        codec: int,
+        items: list[tuple[int, bytes, Any]],
+        replace: bool,
+        deadline: float,
+        reuse: array[int] | None,
     ) -> list[int | KvError]:
         try:
             return await self._store._put_many_coded(
@@ -155,6 +169,7 @@ class AsyncPrefixCache:
                 codec,
                 if_absent=not replace,
                 timeout_s=left_s(deadline),
+                reuse=reuse,
             )
         except KvError as error:
             return [error] * len(items)

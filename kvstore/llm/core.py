@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any, Final
 from kvstore.client.buffers import export_buffer
 from kvstore.errors import CodecMismatch, ConditionFailed, ConfigurationError, KvError
 from kvstore.llm import codecs, results
+from kvstore.llm.chains import Prompt, Serving
 from kvstore.llm.codecs import Codec
 from kvstore.llm.keys import KeyMaker
 from kvstore.llm.namespace import Namespace
@@ -83,6 +85,7 @@ class Core:
         self.negative = NegativeCache(
             first_s=self.limits.back_off_s, longest_s=self.limits.back_off_s_max
         )
+        self.serving = Serving()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         #: Keys whose stored object was read and is of no use.
         self._unusable: OrderedDict[bytes, None] = OrderedDict()
@@ -102,6 +105,12 @@ class Core:
         """Count a match."""
         self.counters.add(matches=1, match_blocks=asked, matched_blocks=found)
         return found
+
+    def reuse(self, keys: Sequence[bytes], prompt: Prompt | None, first: int) -> array[int] | None:
+        """Return what eviction is told of a use of blocks."""
+        if prompt is not None:
+            return prompt.reuse(first, len(keys))
+        return self.serving.reuse(keys)
 
     # ---- loading ----
 
@@ -292,6 +301,11 @@ def size_of(buffer: Any) -> int:
     if isinstance(buffer, bytes | bytearray):
         return len(buffer)
     return byte_view(buffer).nbytes
+
+
+def picked(numbers: array[int] | None, places: Sequence[int]) -> array[int] | None:
+    """Return the numbers at some places."""
+    return None if numbers is None else array("I", [numbers[place] for place in places])
 
 
 def batches(sizes: Sequence[int]) -> Iterator[range]:

@@ -13,16 +13,19 @@ counted and logged once, and is not offered again at once.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvstore.errors import KvError, NodeUnreachable
 from kvstore.llm import directory, results
+from kvstore.llm.chains import Prompt
 from kvstore.llm.codecs import Codec
-from kvstore.llm.core import BATCH_BLOCKS_MAX, Core, Limits, batches, left_s, size_of
+from kvstore.llm.core import BATCH_BLOCKS_MAX, Core, Limits, batches, left_s, picked, size_of
 from kvstore.llm.explain import BlockVerdict, Explanation, Verdict
 from kvstore.llm.keys import KeyMaker
 from kvstore.llm.namespace import Namespace
@@ -34,9 +37,8 @@ from kvstore.types import Buffer, Value
 if TYPE_CHECKING:
     from kvstore.client.store import Store
 
-
-class PinUnavailable(KvError, NotImplementedError):
-    """The store cannot keep blocks from eviction yet."""
+#: The longest pin, in seconds; it can be renewed.
+PIN_S_MAX: Final = 4000
 
 
 class PrefixCache:
@@ -93,6 +95,7 @@ class PrefixCache:
                 found = self._store.match_prefix(keys[:offered], timeout_s=limit_s)
             except KvError as error:
                 self._core.warn(error)
+        self._core.serving.matched(keys, found)
         return self._core.matched(len(keys), found)
 
     def contains(self, hashes: Sequence[bytes], *, timeout_s: float | None = None) -> list[bool]:
@@ -118,6 +121,8 @@ class PrefixCache:
         buffers: Sequence[Buffer],
         *,
         timeout_s: float | None = None,
+        prompt: Prompt | None = None,
+        first: int = 0,
     ) -> LoadResult:
         """Load each block into its buffer, which has exactly the block's size.
 
@@ -129,6 +134,8 @@ class PrefixCache:
             buffers: One a block: bytearray, memoryview, numpy array, torch tensor on the CPU.
             timeout_s: For all of them. Default: `Limits.load_s`, and not longer than computing them
                 takes where `Limits.prefill_tokens_per_s` is known.
+            prompt: What eviction is told of this use; None: what the last `match` made of it.
+            first: The place of the first block in the prompt, where that is given.
         """
         if len(hashes) != len(buffers):
             raise ValueError(f"{len(hashes)} hashes but {len(buffers)} buffers")
@@ -137,6 +144,7 @@ class PrefixCache:
         keys = core.keys.blocks(hashes)
         sizes = [size_of(buffer) for buffer in buffers]
         reasons: dict[int, str] = {}
+        reuse = core.reuse(keys, prompt, first)
         prefetched = self._prefetcher.take(keys, buffers, sizes, core, deadline)
         for batch in batches(sizes):
             if reasons:
@@ -145,7 +153,12 @@ class PrefixCache:
             wanted = [i for i in batch if i not in prefetched]
             if not wanted:
                 continue
-            outcomes = self._read([keys[i] for i in wanted], [buffers[i] for i in wanted], deadline)
+            outcomes = self._read(
+                [keys[i] for i in wanted],
+                [buffers[i] for i in wanted],
+                deadline,
+                picked(reuse, wanted),
+            )
             for place, outcome in zip(wanted, outcomes, strict=True):
                 why = core.read_outcome(outcome, buffers[place], sizes[place])
                 if why:
@@ -153,10 +166,16 @@ class PrefixCache:
         return core.loaded(keys, reasons, sizes, len(prefetched))
 
     def _read(
-        self, keys: list[bytes], buffers: list[Buffer], deadline: float
+        self,
+        keys: list[bytes],
+        buffers: list[Buffer],
+        deadline: float,
+        reuse: array[int] | None,
     ) -> list[tuple[int, int] | KvError | None]:
         try:
-            return self._store._get_many_into_coded(keys, buffers, timeout_s=left_s(deadline))
+            return self._store._get_many_into_coded(
+                keys, buffers, timeout_s=left_s(deadline), reuse=reuse
+            )
         except KvError as error:
             return [error] * len(keys)
 
@@ -222,11 +241,18 @@ class PrefixCache:
     # ---- storing ----
 
     def put(
-        self, hashes: Sequence[bytes], blocks: Sequence[Value], *, timeout_s: float | None = None
+        self,
+        hashes: Sequence[bytes],
+        blocks: Sequence[Value],
+        *,
+        timeout_s: float | None = None,
+        prompt: Prompt | None = None,
+        first: int = 0,
     ) -> StoreResult:
         """Store each block that is not there yet; the blocks must not change meanwhile.
 
-        A block that is there but was found unusable by this process is replaced.
+        A block that is there but was found unusable by this process is replaced. `prompt` and
+        `first` as in `get`.
         """
         if len(hashes) != len(blocks):
             raise ValueError(f"{len(hashes)} hashes but {len(blocks)} blocks")
@@ -235,13 +261,15 @@ class PrefixCache:
         deadline = time.monotonic() + limit_s
         keys = core.keys.blocks(hashes)
         sizes = [size_of(block) for block in blocks]
+        reuse = core.reuse(keys, prompt, first)
         self._register(left_s(deadline))
         outcomes: dict[int, int | KvError] = {}
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):
             absent = self._absent([keys[i] for i in batch], batch.start, deadline)
             for (number, replace), items in core.encoded(absent, keys, blocks).items():
-                written = self._write(number, items, replace, deadline)
+                places = [place for place, _, _ in items]
+                written = self._write(number, items, replace, deadline, picked(reuse, places))
                 for (place, _, stored), outcome in zip(items, written, strict=True):
                     outcomes[place] = outcome
                     if not isinstance(outcome, KvError):
@@ -258,7 +286,12 @@ class PrefixCache:
         return self._core.to_store(keys, found, begin)
 
     def _write(
-        self, codec: int, items: list[tuple[int, bytes, Any]], replace: bool, deadline: float
+        self,
+        codec: int,
+        items: list[tuple[int, bytes, Any]],
+        replace: bool,
+        deadline: float,
+        reuse: array[int] | None,
     ) -> list[int | KvError]:
         try:
             return self._store._put_many_coded(
@@ -266,6 +299,7 @@ class PrefixCache:
                 codec,
                 if_absent=not replace,
                 timeout_s=left_s(deadline),
+                reuse=reuse,
             )
         except KvError as error:
             return [error] * len(items)
@@ -297,17 +331,39 @@ class PrefixCache:
 
     # ---- keeping ----
 
-    def pin(self, hashes: Sequence[bytes], ttl_s: float) -> None:
-        """Keep blocks from eviction for `ttl_s` seconds: not available yet, always raises.
+    def pin(
+        self, hashes: Sequence[bytes], ttl_s: float, *, timeout_s: float | None = None
+    ) -> list[bool]:
+        """Keep blocks from eviction for `ttl_s` seconds; say of each whether it was there.
 
-        Raises:
-            PinUnavailable: Nodes evict by recency and know no pins. Until they do, start them with
-                `--eviction none`, or with enough capacity.
+        A pin is a lease: it ends by itself, and pinning again renews it. The nodes learn of it with
+        this client's next heartbeat. Where more than half of a node is pinned its pins count for
+        nothing, so that it goes on taking blocks. A block that is absent is not pinned, and a
+        restart of the node loses it with its pin.
+
+        Args:
+            hashes: Blocks to keep.
+            ttl_s: From now on, rounded up to seconds, at most 4,000.
+            timeout_s: For the call. Default: `Limits.match_s`.
         """
-        raise PinUnavailable(
-            "the memory nodes know no pins yet: start them with --eviction none, or with enough"
-            " --capacity"
-        )
+        seconds = math.ceil(ttl_s)
+        if not 0 < seconds <= PIN_S_MAX:
+            raise ValueError(f"a pin holds for up to {PIN_S_MAX} seconds, not {ttl_s}")
+        core = self._core
+        limit_s = core.limits.match_s if timeout_s is None else timeout_s
+        keys = core.keys.blocks(hashes)
+        try:
+            outcomes: Sequence[bool | KvError] = self._store._pin_many(
+                keys, seconds, timeout_s=limit_s
+            )
+        except KvError as error:
+            outcomes = [error] * len(keys)
+        for outcome in outcomes:
+            if isinstance(outcome, KvError):
+                core.warn(outcome)
+        pinned = [outcome is True for outcome in outcomes]
+        core.counters.add(pinned=sum(pinned))
+        return pinned
 
     # ---- telling ----
 

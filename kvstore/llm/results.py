@@ -70,6 +70,8 @@ class CacheStats:
     stored_raw_bytes: int = 0
     present: int = 0
     failed_stores: int = 0
+    #: Blocks kept from eviction for a while, each time that they were.
+    pinned: int = 0
     #: Prompts that this process computed while others might wait for it; that it did not compute,
     #: because another process did; and that it waited for in vain.
     flights_led: int = 0

@@ -12,7 +12,7 @@ from typing import Final
 
 #: `kv_eviction`, `kv_consistency`, `kv_atomic_domain`, `kv_fabric_kind` and the states of a
 #: client record, each indexed by its number in the C header.
-EVICTIONS: Final = ("none", "sampled-lru")
+EVICTIONS: Final = ("none", "sampled-lru", "lfu", "fifo", "gdsf", "adaptive")
 CONSISTENCIES: Final = ("linearizable", "regular")
 DOMAINS: Final = ("unspecified", "cpu", "verbs")
 FABRICS: Final = ("local", "shm", "tcp", "verbs")

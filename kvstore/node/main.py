@@ -108,8 +108,8 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option(
     "--eviction",
-    type=click.Choice(["sampled-lru", "none"]),
-    default="sampled-lru",
+    type=click.Choice(["adaptive", "sampled-lru", "lfu", "fifo", "gdsf", "none"]),
+    default="adaptive",
     show_default=True,
     help="What a full node does; 'none' refuses puts.",
 )

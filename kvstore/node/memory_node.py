@@ -52,7 +52,7 @@ class MemoryNode:
         tcp_host: str | None = None,
         tcp_port: int = 0,
         tcp_threads: int = 0,
-        eviction: str = "sampled-lru",
+        eviction: str = "adaptive",
         consistency: str = "linearizable",
         hugepages: bool = False,
         prefault: bool = False,

@@ -64,7 +64,14 @@ enum kv_fabric_kind {
   KV_FABRIC_TCP = 2,
   KV_FABRIC_VERBS = 3
 };
-enum kv_eviction { KV_EVICTION_NONE = 0, KV_EVICTION_SAMPLED_LRU = 1 };
+enum kv_eviction {
+  KV_EVICTION_NONE = 0,
+  KV_EVICTION_SAMPLED_LRU = 1,
+  KV_EVICTION_LFU = 2,
+  KV_EVICTION_FIFO = 3,
+  KV_EVICTION_GDSF = 4,
+  KV_EVICTION_ADAPTIVE = 5 /* by the reuse that clients have seen, by category and idle time */
+};
 enum kv_consistency { KV_LINEARIZABLE = 0, KV_REGULAR = 1 };
 
 const char* kv_version(void);
@@ -319,6 +326,13 @@ enum kv_call_flags {
   KV_WITH_FENCE = 8, /* put, delete: only if nobody has written with a later `fence` */
   KV_UNCACHED = 16   /* get, contains: from the node, whatever copies there are */
 };
+/* `reuse`: bits 0..15 the key's place in a chain of keys, those before it being of no use without
+ * it; bits 16..23 a category of uses that are followed by others alike, 1 to 255. */
+enum kv_reuse {
+  KV_REUSE_CATEGORY_SHIFT = 16,
+  KV_REUSE_CATEGORIES = 256,
+  KV_PIN_SECONDS_MAX = 4000
+};
 enum kv_run_flags {
   KV_RUN_INLINE = 1 /* return KV_PENDING instead of waiting */
 };
@@ -346,6 +360,8 @@ struct kv_call {
   uint64_t ttl_ms; /* put: 0 lives until deleted or evicted */
   uint32_t codec;  /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack,
                     * 16 and up as kvstore/llm/codecs says */
+  uint32_t reuse;  /* get, put: what eviction should know of this use; see kv_reuse. 0: nothing */
+  uint32_t pin_s;  /* contains: keep a key that is there from eviction for so long; 0: no pin */
   /* outcome */
   int32_t status;
   const void* data; /* get: the value; valid until the session is released */

@@ -188,15 +188,19 @@ inline constexpr uint64_t kSubtableBucketBytes = uint64_t{64} << 10;
 inline constexpr unsigned kGroupsPerSubtable = unsigned(kSubtableBucketBytes / kGroupBytes);  // 341
 inline constexpr unsigned kSlotsPerSubtable = kGroupsPerSubtable * kSlotsPerGroup;
 
-// Best effort, by WRITE and FAA only; a get never reads it.
+// Best effort, by WRITE and FAA only; a get never reads it. What a read changes stands first.
 struct EvictionMetadata {
   uint32_t last_access_ms;  // node clock, low 32 bits
+  uint16_t category;        // of the last use, as the caller says; 0: nothing said
+  uint16_t place;           // in a chain of keys that are of use up to the first that is missing
   uint32_t insert_ms;
-  uint32_t frequency;
-  uint16_t category;
-  uint16_t size_class;
+  uint16_t pinned_until_s;  // node clock in seconds, low 16 bits; 0: not pinned
+  uint16_t frequency;       // reads, by FAA; the highest bits, so that it overflows into nothing
 };
 static_assert(sizeof(EvictionMetadata) == 16);
+inline constexpr uint64_t kOneRead = uint64_t{1} << 48;  // in the word that begins at insert_ms
+// A pin is believed for so long at most: the clock's 16 bits come round again.
+inline constexpr uint32_t kPinSecondsMax = 4000;
 inline constexpr uint64_t kMetadataBytesPerGroup = kSlotsPerGroup * sizeof(EvictionMetadata);
 inline constexpr uint64_t kSubtableBytes =
     kSubtableBucketBytes + kGroupsPerSubtable * kMetadataBytesPerGroup;

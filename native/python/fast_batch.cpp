@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -50,6 +51,8 @@ class Batch {
   bool read_keys(PyObject* keys);
   bool read_writable(PyObject* buffers);
   bool read_pairs(PyObject* pairs);
+  // Reads what eviction should know of each key: None, or a buffer of 32-bit numbers.
+  bool read_reuse(PyObject* numbers);
 
   bool run(const kv_call& pattern, Shape shape, PyObject* timeout_s);
   PyObject* outcomes();
@@ -67,6 +70,7 @@ class Batch {
   Py_ssize_t count_;
   std::unique_ptr<Slot[]> slots_;
   uint64_t buffer_bytes_ = 0;
+  std::vector<uint32_t> reuse_;  // one a key, or none at all
   std::vector<kv_call> calls_;
   std::vector<PyObject*> objects_;
   std::vector<Py_ssize_t> slot_of_;
@@ -126,6 +130,21 @@ bool Batch::read_pairs(PyObject* pairs) {
   return true;
 }
 
+bool Batch::read_reuse(PyObject* numbers) {
+  if (numbers == nullptr || numbers == Py_None) return true;
+  Py_buffer view;
+  if (PyObject_GetBuffer(numbers, &view, PyBUF_SIMPLE) != 0) return false;
+  const bool fits = view.len == count_ * Py_ssize_t{sizeof(uint32_t)};
+  if (fits) {
+    reuse_.resize(static_cast<size_t>(count_));
+    if (count_ > 0) std::memcpy(reuse_.data(), view.buf, static_cast<size_t>(view.len));
+  } else {
+    PyErr_SetString(PyExc_ValueError, "reuse has one 32-bit number for each key");
+  }
+  PyBuffer_Release(&view);
+  return fits;
+}
+
 bool Batch::may_keep_gil(uint32_t kind) const {
   if (calls_.size() > kInlineKeys) return false;
   if (kind != KV_GET || calls_.front().buffer != nullptr) return buffer_bytes_ <= kInlineBytes;
@@ -177,6 +196,7 @@ bool Batch::run_part(Run& run, Py_ssize_t begin, Py_ssize_t end, const kv_call& 
     slot_of_.push_back(i);
     call.key = here.key.data();
     call.key_bytes = here.key.size();
+    if (!reuse_.empty()) call.reuse = reuse_[static_cast<size_t>(i)];
     if (pattern.kind == KV_PUT) {
       call.value = here.value.data();
       call.value_bytes = here.value.size();
@@ -281,6 +301,24 @@ PyObject* contains_many(PyObject* self, PyObject* const* arguments, Py_ssize_t c
                      Shape::kFound);
 }
 
+PyObject* pin_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                   PyObject* keywords) {
+  static const char* const names[] = {"keys", "pin_s", "timeout_s"};
+  PyObject* values[3];
+  if (!parse_arguments({"_pin_many", names, 3, 2, 2}, arguments, count, keywords, values)) {
+    return nullptr;
+  }
+  const unsigned long pin_s = PyLong_AsUnsignedLong(values[1]);
+  if (pin_s == static_cast<unsigned long>(-1) && PyErr_Occurred() != nullptr) return nullptr;
+  if (pin_s == 0 || pin_s > KV_PIN_SECONDS_MAX) {
+    PyErr_Format(PyExc_ValueError, "a pin holds for 1 to %d seconds", int{KV_PIN_SECONDS_MAX});
+    return nullptr;
+  }
+  kv_call pattern = pattern_of(KV_CONTAINS, KV_PROBE);
+  pattern.pin_s = static_cast<uint32_t>(pin_s);
+  return run_keys(self, values[0], values[2], pattern, Shape::kFound);
+}
+
 PyObject* delete_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                       PyObject* keywords) {
   return keys_method(self, arguments, count, keywords, "delete_many", pattern_of(KV_DELETE, 0),
@@ -301,9 +339,11 @@ PyObject* match_prefix(PyObject* self, PyObject* const* arguments, Py_ssize_t co
 
 PyObject* get_many_into_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                            PyObject* keywords, const char* function, Shape shape) {
-  static const char* const names[] = {"keys", "buffers", "timeout_s"};
-  PyObject* values[3];
-  if (!parse_arguments({function, names, 3, 2, 2}, arguments, count, keywords, values)) {
+  static const char* const names[] = {"keys", "buffers", "timeout_s", "reuse"};
+  PyObject* values[4];
+  const int named = shape == Shape::kCountCoded ? 4 : 3;
+  values[3] = nullptr;
+  if (!parse_arguments({function, names, named, 2, 2}, arguments, count, keywords, values)) {
     return nullptr;
   }
   PyObject* keys = PySequence_Tuple(values[0]);
@@ -314,7 +354,7 @@ PyObject* get_many_into_as(PyObject* self, PyObject* const* arguments, Py_ssize_
                  PyTuple_Size(keys), PyTuple_Size(buffers));
   } else if (buffers != nullptr) {
     Batch batch(self, PyTuple_Size(keys));
-    if (batch.read_keys(keys) && batch.read_writable(buffers) &&
+    if (batch.read_keys(keys) && batch.read_writable(buffers) && batch.read_reuse(values[3]) &&
         batch.run(pattern_of(KV_GET, 0), shape, values[2])) {
       result = batch.outcomes();
     }
@@ -335,7 +375,8 @@ PyObject* get_many_into_coded(PyObject* self, PyObject* const* arguments, Py_ssi
                           Shape::kCountCoded);
 }
 
-// `values`: items, if_absent, fence, ttl_s, timeout_s; but for the first, nullptr where not given.
+// `values`: items, if_absent, fence, ttl_s, timeout_s, reuse; but for the first, nullptr where not
+// given.
 PyObject* put_pairs(PyObject* self, PyObject* const* values, uint32_t codec) {
   Conditions conditions;
   if (!parse_conditions(nullptr, values[1], values[3], values[2], &conditions)) return nullptr;
@@ -348,7 +389,8 @@ PyObject* put_pairs(PyObject* self, PyObject* const* values, uint32_t codec) {
   conditions.apply_to(&pattern);
   pattern.codec = codec;
   Batch batch(self, PyTuple_Size(pairs));
-  const bool done = batch.read_pairs(pairs) && batch.run(pattern, Shape::kVersion, values[4]);
+  const bool done = batch.read_pairs(pairs) && batch.read_reuse(values[5]) &&
+                    batch.run(pattern, Shape::kVersion, values[4]);
   Py_DECREF(pairs);
   return done ? batch.outcomes() : nullptr;
 }
@@ -356,7 +398,8 @@ PyObject* put_pairs(PyObject* self, PyObject* const* values, uint32_t codec) {
 PyObject* put_many_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                       PyObject* keywords, const char* function) {
   static const char* const names[] = {"items", "if_absent", "fence", "ttl_s", "timeout_s"};
-  PyObject* values[5];
+  PyObject* values[6];
+  values[5] = nullptr;
   if (!parse_arguments({function, names, 5, 1, 1}, arguments, count, keywords, values)) {
     return nullptr;
   }
@@ -365,9 +408,9 @@ PyObject* put_many_as(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
 
 PyObject* put_many_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                          PyObject* keywords) {
-  static const char* const names[] = {"items", "codec", "if_absent", "ttl_s", "timeout_s"};
-  PyObject* values[5];
-  if (!parse_arguments({"_put_many_coded", names, 5, 2, 2}, arguments, count, keywords, values)) {
+  static const char* const names[] = {"items", "codec", "if_absent", "ttl_s", "timeout_s", "reuse"};
+  PyObject* values[6];
+  if (!parse_arguments({"_put_many_coded", names, 6, 2, 2}, arguments, count, keywords, values)) {
     return nullptr;
   }
   const unsigned long codec = PyLong_AsUnsignedLong(values[1]);
@@ -376,7 +419,7 @@ PyObject* put_many_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t 
     PyErr_SetString(PyExc_ValueError, "a codec is a number from 0 to 255");
     return nullptr;
   }
-  PyObject* const rest[] = {values[0], values[2], nullptr, values[3], values[4]};
+  PyObject* const rest[] = {values[0], values[2], nullptr, values[3], values[4], values[5]};
   return put_pairs(self, rest, static_cast<uint32_t>(codec));
 }
 PyObject* put_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
@@ -416,11 +459,18 @@ PyMethodDef batch_methods[] = {
      "timeout_s=None)\n--\n\n"
      "The counterpart of `get_many_into`: the same as `put_many`."},
     {"_put_many_coded", with_keywords(put_many_coded), kWithKeywords,
-     "_put_many_coded($self, items, codec, *, if_absent=False, ttl_s=None, timeout_s=None)\n--\n\n"
-     "As `put_many`, with the number of the values' codec, which each object's header declares."},
+     "_put_many_coded($self, items, codec, *, if_absent=False, ttl_s=None, timeout_s=None,\n"
+     "                reuse=None)\n--\n\n"
+     "As `put_many`, with the number of the values' codec, which each object's header declares.\n\n"
+     "`reuse` is a buffer of 32-bit numbers, one a key: see `kv_reuse` in the C header."},
     {"_get_many_into_coded", with_keywords(get_many_into_coded), kWithKeywords,
-     "_get_many_into_coded($self, keys, buffers, *, timeout_s=None)\n--\n\n"
-     "As `get_many_into`, with (length, codec) in place of the length."},
+     "_get_many_into_coded($self, keys, buffers, *, timeout_s=None, reuse=None)\n--\n\n"
+     "As `get_many_into`, with (length, codec) in place of the length; `reuse` as in\n"
+     "`_put_many_coded`."},
+    {"_pin_many", with_keywords(pin_many), kWithKeywords,
+     "_pin_many($self, keys, pin_s, *, timeout_s=None)\n--\n\n"
+     "Keep keys from eviction for a while: a list that says of each whether it is there, or its\n"
+     "typed error. The node learns of it with the client's next heartbeat."},
     {"delete_many", with_keywords(delete_many), kWithKeywords,
      "delete_many($self, keys, *, timeout_s=None)\n--\n\n"
      "Delete many keys at once: a list that says of each whether it was there, or its typed\n"

@@ -66,7 +66,7 @@ constexpr Parameter kParameters[] = {
 
     {"region_mib", kNode, "MiB", kMebibyte, layout::kRegionBytesMin / kMebibyte, 1 << 20,
      "memory of each node", KV_FIELD(node.region_bytes)},
-    {"eviction", kNode, "", 1, 0, 1, "1: a full node drops what was not used lately",
+    {"eviction", kNode, "", 1, 0, 5, "kv_eviction: by which rule a full node drops entries",
      KV_FIELD(node.eviction)},
     {"segments", kNode, "", 1, 0, 1 << 20, "left for index and objects, 0: all",
      KV_FIELD(node.segments_max)},

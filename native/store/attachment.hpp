@@ -21,6 +21,7 @@
 #include "layout/layout.hpp"
 #include "lock/space.hpp"
 #include "store/address_cache.hpp"
+#include "store/reuse_model.hpp"
 
 namespace kvstore {
 
@@ -85,6 +86,7 @@ class Attachment {
   AddressCache addresses;
   LockSpace locks;
   Coherence coherence;
+  ReuseModel reuse;  // used and taught by the service thread
   std::atomic<bool> split_running{false};
   // A connection broke during a split: the directory lock may be ours while nobody is at it.
   std::atomic<bool> split_left{false};
@@ -100,7 +102,7 @@ class Attachment {
   // No segment was free at the last attempt: puts evict ahead of need.
   std::atomic<bool> full{false};
 
-  bool evicts() const { return superblock.eviction == KV_EVICTION_SAMPLED_LRU; }
+  bool evicts() const { return superblock.eviction != KV_EVICTION_NONE; }
   uint64_t next_version() {
     return layout::make_version(registration, sequence_.fetch_add(1, std::memory_order_relaxed));
   }
@@ -115,9 +117,18 @@ class Attachment {
 
   // The node's clock as last seen, carried on by our own.
   void saw_clock(uint64_t node_ms, uint64_t now_ns) {
-    clock_seen_ms_.store(node_ms, std::memory_order_relaxed);
     clock_difference_ms_.store(int64_t(node_ms) - int64_t(now_ns / kMillisecond),
                                std::memory_order_relaxed);
+    // The word that was read is up to a tick of the node old, so the greatest difference is the
+    // best; it fades as clocks may drift apart, a millisecond a second.
+    const int64_t here_ms = int64_t(monotonic_ns() / kMillisecond);
+    const int64_t faded_ms = monotonic_difference_ms_.load(std::memory_order_relaxed) -
+                             (here_ms - difference_seen_ms_ + 999) / 1000;
+    const int64_t seen_ms = int64_t(node_ms) - here_ms;
+    if (difference_seen_ms_ == 0 || seen_ms >= faded_ms) {
+      monotonic_difference_ms_.store(seen_ms, std::memory_order_relaxed);
+      difference_seen_ms_ = here_ms;
+    }
   }
   // Never less than what it said before: what has expired stays expired, although each heartbeat
   // estimates the difference of the clocks anew.
@@ -140,14 +151,18 @@ class Attachment {
     return monotonic_ns() - heard_ns;
   }
 
-  // As of the last heartbeat: good enough for recency, and no system call.
-  uint64_t node_clock_coarse_ms() const { return clock_seen_ms_.load(std::memory_order_relaxed); }
+  // The node's clock at a time of ours: good enough for recency, and no look at a clock.
+  uint64_t node_clock_at_ms(uint64_t monotonic_ns) const {
+    return uint64_t(int64_t(monotonic_ns / kMillisecond) +
+                    monotonic_difference_ms_.load(std::memory_order_relaxed));
+  }
 
  private:
-  std::atomic<uint64_t> clock_seen_ms_{0};
   std::atomic<uint64_t> sequence_{1};
   std::atomic<uint64_t> heard_ns_{monotonic_ns()};
   std::atomic<int64_t> clock_difference_ms_{0};
+  std::atomic<int64_t> monotonic_difference_ms_{0};
+  int64_t difference_seen_ms_ = 0;  // of the service thread
   mutable std::atomic<uint64_t> clock_told_ms_{0};
 };
 

@@ -181,6 +181,10 @@ void Client::want_memory(uint32_t member, unsigned size_class) {
   if (service_) service_->hurry();
 }
 
+void Client::tell_touches() {
+  if (service_) service_->hurry();
+}
+
 bool Client::any_unfenced(uint32_t member) const {
   return std::any_of(lanes_.begin(), lanes_.end(),
                      [&](const auto& lane) { return lane->channel(member).unfenced(); });

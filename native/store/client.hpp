@@ -82,6 +82,8 @@ class Client {
   void close();
   // Has what was retired come back soon. Returns the bytes that still wait for it.
   uint64_t hurry_limbo();
+  // Uses of keys wait to be told to a node.
+  void tell_touches();
 
  private:
   friend class Service;

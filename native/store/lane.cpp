@@ -70,6 +70,7 @@ void Channel::drop() {
   KV_ASSERT(uses_ == 0);
   drop_connection();
   attachment.reset();
+  recent_uses.clear();
   unfenced_.store(false, std::memory_order_release);
 }
 
@@ -133,12 +134,21 @@ uint64_t Channel::metadata_of(uint64_t subtable, uint64_t slot_offset) {
   return subtable + layout::kSubtableBucketBytes + index * sizeof(layout::EvictionMetadata);
 }
 
-void Channel::touch(uint64_t subtable, uint64_t slot_offset, unsigned written_class) {
+void Channel::touch(uint64_t subtable, uint64_t slot_offset, const Key& key, const kv_call& call,
+                    bool written) {
   if (!attachment->evicts()) return;
   const uint64_t metadata_offset = metadata_of(subtable, slot_offset);
   if (metadata_offset == 0) return;
-  touches.push({attachment->superblock.incarnation, metadata_offset,
-                uint32_t(attachment->node_clock_coarse_ms()), written_class});
+  const uint32_t when_ms = uint32_t(attachment->node_clock_at_ms(lane_->began_ns()));
+  if (call.pin_s == 0) recent_uses.note(metadata_offset, when_ms, call.reuse, written);
+  const Touch touch{attachment->superblock.incarnation,
+                    metadata_offset,
+                    key.hash,
+                    when_ms,
+                    call.reuse,
+                    uint16_t(std::min(call.pin_s, layout::kPinSecondsMax)),
+                    written};
+  if (touches.push(touch)) lane_->client().tell_touches();
 }
 
 // ---- Lane -----------------------------------------------------------------------------------

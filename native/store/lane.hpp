@@ -16,6 +16,7 @@
 #include "fabric/remote.hpp"
 #include "index/key.hpp"
 #include "store/attachment.hpp"
+#include "store/eviction_pool.hpp"
 
 namespace kvstore {
 
@@ -25,19 +26,25 @@ class Client;
 struct Touch {
   uint64_t incarnation;  // of the node: a touch must not reach its successor
   uint64_t metadata_offset;
+  uint64_t key_hash;
   uint32_t when_ms;
-  uint32_t size_class;  // 0: only read
+  uint32_t reuse;  // as in the call
+  uint16_t pin_s;  // 0: no pin
+  bool written;
 };
 
 // Touches on their way from a lane to the heartbeat, which writes them to the node. What finds the
 // ring full is dropped: the metadata is best effort.
 class TouchRing {
  public:
-  void push(const Touch& touch) {
+  // Whether it is just half full: somebody should come.
+  bool push(const Touch& touch) {
     const uint64_t head = head_.load(std::memory_order_relaxed);
-    if (head - tail_.load(std::memory_order_acquire) == ring_.size()) return;
+    const uint64_t held = head - tail_.load(std::memory_order_acquire);
+    if (held == ring_.size()) return false;
     ring_[head % ring_.size()] = touch;
     head_.store(head + 1, std::memory_order_release);
+    return held == ring_.size() / 2;
   }
   bool pop(Touch& touch) {
     const uint64_t tail = tail_.load(std::memory_order_relaxed);
@@ -48,7 +55,7 @@ class TouchRing {
   }
 
  private:
-  std::array<Touch, 1024> ring_;  // not initialised: what nobody uses takes no memory
+  std::array<Touch, 4096> ring_;  // not initialised: what nobody uses takes no memory
   std::atomic<uint64_t> head_{0};
   std::atomic<uint64_t> tail_{0};
 };
@@ -125,10 +132,14 @@ class Channel {
   Remote remote;
   std::shared_ptr<Attachment> attachment;
   TouchRing touches;
+  EvictionPool eviction_pool;
+  RecentUses recent_uses;
 
   Lane& lane() const { return *lane_; }
   uint32_t member() const { return member_; }
-  void touch(uint64_t subtable, uint64_t slot_offset, unsigned written_class);
+  // Tells eviction of a use of a key in this slot, a put if `written`.
+  void touch(uint64_t subtable, uint64_t slot_offset, const Key& key, const kv_call& call,
+             bool written);
   // Where the eviction metadata of a slot are; 0 if that can't be a slot.
   static uint64_t metadata_of(uint64_t subtable, uint64_t slot_offset);
   // Breaks the connection, so that everything pending on it ends.
@@ -158,6 +169,7 @@ class Lane {
   uint32_t members() const { return members_; }
   Arena& arena() { return arena_; }
   LaneCounts& counts() { return counts_; }
+  uint64_t began_ns() const { return run_.began_ns; }
 
   // Runs calls to their outcomes; see kv_run.
   int run(kv_call* calls, uint32_t count, uint64_t timeout_ns, bool inline_only);

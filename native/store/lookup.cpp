@@ -221,6 +221,11 @@ Task<Status> contains_known(Channel& channel, const Key& key, const KnownAddress
   co_return Status::kOk;
 }
 
+// A probe keeps nothing from eviction: whoever only asks does not use.
+bool is_use(const kv_call& call) {
+  return (call.flags & KV_PROBE) == 0 || call.pin_s != 0;
+}
+
 }  // namespace
 
 Task<Status> contains(Channel& channel, const Key& key, kv_call& call) {
@@ -229,7 +234,7 @@ Task<Status> contains(Channel& channel, const Key& key, kv_call& call) {
     const Status s = co_await contains_known(channel, key, known, call);
     if (s != Status::kPending) {
       ++channel.lane().counts().address_hits;
-      channel.touch(known.subtable, known.slot_offset, 0);
+      if (is_use(call)) channel.touch(known.subtable, known.slot_offset, key, call, false);
       co_return s;
     }
     ++channel.lane().counts().address_stale;
@@ -242,7 +247,9 @@ Task<Status> contains(Channel& channel, const Key& key, kv_call& call) {
   call.version = lookup.found.header.version;
   call.data_bytes = lookup.found.header.value_bytes;
   call.codec = lookup.found.header.codec;
-  channel.touch(lookup.found.subtable, lookup.found.ref.offset, 0);
+  if (is_use(call)) {
+    channel.touch(lookup.found.subtable, lookup.found.ref.offset, key, call, false);
+  }
   co_return Status::kOk;
 }
 

@@ -92,8 +92,8 @@ Task<TakeResult> allocate(Channel& channel, unsigned size_class);
 // was lost.
 Task<bool> evict_slot(Channel& channel, SlotRef ref);
 
-// Evicts some of the least recently used among sampled entries, first those whose blocks this
-// client can use for the class.
+// Evicts some of those that the node's policy ranks lowest among sampled entries, first those whose
+// blocks this client can use for the class.
 struct Evicted {
   unsigned total = 0;
   unsigned useful = 0;
@@ -104,8 +104,8 @@ Task<Evicted> evict_sampled(Channel& channel, unsigned size_class, unsigned want
 // than objects is among them: then nothing was evicted.
 Task<Status> evict_segments(Channel& channel, uint64_t segment, uint32_t run);
 
-// Evicts the least recently used entry of the key's own buckets, where neither a slot nor a new
-// subtable is to be had.
+// Evicts the entry of the key's own buckets that the policy ranks lowest, where neither a slot nor
+// a new subtable is to be had.
 Task<Status> evict_in_places(Channel& channel, const Key& key);
 
 // Pauses a protocol loop after somebody else was faster, longer each time. kDeadlineExceeded when

@@ -399,7 +399,7 @@ Task<Status> put_contents(Channel& channel, const Key& key, kv_call& call, const
   switch (status) {
     case Status::kOk:
       version = draft.version();
-      channel.touch(progress.subtable, progress.slot.offset, size_class);
+      channel.touch(progress.subtable, progress.slot.offset, key, call, true);
       break;
     case Status::kOutcomeUnknown:
     case Status::kNodeUnreachable:

@@ -10,6 +10,7 @@
 #include "base/time_scale.hpp"
 #include "index/split.hpp"
 #include "store/client.hpp"
+#include "store/touch_writer.hpp"
 
 namespace kvstore {
 namespace {
@@ -27,7 +28,7 @@ constexpr uint64_t kConnectLeastNs = 50 * kMillisecond;
 constexpr uint64_t kLargeLimboBytes = 32 << 20;
 // Longer than a scrub takes.
 constexpr uint64_t kWaryNs = 2 * kSecond;
-constexpr unsigned kTouchesPerBeat = 512;
+constexpr unsigned kTouchBatchesPerBeat = 16;
 constexpr unsigned kHarvestEvery = 16;
 constexpr unsigned kHarvestExtents = 32;
 
@@ -71,6 +72,23 @@ uint64_t Service::oldest_tick() const {
   return oldest;
 }
 
+// What is read from copies is in use as well.
+Task<Status> Service::tell_copies_used(Channel& channel) {
+  const Attachment& attachment = *channel.attachment;
+  ClientCache* const cache = attachment.coherence.cache();
+  if (cache == nullptr || !attachment.evicts()) co_return Status::kOk;
+  std::vector<RecentUse> uses;
+  cache->take_uses(uses);
+  const uint32_t now_ms = uint32_t(attachment.node_clock_at_ms(monotonic_ns()));
+  std::vector<kv_op> ops;
+  for (const RecentUse& use : uses) {
+    const uint64_t offset = Channel::metadata_of(use.subtable, use.slot_offset);
+    if (offset != 0) ops.push_back(write_op(offset, &now_ms, sizeof now_ms));
+  }
+  if (ops.empty()) co_return Status::kOk;
+  co_return from_fabric(co_await channel.remote.batch(ops));
+}
+
 Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t published) {
   Attachment& attachment = *channel.attachment;
   member.class_wanted = attachment.class_wanted.exchange(0);
@@ -80,30 +98,27 @@ Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t p
   const layout::ClientLine line{
       attachment.registration, ++member.heartbeat,       published, wanted,
       member.operations_seen,  attachment.limbo.bytes(), {}};
-  std::vector<layout::EvictionMetadata> metadata;
+  TouchWriter touches(attachment);
   std::vector<kv_op> ops{write_op(attachment.client_line_offset(), &line, sizeof line)};
-  std::vector<RecentUse> uses;
-  ClientCache* const cache = attachment.coherence.cache();
-  if (cache != nullptr && attachment.evicts()) cache->take_uses(uses);
-  metadata.reserve(kTouchesPerBeat + uses.size());
-  const uint32_t now_ms = uint32_t(attachment.node_clock_coarse_ms());
-  for (const RecentUse& use : uses) {
-    const uint64_t offset = Channel::metadata_of(use.subtable, use.slot_offset);
-    if (offset == 0) continue;
-    metadata.push_back({now_ms, now_ms, 1, 0, 0});
-    ops.push_back(write_op(offset, &metadata.back(), 4));
-  }
-  for (const auto& lane : client_.lanes_) {
-    TouchRing& ring = lane->channel(channel.member()).touches;
-    Touch touch;
-    while (metadata.size() < kTouchesPerBeat && ring.pop(touch)) {
-      if (touch.incarnation != attachment.superblock.incarnation) continue;
-      metadata.push_back({touch.when_ms, touch.when_ms, 1, 0, uint16_t(touch.size_class)});
-      const uint64_t bytes = touch.size_class != 0 ? sizeof(layout::EvictionMetadata) : 4;
-      ops.push_back(write_op(touch.metadata_offset, &metadata.back(), bytes));
+  // What came while a batch was on its way goes with the next one; the line goes with the first.
+  for (unsigned batch = 0; batch < kTouchBatchesPerBeat; ++batch) {
+    bool left = false;
+    for (const auto& lane : client_.lanes_) {
+      left |= touches.take(lane->channel(channel.member()).touches, ops);
     }
+    if (ops.empty()) break;
+    if (const uint32_t posted = co_await channel.remote.batch(ops); posted != KV_FABRIC_OK) {
+      co_return from_fabric(posted);
+    }
+    if (!left) break;
+    ops.clear();
+    touches.clear();
   }
-  co_return from_fabric(co_await channel.remote.batch(ops));
+  if (const Status s = co_await tell_copies_used(channel); s != Status::kOk) co_return s;
+  if (attachment.reuse.wants_to_learn()) {
+    attachment.reuse.learn(uint32_t(attachment.node_clock_at_ms(monotonic_ns())));
+  }
+  co_return Status::kOk;
 }
 
 // Returns what this client does not need, and under pressure what it can do without.

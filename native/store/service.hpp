@@ -77,6 +77,7 @@ class Service {
   Task<Status> share_memory(Channel& channel, PerMember& member);
   Task<Status> note_losses(Channel& channel, PerMember& member, const layout::NodeLine& node);
   Task<Status> write_line(Channel& channel, PerMember& member, uint64_t published);
+  Task<Status> tell_copies_used(Channel& channel);
   // Locks: messages are taken in, what is due is done. `begin_locks` is false if nothing is.
   void receive_messages();
   bool begin_locks();

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
+import time
+from collections.abc import Callable
 
 import numpy
 import pytest
 
 import kvstore
-from kvstore.llm import Limits, Namespace, PinUnavailable, PrefixCache, block_hashes
+from kvstore.llm import Limits, Namespace, PrefixCache, block_hashes
 from kvstore.llm.core import BATCH_BLOCKS_MAX, BATCH_BYTES_MAX, batches
 from tests.llm.conftest import BLOCK_BYTES
 from tests.support.nodes import start_node
@@ -25,6 +27,13 @@ def blocks_of(count: int, seed: int = 1) -> list[bytes]:
 
 def buffers_for(count: int) -> list[bytearray]:
     return [bytearray(BLOCK_BYTES) for _ in range(count)]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -181,9 +190,32 @@ def test_mistakes_of_the_caller_are_errors(cache: PrefixCache) -> None:
         cache.put(HASHES[:1], [])
 
 
-def test_a_pin_is_refused_and_not_pretended(cache: PrefixCache) -> None:
-    with pytest.raises(PinUnavailable, match="--eviction none"):
-        cache.pin(HASHES[:1], 10.0)
+def test_pins_outlive_what_a_full_node_takes(namespace: Namespace) -> None:
+    with kvstore.connect("embedded", capacity_bytes=12 << 20) as small:
+        cache = PrefixCache(small, namespace)
+        pinned, other = block_hashes(range(300), 1), block_hashes(range(300, 600), 1)
+        cache.put(pinned, [b"p" * BLOCK_BYTES] * 300)
+        cache.put(other, [b"o" * BLOCK_BYTES] * 300)
+        assert cache.pin([*pinned, b"absent"], 60.0) == [True] * 300 + [False]
+        verbs = small.stats().heartbeat_verbs
+        wait_until(lambda: small.stats().heartbeat_verbs > verbs + 300)
+        for number in range(40):
+            more = block_hashes(range(1000 * (number + 1), 1000 * (number + 1) + 300), 1)
+            assert cache.put(more, [b"m" * BLOCK_BYTES] * 300).stored == 300
+        assert sum(cache.contains(pinned)) > 280
+        assert sum(cache.contains(other)) < 100
+        assert cache.stats().pinned == 300
+        for wrong in (0.0, -1.0, 4001.0):
+            with pytest.raises(ValueError, match="4000"):
+                cache.pin(pinned, wrong)
+
+
+def test_pins_on_a_dead_node_are_no_error(namespace: Namespace) -> None:
+    with start_node() as node, kvstore.connect(node.target) as store:
+        cache = PrefixCache(store, namespace)
+        cache.put(HASHES[:2], blocks_of(2))
+        node.kill()
+        assert cache.pin(HASHES[:2], 1.0) == [False, False]
 
 
 def test_a_full_node_fails_stores_and_nothing_else(namespace: Namespace) -> None:

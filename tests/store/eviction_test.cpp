@@ -13,6 +13,36 @@ std::string name(const char* prefix, uint64_t i) {
   return std::string(prefix).append(std::to_string(i));
 }
 
+Outcome put_as(StoreClient& client, const std::string& key, const std::string& value,
+               unsigned category) {
+  kv_call call = StoreClient::call_for(KV_PUT, key);
+  call.value = value.data();
+  call.value_bytes = value.size();
+  call.reuse = category << KV_REUSE_CATEGORY_SHIFT;
+  return client.run_one(call);
+}
+
+// Puts what does not fit, and now and then lets the heartbeat tell the node of it.
+void churn(StoreClient& client, const std::string& value, unsigned count, unsigned category = 0) {
+  static unsigned number = 0;
+  for (unsigned i = 0; i < count; ++i) {
+    REQUIRE(put_as(client, name("new", number++), value, category).status == Status::kOk);
+    if (i % 500 == 0) usleep(12'000);
+  }
+}
+
+unsigned present(StoreClient& client, const char* prefix, unsigned count) {
+  unsigned found = 0;
+  for (unsigned i = 0; i < count; ++i) {
+    kv_call call{};
+    const std::string key = name(prefix, i);
+    call = StoreClient::call_for(KV_CONTAINS, key);
+    call.flags = KV_PROBE;
+    found += client.run_one(call).status == Status::kOk;
+  }
+  return found;
+}
+
 }  // namespace
 
 TEST_CASE("store: a full node that evicts goes on taking values of many threads and clients") {
@@ -69,6 +99,93 @@ TEST_CASE("store: what was used lately outlives what was not") {
   }
   CHECK(hot > kHot / 2);
   CHECK(cold < kHot / 4);
+}
+
+TEST_CASE("store: what was read often outlives what was read lately, by frequency") {
+  for (const uint32_t policy : {KV_EVICTION_LFU, KV_EVICTION_GDSF}) {
+    CAPTURE(policy);
+    StoreNode node(uint64_t{12} << 20, policy);
+    StoreClient client(node);
+    constexpr unsigned kOften = 200;
+    const std::string value(2000, 'v');
+    for (unsigned i = 0; i < kOften; ++i) {
+      REQUIRE(client.put(name("often", i), value).status == Status::kOk);
+    }
+    usleep(60'000);
+    for (unsigned round = 0; round < 20; ++round) {
+      for (unsigned i = 0; i < kOften; ++i) client.get(name("often", i));
+      usleep(12'000);
+    }
+    // Not read any more from here on.
+    churn(client, value, 9000);
+    CHECK(present(client, "often", kOften) > kOften * 3 / 4);
+  }
+}
+
+TEST_CASE("store: first in, first out, whatever is read") {
+  StoreNode node(uint64_t{12} << 20, KV_EVICTION_FIFO);
+  StoreClient client(node);
+  constexpr unsigned kEarly = 200;
+  const std::string value(2000, 'v');
+  for (unsigned i = 0; i < kEarly; ++i) {
+    REQUIRE(client.put(name("early", i), value).status == Status::kOk);
+  }
+  usleep(60'000);
+  for (unsigned part = 0; part < 30; ++part) {
+    churn(client, value, 300);
+    for (unsigned i = 0; i < kEarly; ++i) client.get(name("early", i));
+  }
+  CHECK(present(client, "early", kEarly) < kEarly / 4);
+}
+
+TEST_CASE("store: the adaptive policy keeps the category that comes back") {
+  StoreNode node(uint64_t{12} << 20, KV_EVICTION_ADAPTIVE);
+  StoreClient client(node);
+  const std::string value(2000, 'v');
+  constexpr unsigned kKept = 400;
+  // Keys of category 1 are put again, after longer than a node of this size remembers by recency;
+  // those of category 2 never are.
+  for (unsigned round = 0; round < 12; ++round) {
+    for (unsigned i = 0; i < kKept; ++i) {
+      REQUIRE(put_as(client, name("back", i), value, 1).status == Status::kOk);
+    }
+    churn(client, value, 6000, 2);
+  }
+  CHECK(present(client, "back", kKept) > kKept * 3 / 4);
+}
+
+TEST_CASE("store: a probe keeps nothing from eviction, a pin does, and too many pins do not") {
+  StoreNode node(uint64_t{12} << 20, KV_EVICTION_SAMPLED_LRU);
+  StoreClient client(node);
+  const std::string value(2000, 'v');
+  constexpr unsigned kEach = 200;
+  for (unsigned i = 0; i < kEach; ++i) {
+    REQUIRE(client.put(name("pinned", i), value).status == Status::kOk);
+    REQUIRE(client.put(name("probed", i), value).status == Status::kOk);
+  }
+  for (unsigned i = 0; i < kEach; ++i) {
+    const std::string key = name("pinned", i);
+    kv_call pin = StoreClient::call_for(KV_CONTAINS, key);
+    pin.pin_s = 60;
+    REQUIRE(client.run_one(pin).status == Status::kOk);
+  }
+  usleep(120'000);
+  for (unsigned part = 0; part < 30; ++part) {
+    churn(client, value, 300);
+    present(client, "probed", kEach);
+  }
+  CHECK(present(client, "pinned", kEach) > kEach * 9 / 10);
+  CHECK(present(client, "probed", kEach) < kEach / 4);
+  // Pins for everything: puts go on, and old pins go.
+  for (unsigned i = 0; i < 12'000; ++i) {
+    const std::string key = name("more", i);
+    REQUIRE(client.put(key, value).status == Status::kOk);
+    kv_call pin = StoreClient::call_for(KV_CONTAINS, key);
+    pin.pin_s = 60;
+    client.run_one(pin);
+    if (i % 500 == 0) usleep(12'000);
+  }
+  CHECK(present(client, "more", 12'000) < 8'000);
 }
 
 TEST_CASE("store: a full node makes room for another size and for another client") {

@@ -13,10 +13,11 @@ from kvstore.bench.document import Row, metadata, print_json, print_table
 from kvstore.bench.llm.policies import POLICIES
 from kvstore.bench.processes import ProcessError
 from kvstore.demo.trace import TraceError
+from kvstore.node.description import EVICTIONS
 from kvstore.node.units import parse_bytes
 
 #: The policies that only count, and the eviction of real nodes.
-CHOICES: Final = (*POLICIES, "sampled-lru", "store")
+CHOICES: Final = (*POLICIES, *(name for name in EVICTIONS if name != "none"), "store")
 _COLUMNS: Final = (
     *("trace", "figure", "policy", "fabric", "capacity_blocks", "token_hit_ratio", "tier"),
     *("block_bytes", "blocks", "bytes_per_s", "store_bytes_per_s", "copy_bytes_per_s"),
@@ -83,12 +84,13 @@ def llm(
     Policies:
       lru, belady   exact LRU and the offline optimum, by bookkeeping alone
       none          an unlimited cache, likewise
-      sampled-lru   the real store on a node that holds so many blocks and evicts
+      adaptive, sampled-lru, lfu, fifo, gdsf
+                    the real store on a node that holds so many blocks and evicts by this
       store         the real store on a node with room for everything
 
     \b
     Examples:
-      kvstore-bench llm --trace conversation_trace.jsonl.gz --policy lru --policy sampled-lru
+      kvstore-bench llm --trace conversation_trace.jsonl.gz --policy lru --policy adaptive
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy store --fabric tcp
       kvstore-bench llm --figure adapter --fabric shm
       build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft

@@ -148,7 +148,5 @@ def _serve(
     matched = cache.match(hashes)
     loaded = cache.get(hashes[:matched], buffers[:matched]).leading if matched else 0
     if loaded < len(hashes):
-        # From the last block on: the beginning of a chain is used last, and so evicted last.
-        missing = hashes[:loaded:-1] + hashes[loaded : loaded + 1]
-        cache.put(missing, [content] * len(missing))
+        cache.put(hashes[loaded:], [content] * (len(hashes) - loaded))
     return loaded

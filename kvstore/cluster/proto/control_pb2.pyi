@@ -11,6 +11,10 @@ class Eviction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EVICTION_NONE: _ClassVar[Eviction]
     EVICTION_SAMPLED_LRU: _ClassVar[Eviction]
+    EVICTION_LFU: _ClassVar[Eviction]
+    EVICTION_FIFO: _ClassVar[Eviction]
+    EVICTION_GDSF: _ClassVar[Eviction]
+    EVICTION_ADAPTIVE: _ClassVar[Eviction]
 
 class Consistency(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -38,6 +42,10 @@ class Fabric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FABRIC_VERBS: _ClassVar[Fabric]
 EVICTION_NONE: Eviction
 EVICTION_SAMPLED_LRU: Eviction
+EVICTION_LFU: Eviction
+EVICTION_FIFO: Eviction
+EVICTION_GDSF: Eviction
+EVICTION_ADAPTIVE: Eviction
 CONSISTENCY_LINEARIZABLE: Consistency
 CONSISTENCY_REGULAR: Consistency
 DOMAIN_UNSPECIFIED: Domain

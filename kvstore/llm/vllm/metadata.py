@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
+from kvstore.llm.chains import Prompt
+
 
 @dataclass(slots=True)
 class GroupBlocks:
@@ -15,6 +17,8 @@ class GroupBlocks:
     group: int
     block_ids: list[int]
     hashes: list[bytes]
+    #: The place of the first block in the prompt.
+    first: int = 0
 
 
 @dataclass(slots=True)
@@ -23,6 +27,8 @@ class Job:
 
     request_id: str
     groups: list[GroupBlocks]
+    #: Of each group, what eviction is told of its blocks.
+    prompts: list[Prompt] = field(default_factory=list)
 
 
 @dataclass

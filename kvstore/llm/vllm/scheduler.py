@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
 
 import kvstore
+from kvstore.llm.chains import Chains, Prompt
 from kvstore.llm.prefix_cache import PrefixCache
 from kvstore.llm.single_flight import Flight, Flights, abandon
 from kvstore.llm.vllm.landings import Landings
@@ -40,6 +41,8 @@ class _Tracked:
     stored_tokens: int = 0
     #: A load that has not ended yet.
     loading: list[GroupBlocks] = field(default_factory=list)
+    #: Of each group, what is told of its blocks.
+    prompts: list[Prompt] | None = None
     #: The turn to compute what the store lacks, or the wait for it; None: not asked for.
     flight: Future[Flight] | None = None
 
@@ -64,6 +67,7 @@ class SchedulerSide:
             ]
             for group in range(len(geometry.group_ids))
         ]
+        self._chains = Chains()
         self._flights = Flights(self._store)
         self._landings = Landings(settings.store_timeout_s)
         self._tracked: dict[str, _Tracked] = {}
@@ -184,10 +188,28 @@ class SchedulerSide:
             tokens = geometry.block_tokens[group]
             first, last = begin // tokens, end // tokens
             hashes = geometry.hashes(group, request.block_hashes, first, last - first)
-            groups.append(_present(group, tables[group_id][first:last], hashes))
-        self._loads.append(Job(request.request_id, groups))
+            groups.append(_present(group, tables[group_id][first:last], hashes, first))
+        self._loads.append(Job(request.request_id, groups, self._prompts(tracked)))
         tracked.loading = groups
         tracked.stored_tokens = end
+
+    def _prompts(self, tracked: _Tracked) -> list[Prompt]:
+        """Of each group, what eviction is told of the request's blocks; it is served now."""
+        if tracked.prompts is None:
+            tracked.prompts = []
+            for group in range(len(self._geometry.block_tokens)):
+                keys = self._prompt_keys(tracked.request, group)
+                prompt = self._chains.prompt(keys)
+                self._chains.served(keys, prompt)
+                tracked.prompts.append(prompt)
+        return tracked.prompts
+
+    def _prompt_keys(self, request: Request, group: int) -> list[bytes]:
+        geometry = self._geometry
+        hashed = len(request.block_hashes) * geometry.hash_tokens
+        blocks = min(request.num_prompt_tokens, hashed) // geometry.block_tokens[group]
+        hashes = geometry.hashes(group, request.block_hashes, 0, blocks)
+        return [bytes([group % 256]) + digest for digest in hashes]
 
     # ---- a step ----
 
@@ -228,9 +250,9 @@ class SchedulerSide:
             tokens = geometry.block_tokens[group]
             first, last = begin // tokens, end // tokens
             hashes = geometry.hashes(group, request.block_hashes, first, last - first)
-            groups.append(_present(group, table[group_id][first:last], hashes))
+            groups.append(_present(group, table[group_id][first:last], hashes, first))
         tracked.stored_tokens = end
-        return Job(request.request_id, groups)
+        return Job(request.request_id, groups, self._prompts(tracked))
 
     # ---- the end of a load, and of a request ----
 
@@ -276,10 +298,12 @@ class SchedulerSide:
         self._store.close()
 
 
-def _present(group: int, block_ids: list[int], hashes: list[bytes]) -> GroupBlocks:
+def _present(group: int, block_ids: list[int], hashes: list[bytes], first: int) -> GroupBlocks:
     """Leaves out the places of a sliding window that vLLM keeps no block for."""
     pairs = [(b, h) for b, h in zip(block_ids, hashes, strict=True) if b != NULL_BLOCK_ID]
-    return GroupBlocks(group, [b for b, _ in pairs], [h for _, h in pairs])
+    # What is left out stands before the rest: the window's end is kept.
+    first += len(hashes) - len(pairs)
+    return GroupBlocks(group, [b for b, _ in pairs], [h for _, h in pairs], first)
 
 
 def _no_flight() -> Future[Flight]:

@@ -17,9 +17,10 @@ import torch
 from vllm.v1.kv_cache_interface import group_kernel_blocks
 
 import kvstore
+from kvstore.llm.chains import Prompt
 from kvstore.llm.codecs import Codec
 from kvstore.llm.prefix_cache import PrefixCache
-from kvstore.llm.vllm.metadata import Job
+from kvstore.llm.vllm.metadata import GroupBlocks, Job
 from kvstore.llm.vllm.settings import Geometry, Settings
 
 _log = logging.getLogger("kvstore.llm.vllm")
@@ -139,7 +140,12 @@ class WorkerSide:
                 continue
             memory = self._memory[blocks.group]
             rows = torch.empty((len(blocks.block_ids), memory.block_bytes), dtype=torch.uint8)
-            result = self._caches[blocks.group].get(blocks.hashes, list(rows.numpy()))
+            result = self._caches[blocks.group].get(
+                blocks.hashes,
+                list(rows.numpy()),
+                prompt=job.prompts[blocks.group],
+                first=blocks.first,
+            )
             if result.all_ok:
                 memory.scatter(blocks.block_ids, rows)
             else:
@@ -181,7 +187,7 @@ class WorkerSide:
                     self._count(dropped_blocks=len(blocks.block_ids))
                     continue
                 rows = memory.gather(blocks.block_ids)
-                self._save_thread.submit(self._put, blocks.group, blocks.hashes, rows)
+                self._save_thread.submit(self._put, blocks, job.prompts[blocks.group], rows)
 
     def _reserve(self, size: int) -> bool:
         """Waits for room for copies; false where there is none in time."""
@@ -194,10 +200,12 @@ class WorkerSide:
                 self._saving_bytes += size
             return fits
 
-    def _put(self, group: int, hashes: list[bytes], rows: torch.Tensor) -> None:
+    def _put(self, blocks: GroupBlocks, prompt: Prompt, rows: torch.Tensor) -> None:
         begin = time.monotonic()
         try:
-            self._caches[group].put(hashes, list(rows.numpy()))
+            self._caches[blocks.group].put(
+                blocks.hashes, list(rows.numpy()), prompt=prompt, first=blocks.first
+            )
         except Exception:
             _log.exception("a store failed")
         finally:

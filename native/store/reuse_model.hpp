@@ -1,0 +1,89 @@
+// What a client learns about the reuse of keys: for each category, how long after a use the next
+// one comes, if one comes. From that follows what a key is worth that has been idle for so long.
+//
+// The worth is the best ratio of the chance of a reuse to the time that the key is kept for it,
+// over all times after which one could give it up: the Gittins index of its remaining idle time. It
+// generalises the priority of KVCache in the Wild (arXiv 2506.02634, section 4), which assumes
+// exponential times and one horizon, and hit density (LHD, NSDI'18), which has no horizon.
+//
+// Uses are remembered of a sample of keys, those with certain hashes, whether their objects were
+// evicted meanwhile or not. Keys that have not been used again yet count as what they are,
+// observations that end early (Kaplan and Meier, 1958); otherwise categories that are new would
+// look as if nobody ever came back to them.
+//
+// `used` and `learn` are called by one thread, `worth` and `evicted` by any.
+
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace kvstore {
+
+class ReuseModel {
+ public:
+  // A caller's word for what a use was; 0: nothing said. Those without are worth the less the
+  // longer they are idle, whatever the sample says: least recently used among themselves.
+  static constexpr unsigned kCategories = 256;
+  // Buckets of idle time: below a millisecond, then four an octave, up to some four hours.
+  static constexpr unsigned kAges = 96;
+  static constexpr unsigned kSameCategory = kCategories;
+
+  // A key is used at `now_ms`, of a clock that wraps. `kSameCategory`: as at its last use.
+  void used(uint64_t key_hash, unsigned category, uint32_t now_ms);
+  // Derives the worths from what has been seen.
+  void learn(uint32_t now_ms);
+  bool wants_to_learn() const { return uses_ >= next_lesson_; }
+  // An entry was evicted that had been idle for so long.
+  void evicted(uint32_t idle_ms);
+
+  // Expected reuses a millisecond of keeping; 0: none is known.
+  float worth(unsigned category, uint32_t idle_ms) const;
+
+  static unsigned age_of(uint32_t idle_ms);
+  static double age_begin_ms(unsigned age);
+
+ private:
+  static constexpr unsigned kWays = 4;
+  static constexpr unsigned kSets = 16384;
+  static constexpr unsigned kThinnestSample = 10;  // one key in 2^10
+  static constexpr uint64_t kLessonUses = 2048;
+  static constexpr double kObservationsMax = 1 << 20;
+
+  struct Entry {
+    uint64_t key_hash;  // 0: none
+    uint32_t last_ms;
+    uint16_t category;
+  };
+  using Ages = std::array<double, kAges>;
+  struct Observed {
+    Ages reused{};
+    Ages lost{};  // not seen again until the entry made room for another one
+    double count = 0;
+  };
+  // Of one lesson: a category's observations with those that have not ended.
+  struct Exposure {
+    Ages reused{};
+    Ages ended{};  // reused, lost, or still waiting
+  };
+
+  bool sampled(uint64_t key_hash) const;
+  void thin_out();
+  void copy_worth(unsigned from, unsigned to);
+  void publish(unsigned category, const Exposure& exposure);
+
+  std::vector<Entry> entries_;
+  std::vector<Observed> observed_;
+  uint64_t uses_ = 0;
+  uint64_t next_lesson_ = 256;
+  unsigned thinness_ = 0;  // one key in 2^thinness is sampled
+  double lost_ms_ = 0;     // since the last lesson
+  double lost_ = 0;
+  std::atomic<uint32_t> evicted_idle_ms_{0};  // a moving average
+  std::array<std::atomic<float>, kCategories * kAges> worth_{};
+};
+
+}  // namespace kvstore

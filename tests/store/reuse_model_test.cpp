@@ -1,0 +1,101 @@
+// The reuse model alone, against reuse that is known: what it holds worth keeping, and when.
+
+#include <doctest/doctest.h>
+
+#include "store/reuse_model.hpp"
+
+namespace kvstore::test {
+namespace {
+
+constexpr uint32_t kStartMs = 0xffff'0000u;  // the clock wraps during each test
+
+// Keys of one category, each used anew: one in `period` of them again `gap_ms` later.
+class Uses {
+ public:
+  explicit Uses(ReuseModel& model) : model_(model) {}
+
+  void run(unsigned category, unsigned count, unsigned period, uint32_t gap_ms) {
+    for (unsigned i = 0; i < count; ++i) {
+      const uint64_t key = ++keys_ * 0x9e3779b97f4a7c15ull;
+      model_.used(key, category, now_ms);
+      if (i % period == 0) model_.used(key, category, now_ms + gap_ms);
+    }
+    now_ms += 10 * gap_ms;
+    model_.learn(now_ms);
+  }
+  uint32_t now_ms = kStartMs;
+
+ private:
+  ReuseModel& model_;
+  uint64_t keys_ = 0;
+};
+
+}  // namespace
+
+TEST_CASE("reuse model: what comes back is worth more than what does not") {
+  ReuseModel model;
+  CHECK(model.worth(1, 10) == 0);
+  Uses uses(model);
+  uses.run(1, 2000, 1, 1000);
+  uses.run(2, 2000, 1000, 1000);
+  uses.run(3, 2000, 4, 1000);
+  CHECK(model.worth(1, 100) > model.worth(3, 100));
+  CHECK(model.worth(3, 100) > model.worth(2, 100));
+}
+
+TEST_CASE("reuse model: a key is worth the more the nearer its next use is, and little after it") {
+  ReuseModel model;
+  Uses uses(model);
+  uses.run(1, 4000, 2, 1000);
+  CHECK(model.worth(1, 800) > 2 * model.worth(1, 10));
+  CHECK(model.worth(1, 2000) < model.worth(1, 10) / 4);
+}
+
+TEST_CASE("reuse model: without a category the longest idle goes first, whatever was seen") {
+  ReuseModel model;
+  Uses uses(model);
+  uses.run(0, 4000, 2, 1000);
+  for (uint32_t idle_ms = 1; idle_ms < 4000; ++idle_ms) {
+    REQUIRE(model.worth(0, idle_ms) <= model.worth(0, idle_ms - 1));
+  }
+  CHECK(model.worth(0, 10) > model.worth(0, 3000));
+}
+
+TEST_CASE("reuse model: keys that had no time yet to be used again do not count against theirs") {
+  ReuseModel model;
+  Uses uses(model);
+  uses.run(1, 1000, 1, 1000);
+  uses.run(2, 1000, 1, 1000);
+  const float before = model.worth(2, 100);
+  REQUIRE(before > 0);
+  // As many again, just now.
+  for (uint64_t i = 1; i <= 1000; ++i) model.used(~i * 0x9e3779b97f4a7c15ull, 2, uses.now_ms);
+  model.learn(uses.now_ms + 10);
+  CHECK(model.worth(2, 100) > before * 0.8f);
+}
+
+TEST_CASE("reuse model: it samples more thinly where its memory would be too short, and learns") {
+  ReuseModel model;
+  uint32_t now_ms = kStartMs;
+  // Each key comes back after 200,000 others, which is more than are remembered.
+  constexpr uint64_t kBetween = 200'000;
+  for (uint64_t i = 1; i <= 12 * kBetween; ++i) {
+    if (i % 100 == 0) ++now_ms;
+    model.used((i % kBetween + 1) * 0x9e3779b97f4a7c15ull, 7, now_ms);
+    if (i % 100 == 0) model.evicted(1500);
+    if (model.wants_to_learn()) model.learn(now_ms);
+  }
+  CHECK(model.worth(7, 1500) > 0);
+}
+
+TEST_CASE("reuse model: buckets of idle time begin where they say") {
+  for (unsigned age = 1; age + 1 < ReuseModel::kAges; ++age) {
+    const double begin_ms = ReuseModel::age_begin_ms(age);
+    if (begin_ms != double(uint32_t(begin_ms))) continue;  // quarters of 1 and 2 ms
+    CHECK(ReuseModel::age_of(uint32_t(begin_ms)) == age);
+    CHECK(ReuseModel::age_of(uint32_t(begin_ms) - 1) < age);
+  }
+  CHECK(ReuseModel::age_of(UINT32_MAX) == ReuseModel::kAges - 1);
+}
+
+}  // namespace kvstore::test
