@@ -175,7 +175,7 @@ constexpr Broken kBroken[] = {
     {"cache_answers_first", "copies", 10},
     {"cache_installs_frozen", "copies", 10},
     {"cache_clears_blindly", "copies", 60},
-    {"cache_lease_from_end", "copies_slow", 200},
+    {"cache_lease_from_end", "copies_slow", 100},
     {"cache_split_forgets_shared", "copies_splits", 10},
     {"cache_evicts_shared", "copies_full", 10},
 };
