@@ -13,7 +13,7 @@ constexpr uint64_t kDriftShare = 64;
 // When a question is asked again, and how long an answer is waited for in all. What follows costs a
 // lease and the copies of a whole group, so a busy owner is given its time.
 constexpr uint64_t kAskAgainNs = kMillisecond;
-constexpr uint64_t kAskNs = 20 * kMillisecond;
+constexpr uint64_t kAskNs = 50 * kMillisecond;
 constexpr unsigned kLinesPerRead = 64;
 
 uint64_t bit(unsigned group) {

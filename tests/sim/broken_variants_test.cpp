@@ -182,7 +182,7 @@ constexpr Broken kBroken[] = {
     {"cache_installs_frozen", "copies", 10},
     {"cache_clears_blindly", "copies", 60},
     {"cache_without_lease", "copies_zombies", 30},
-    {"cache_lease_from_end", "copies_slow", 200},
+    {"cache_lease_from_end", "copies_slow", 400},
     {"cache_ignores_revocation", "copies_deaf", 20},
     {"cache_forgets_the_silent", "copies_deaf", 20},
     {"cache_split_forgets_shared", "copies_splits", 10},
