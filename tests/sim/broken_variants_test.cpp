@@ -64,7 +64,7 @@ const std::map<std::string, std::string> kScenarios{
      "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=22 think_us=20 "
      "late_per_million=50000 mail_late_per_million=50000"},
     {"copies_slow",
-     "rare=cache_everything cache_kib=64 keys=2 get_percent=88 put_percent=10 think_us=3000 "
+     "rare=cache_everything cache_kib=64 keys=2 get_percent=88 put_percent=7 think_us=3000 "
      "operations=1500 mail_lost_per_million=700000 late_per_million=30000 late_us=400000 "
      "lease_ms=3000 timeout_ms=5000 rest=0"},
     {"copies_splits",
