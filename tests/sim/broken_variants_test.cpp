@@ -70,9 +70,9 @@ const std::map<std::string, std::string> kScenarios{
      "rare=cache_everything cache_kib=64 keys=4 get_percent=80 put_percent=15 think_us=300 "
      "operations=1500 mail_lost_per_million=700000"},
     {"copies_slow",
-     "rare=cache_everything cache_kib=64 keys=2 get_percent=88 put_percent=10 think_us=3000 "
-     "operations=1500 mail_lost_per_million=700000 late_per_million=30000 late_us=400000 "
-     "lease_ms=3000 timeout_ms=5000 rest=0"},
+     "rare=cache_everything cache_kib=64 keys=2 get_percent=88 contains_percent=2 put_percent=10 "
+     "think_us=3000 operations=1500 mail_lost_per_million=700000 late_per_million=100000 "
+     "late_us=400000 lease_ms=3000 timeout_ms=5000 rest=0"},
     {"copies_splits",
      "rare=cache_everything,early_split cache_kib=64 keys=64 operations=4000 get_percent=60 "
      "put_percent=25 think_us=30 late_per_million=50000 mail_late_per_million=50000"},
@@ -182,7 +182,7 @@ constexpr Broken kBroken[] = {
     {"cache_installs_frozen", "copies", 10},
     {"cache_clears_blindly", "copies", 60},
     {"cache_without_lease", "copies_zombies", 30},
-    {"cache_lease_from_end", "copies_slow", 400},
+    {"cache_lease_from_end", "copies_slow", 150},
     {"cache_ignores_revocation", "copies_deaf", 20},
     {"cache_forgets_the_silent", "copies_deaf", 20},
     {"cache_split_forgets_shared", "copies_splits", 10},
