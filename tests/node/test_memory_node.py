@@ -43,7 +43,7 @@ def test_loads_no_grpc_and_no_numpy() -> None:
     [
         {"capacity_bytes": 0},
         {"capacity_bytes": (8 << 20) - 1},
-        {"capacity_bytes": 16 << 20, "eviction": "lfu"},
+        {"capacity_bytes": 16 << 20, "eviction": "mru"},
         {"capacity_bytes": 16 << 20, "consistency": "eventual"},
         {"capacity_bytes": 16 << 20, "tcp_host": "127.0.0.1", "tcp_port": 65536},
         {"capacity_bytes": 16 << 20, "members": ["a", "a"]},

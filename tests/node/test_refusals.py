@@ -33,7 +33,7 @@ def _assert_refused(capsys: pytest.CaptureFixture[str], options: list[str], expe
         (["--capacity=64MiB", "--token-file=/dev/null"], "is empty"),
         (["--capacity=64MiB", "--tls-cert=/dev/null"], "go together"),
         (["--capacity=64MiB", "--tls-cert=/dev/null", "--tls-key=/dev/null"], "no PEM certificate"),
-        (["--capacity=64MiB", "--eviction=lfu"], "lfu"),
+        (["--capacity=64MiB", "--eviction=mru"], "mru"),
         (["--capacity=64MiB", "--members=a:1,a:1"], "named twice"),
         (["--capacity=64MiB", "--config=/nonexistent"], "cannot read /nonexistent"),
         (["--capacity=64MiB", "--no-such-option"], "--no-such-option"),
@@ -58,7 +58,7 @@ def test_refusal_is_one_line_and_exit_code_2(
         ("capacity = ", "Invalid value"),
         ("capacitie = 3", "there is no option 'capacitie'"),
         ("[capacity]\nx = 1", "is a table"),
-        ('eviction = "lfu"', "lfu"),
+        ('eviction = "mru"', "mru"),
     ],
 )
 def test_bad_config_file_is_one_line(
