@@ -236,7 +236,7 @@ for _ in range(6):
     child = os.fork()
     if child == 0:
         try:
-            client.attach(cluster_id="", members=["b:1"], peer="child", timeout_s=5)
+            client.attach(cluster_id="", members=["b:1"], peer="child", timeout_s=20)
         except errors.MembershipMismatch as error:
             os._exit(0 if error.theirs == ("a:1",) and client.describe().node_id else 3)
         os._exit(2)
@@ -245,6 +245,6 @@ for _ in range(6):
 client.describe()
 """
     ended = subprocess.run(
-        [sys.executable, "-c", program], timeout=60, check=False, capture_output=True, text=True
+        [sys.executable, "-c", program], timeout=150, check=False, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
