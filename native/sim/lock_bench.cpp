@@ -5,6 +5,7 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 #include "base/variant.hpp"
@@ -628,17 +629,23 @@ std::string check_options(const LockBenchOptions& options) {
   return "";
 }
 
+// Of a world that stands still, tasks are left over that nobody can end.
+static void keep_for_ever(std::unique_ptr<LockBench> bench) {
+  static std::mutex mutex;
+  static auto* const kept = new std::vector<LockBench*>;
+  const std::lock_guard lock(mutex);
+  kept->push_back(bench.release());
+}
+
 LockBenchResult run_lock_bench(const LockBenchOptions& options, uint64_t seed) {
   LockBenchResult result;
   std::thread thread([&] {
 #ifdef KVSTORE_SIMULATION
     switches.variants = options.variants;
 #endif
-    // Of a world that stands still, tasks are left over that nobody can end.
-    auto* bench = new LockBench(options, seed);
+    auto bench = std::make_unique<LockBench>(options, seed);
     result = bench->run();
-    if (!result.good()) return;
-    delete bench;
+    if (!result.good()) keep_for_ever(std::move(bench));
   });
   thread.join();
   return result;
