@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "base/crc32c.hpp"
 #include "layout/object.hpp"
 #include "tests/store/fixture.hpp"
 
@@ -137,7 +138,8 @@ TEST_CASE("fence: a damaged one is not taken for none") {
   StoreClient client(node);
   REQUIRE(put(client, "a", "value", fence_of(0x1122334455667788)).status == Status::kOk);
   const uint64_t token = 0x1122334455667788;
-  std::string image(reinterpret_cast<const char*>(client.region()), client.region_bytes());
+  std::string image(client.region_bytes(), '\0');
+  region_copy(image.data(), client.region(), image.size());
   const size_t at = image.find(std::string(reinterpret_cast<const char*>(&token), sizeof token));
   REQUIRE(at != std::string::npos);
   client.region()[at] ^= 1;
