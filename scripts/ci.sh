@@ -67,11 +67,11 @@ pip_install() {
 }
 
 stage "setup build" 6 make setup build
-stage check 2 make check
+stage check 4 make check
 stage test 7 make test
-stage sim 5 make sim
+stage sim 7 make sim
 stage rxe 7 make rxe
-stage sanitize 8 make sanitize
+stage sanitize 12 make sanitize
 stage "network tests" 3 .venv/bin/python -m pytest -m network
 stage "system setup" 6 system_setup
 stage "pip install" 3 pip_install

@@ -62,8 +62,8 @@ export UBSAN_OPTIONS="print_stacktrace=1:external_symbolizer_path=$symbolizer"
 export TSAN_OPTIONS="external_symbolizer_path=$symbolizer:halt_on_error=1:second_deadlock_stack=1"
 for sanitizer in address thread; do
   echo "native tests, $sanitizer sanitizer:"
-  timeout 240 "build/$sanitizer/kvstore_native_tests"
-  timeout 240 "build/$sanitizer/kvstore_simulation_tests"
+  timeout 400 "build/$sanitizer/kvstore_native_tests"
+  timeout 600 "build/$sanitizer/kvstore_simulation_tests"
 done
 
 shopt -s nullglob
