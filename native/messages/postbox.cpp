@@ -50,16 +50,20 @@ Task<Status> Postbox::open(Remote& remote) {
   co_return from_fabric(co_await remote.batch(op));
 }
 
-bool Postbox::remember(uint32_t registration, const layout::PostboxLine& line) {
-  if (line.registration != registration || line.checksum != checksum_of(line)) return false;
+Status Postbox::remember(uint32_t registration, const layout::PostboxLine& line) {
+  if (line.registration == 0 && line.checksum == 0) return Status::kAbsent;
+  if (line.checksum != checksum_of(line)) return Status::kCorrupt;
+  if (line.registration != registration) return Status::kAbsent;
   const std::lock_guard lock(peers_mutex_);
   Peer& peer = peers_[place_of(registration)];
-  if (peer.registration == registration) return true;  // another thread was first
+  // Registrations grow: a line that was read before a newer client took its place comes too late.
+  if (peer.registration > registration) return Status::kAbsent;
+  if (peer.registration == registration) return Status::kOk;  // another thread was first
   peer.registration = registration;
   peer.sequence = 0;
   std::memcpy(peer.address.bytes, line.address, sizeof line.address);
   std::memcpy(peer.key.data(), line.key, sizeof line.key);
-  return true;
+  return Status::kOk;
 }
 
 Status Postbox::send_at_once(uint32_t to, MessageKind kind, std::span<const uint8_t> content) {
@@ -94,7 +98,8 @@ Task<Status> Postbox::send(Remote& remote, uint32_t to, MessageKind kind,
   for (const layout::PostboxLine& line : lines) {
     if (line.registration != 0 && line.registration != to) remember(line.registration, line);
   }
-  if (!remember(to, lines[place % kLinesPerRead])) co_return Status::kAbsent;
+  const Status found = remember(to, lines[place % kLinesPerRead]);
+  if (found != Status::kOk) co_return found;
   // A client that was given the same line meanwhile may have been remembered in its place.
   const Status sent = send_at_once(to, kind, content);
   co_return sent == Status::kPending ? Status::kAbsent : sent;

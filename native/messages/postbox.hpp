@@ -46,7 +46,8 @@ class Postbox {
   Task<Status> open(Remote& remote);
 
   // kOk once the fabric has it, which says nothing about its arrival; kAbsent if there is no such
-  // client, or none that opened a postbox. Reads its line the first time. Any thread.
+  // client, or none that opened a postbox; kCorrupt if its line does not say: it may have one.
+  // Reads the line the first time. Any thread.
   Task<Status> send(Remote& remote, uint32_t to, MessageKind kind,
                     std::span<const uint8_t> content);
   // The same without a verb: kPending if the line must be read first.
@@ -75,7 +76,7 @@ class Postbox {
   uint64_t line_offset(uint32_t registration) const {
     return postboxes_offset_ + place_of(registration) * layout::kLineBytes;
   }
-  bool remember(uint32_t registration, const layout::PostboxLine& line);
+  Status remember(uint32_t registration, const layout::PostboxLine& line);
   bool is_new(const Message& message);
 
   const PortPtr port_;

@@ -106,6 +106,17 @@ TEST_CASE("an owner that does not answer is waited for no longer than a lease") 
   CHECK(!reader.settle("key"));
 }
 
+TEST_CASE("an owner whose postbox line is damaged is not taken for one without copies") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node);
+  REQUIRE(writer.put("key", "first").status == Status::kOk);
+  REQUIRE(reader.settle("key"));
+  reader.damage_postbox_line();
+  REQUIRE(writer.put("key", "second").status == Status::kOk);
+  CHECK(reader.get("key").value == "second");
+  CHECK(writer.stats().leases_waited == 1);
+}
+
 TEST_CASE("clearing a node ends all copies") {
   StoreNode node(layout::kRegionBytesMin);
   CopyingClient reader(node), writer(node);

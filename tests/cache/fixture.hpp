@@ -154,6 +154,11 @@ class CopyingClient {
   }
   // As if its process stood still: nothing that it is told is answered.
   void fall_silent() { loses->store(true); }
+  void damage_postbox_line() {
+    const uint64_t offset = attachment_->geometry.postboxes_offset +
+                            registration_ % layout::kClientsMax * layout::kLineBytes;
+    region_[offset + offsetof(layout::PostboxLine, address)] ^= 1;
+  }
 
   std::shared_ptr<std::atomic<bool>> loses = std::make_shared<std::atomic<bool>>(false);
 
@@ -192,7 +197,7 @@ class CopyingClient {
 
   Node& node_;
   uint32_t registration_ = 0;
-  const uint8_t* region_ = nullptr;
+  uint8_t* region_ = nullptr;
   std::shared_ptr<Attachment> attachment_;
 };
 

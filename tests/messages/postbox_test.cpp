@@ -120,7 +120,7 @@ TEST_CASE("messages: who has no postbox is absent, who has left is not reached")
   CHECK(d.send(6, "x") == Status::kAbsent);
 }
 
-TEST_CASE("messages: a damaged line is as good as none, until it is whole") {
+TEST_CASE("messages: a damaged line is not taken for none, and not believed until it is whole") {
   Office office;
   Resident a(office, 5);
   Resident b(office, 6);
@@ -129,10 +129,28 @@ TEST_CASE("messages: a damaged line is as good as none, until it is whole") {
   for (size_t byte = 0; byte < sizeof line; ++byte) {
     CAPTURE(byte);
     reinterpret_cast<uint8_t*>(&line)[byte] ^= 0x10;
-    REQUIRE(a.send(6, "x") == Status::kAbsent);
+    REQUIRE(a.send(6, "x") == Status::kCorrupt);
     line = good;
   }
   CHECK(a.send(6, "x") == Status::kOk);
+}
+
+TEST_CASE("messages: a line read too early does not displace a newer client's") {
+  Office office;
+  Resident a(office, 5);
+  Resident older(office, 6);
+  const layout::PostboxLine early = office.line(6);
+  Resident newer(office, 6 + layout::kClientsMax);
+  REQUIRE(a.send(6 + layout::kClientsMax, "1") == Status::kOk);
+  Resident neighbour(office, 7);
+  // Lines come with their neighbours', and this is what a slow READ of them would bring.
+  const layout::PostboxLine late = office.line(6);
+  office.line(6) = early;
+  REQUIRE(a.send(7, "x") == Status::kOk);
+  office.line(6) = late;
+  REQUIRE(a.send(6 + layout::kClientsMax, "2") == Status::kOk);
+  office.deliver();
+  CHECK(newer.postbox.receive() == 2);
 }
 
 TEST_CASE("messages: each is handed over once, however often the fabric delivers it") {
