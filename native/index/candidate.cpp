@@ -6,8 +6,11 @@
 
 namespace kvstore {
 
-bool key_is_damaged(const unsigned char* object, const layout::ObjectHeader& header,
-                    const Key& key) {
+// Of a sound header and a key that is not the one looked for: whether it should be, by its hash,
+// and its bytes have changed. To call it another key would make the right one absent although there
+// is an object of it.
+static bool key_is_damaged(const unsigned char* object, const layout::ObjectHeader& header,
+                           const Key& key) {
   if (header.key_hash != key.hash || header.key_bytes != key.bytes) return false;
   return make_key(object + layout::kHeaderBytes, key.bytes).hash != header.key_hash;
 }

@@ -29,12 +29,6 @@ struct Candidate {
 Candidate::Verdict verdict_on(const unsigned char* object, layout::Slot slot, const Key& key,
                               layout::ObjectHeader& header);
 
-// Of a sound header and a key that is not the one looked for: whether it should be, by its hash,
-// and its bytes have changed. To call it another key would make the right one absent although there
-// is an object of it.
-bool key_is_damaged(const unsigned char* object, const layout::ObjectHeader& header,
-                    const Key& key);
-
 // At most this many are examined in one batch.
 inline constexpr unsigned kCandidatesMax = 8;
 

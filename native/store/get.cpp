@@ -1,7 +1,6 @@
 // get: the value of a key, verified before any of it is believed.
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/crc32c.hpp"
 #include "base/variant.hpp"
@@ -39,11 +38,6 @@ bool value_verifies(uint32_t crc, const ObjectHeader& header) {
   return crc == header.value_crc || KV_VARIANT(skip_value_checksum);
 }
 
-bool is_of(const unsigned char* object, const ObjectHeader& header, const Key& key) {
-  return header.key_hash == key.hash && header.key_bytes == key.bytes &&
-         std::memcmp(object + layout::kHeaderBytes, key.data, key.bytes) == 0;
-}
-
 void set_outcome(kv_call& call, const ObjectHeader& header, const void* data) {
   call.data = data;
   call.data_bytes = header.value_bytes;
@@ -66,11 +60,9 @@ void* place_for(Channel& channel, kv_call& call, uint64_t bytes) {
 // The header and key are in `object`; says what they mean for this call.
 Reading judge(Channel& channel, const Target& target, const unsigned char* object, const Slot& slot,
               ObjectHeader& header) {
-  header = layout::load_header(object);
-  if (!layout::sound(header, slot.address(), slot.size_class())) return Reading::kUnsound;
-  if (!is_of(object, header, target.key)) {
-    return key_is_damaged(object, header, target.key) ? Reading::kUnsound : Reading::kOther;
-  }
+  const Candidate::Verdict verdict = verdict_on(object, slot, target.key, header);
+  if (verdict == Candidate::Verdict::kUnsound) return Reading::kUnsound;
+  if (verdict == Candidate::Verdict::kOther) return Reading::kOther;
   if (expired(*channel.attachment, header)) return Reading::kExpired;
   target.mortal = header.expiry_ticks != 0;
   kv_call& call = target.call;

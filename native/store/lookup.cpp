@@ -1,7 +1,6 @@
 // Finding a key, and the pauses, helps and resolutions that its operations share.
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 
 #include "base/assert.hpp"
@@ -37,20 +36,21 @@ Task<Status> back_off(Channel& channel, unsigned attempt) {
 
 namespace {
 
+// Whether a remembered slot makes sense: entries of the address cache may be torn.
+bool may_lead_to(const layout::Geometry& geometry, Slot slot, const Key& key) {
+  return slot.readable() && geometry.holds_block(slot.offset(), slot.size_class()) &&
+         layout::kHeaderBytes + key.bytes <= layout::class_bytes(slot.size_class());
+}
+
 // What a key's slot led to when it was seen last.
 class Guess {
  public:
   Guess(const Attachment& attachment, const Key& key) {
     KnownAddress known;
     if (!attachment.addresses.find(key.hash, known)) return;
-    const uint64_t bytes = layout::kHeaderBytes + key.bytes;
-    const bool fits =
-        known.slot.readable() &&
-        attachment.geometry.holds_block(known.slot.offset(), known.slot.size_class()) &&
-        bytes <= layout::class_bytes(known.slot.size_class());
-    if (!fits) return;
+    if (!may_lead_to(attachment.geometry, known.slot, key)) return;
     ref_ = {known.slot_offset, known.slot};
-    object_.emplace(bytes);
+    object_.emplace(layout::kHeaderBytes + key.bytes);
   }
   bool made() const { return object_.has_value(); }
   kv_op read() const { return read_op(ref_.slot.offset(), object_->data(), object_->size()); }
@@ -196,11 +196,7 @@ namespace {
 Task<Status> contains_known(Channel& channel, const Key& key, const KnownAddress& known,
                             kv_call& call) {
   const Slot slot = known.slot;
-  if (!slot.readable() ||
-      !channel.attachment->geometry.holds_block(slot.offset(), slot.size_class()) ||
-      layout::kHeaderBytes + key.bytes > layout::class_bytes(slot.size_class())) {
-    co_return Status::kPending;
-  }
+  if (!may_lead_to(channel.attachment->geometry, slot, key)) co_return Status::kPending;
   Slot now;
   const Scratch object(layout::kHeaderBytes + key.bytes);
   kv_op ops[2] = {read_op(known.slot_offset, &now.word, 8),
@@ -208,11 +204,9 @@ Task<Status> contains_known(Channel& channel, const Key& key, const KnownAddress
   if (const uint32_t s = co_await channel.remote.batch(ops); s != KV_FABRIC_OK) {
     co_return from_fabric(s);
   }
-  const layout::ObjectHeader header = layout::load_header(object.data());
+  layout::ObjectHeader header;
   const bool same = now.leads_where(slot) &&
-                    layout::sound(header, slot.address(), slot.size_class()) &&
-                    header.key_hash == key.hash && header.key_bytes == key.bytes &&
-                    std::memcmp(object.data() + layout::kHeaderBytes, key.data, key.bytes) == 0;
+                    verdict_on(object.data(), slot, key, header) == Candidate::Verdict::kMatch;
   if (!same) co_return Status::kPending;
   if (expired(*channel.attachment, header)) co_return Status::kAbsent;
   call.version = header.version;

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, Final
 
 from kvstore.bench.document import Row, median
 from kvstore.bench.llm.replay import Say
-from kvstore.bench.llm.ttft import ANSWER_S, VOCABULARY, require_vllm, save_model, start_engine
-from kvstore.bench.processes import Child, start_node
+from kvstore.bench.llm.ttft import ANSWER_S, VOCABULARY, model_and_node, start_engine
+from kvstore.bench.processes import Child
 
 ENGINES: Final = 4
 PROMPT_TOKENS: Final = 2080
@@ -27,12 +25,8 @@ _WAIT_S: Final = 60.0
 
 def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUNDS) -> list[Row]:
     """Two rows. The engines of both take turns. ProcessError where vLLM is not installed."""
-    require_vllm()
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = save_model(folder / "model", hidden, layers)
-        node = start_node(1 << 30)
-        stack.callback(node.child.stop)
+        model, node = model_and_node(stack, hidden, layers)
         groups: dict[bool, list[Child]] = {}
         for single_flight in (True, False):
             say(f"starting {ENGINES} engines, single-flight {single_flight}")

@@ -36,12 +36,8 @@ _TARGET_OWN: Final = 1.15
 
 def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUNDS) -> list[Row]:
     """One row a way of answering. ProcessError where vLLM is not installed."""
-    require_vllm()
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = save_model(folder / "model", hidden, layers)
-        node = start_node(1 << 30)
-        stack.callback(node.child.stop)
+        model, node = model_and_node(stack, hidden, layers)
         engines = {}
         for fabric in ("", "shm", "tcp"):
             say(f"starting an engine {f'over {fabric}' if fabric else 'without the store'}")
@@ -49,15 +45,23 @@ def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUND
         return _rounds(engines, rounds, say)
 
 
-def require_vllm() -> None:
-    """Raise ProcessError, which says how to get it, where vLLM is not installed."""
+def model_and_node(stack: contextlib.ExitStack, hidden: int, layers: int) -> tuple[Path, Node]:
+    """A model's folder and a node, until the end of `stack`.
+
+    ProcessError, which says how to get it, where vLLM is not installed.
+    """
     from importlib.util import find_spec
 
     if find_spec("vllm") is None:
         raise ProcessError(
             "vLLM is not installed here: make its environment with scripts/engine.py vllm and run"
-            " build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft"
+            " this with build/venvs/vllm/bin/python -m kvstore.bench.main"
         )
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    model = save_model(folder / "model", hidden, layers)
+    node = start_node(1 << 30)
+    stack.callback(node.child.stop)
+    return model, node
 
 
 def _rounds(engines: dict[str, Child], rounds: int, say: Say) -> list[Row]:
