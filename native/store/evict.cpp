@@ -171,7 +171,7 @@ void choose(Channel& channel, const Sampled& sampled, unsigned size_class, unsig
 // them, or the others never.
 Task<Status> date_unknown(Channel& channel, const Sampled& sampled) {
   constexpr unsigned kDatedMax = 8;
-  const uint32_t now_ms = uint32_t(channel.attachment->node_clock_at_ms(monotonic_ns()));
+  const uint32_t now_ms = time_of_use(channel.attachment->node_clock_at_ms(monotonic_ns()));
   kv_op ops[kDatedMax];
   unsigned count = 0;
   for (unsigned i = 0; i < sampled.slots && count < kDatedMax; ++i) {

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <tuple>
@@ -17,6 +18,12 @@ namespace kvstore {
 // Pins are lost where they are more than this share of what was sampled: that bounds the memory
 // that can be pinned, without anybody counting it.
 inline constexpr unsigned kPinnedShare = 2;
+
+// The time of a use as metadata keeps it, where 0 says that none is known: as the clock says in a
+// node's first millisecond, and once in 49 days.
+inline uint32_t time_of_use(uint64_t node_clock_ms) {
+  return std::max(uint32_t{1}, uint32_t(node_clock_ms));
+}
 
 // The metadata of a key that is put at `now_ms`, `reuse` as in the call.
 inline layout::EvictionMetadata told_metadata(uint32_t reuse, uint32_t now_ms) {

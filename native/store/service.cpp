@@ -79,7 +79,7 @@ Task<Status> Service::tell_copies_used(Channel& channel) {
   if (cache == nullptr || !attachment.evicts()) co_return Status::kOk;
   std::vector<RecentUse> uses;
   cache->take_uses(uses);
-  const uint32_t now_ms = uint32_t(attachment.node_clock_at_ms(monotonic_ns()));
+  const uint32_t now_ms = time_of_use(attachment.node_clock_at_ms(monotonic_ns()));
   std::vector<kv_op> ops;
   for (const RecentUse& use : uses) {
     const uint64_t offset = Channel::metadata_of(use.subtable, use.slot_offset);
