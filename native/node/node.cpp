@@ -155,14 +155,21 @@ void Node::start_upkeep(uint64_t fence_after_ns) {
     if (agent_) agent_->fence(registration);
     if (verbs_) verbs_->fence(registration);
   };
-  const auto fenced = [this](uint32_t registration) {
-    sweeper_->add(registration);
+  const auto wake_sweeper = [this] {
     const std::lock_guard lock(mutex_);
     sweep_wanted_ = true;
     changed_.notify_all();
   };
+  const auto fenced = [this, wake_sweeper](uint32_t registration) {
+    sweeper_->add(registration);
+    wake_sweeper();
+  };
+  const auto lost = [this, wake_sweeper] {
+    sweeper_->add_ownerless();
+    wake_sweeper();
+  };
   const Upkeep::Rules rules{lease_ns_, fence_after_ns};
-  upkeep_ = std::make_unique<Upkeep>(*registry_, rules, cut_off, fenced);
+  upkeep_ = std::make_unique<Upkeep>(*registry_, rules, cut_off, fenced, lost);
 }
 
 Node::~Node() {

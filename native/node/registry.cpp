@@ -153,6 +153,7 @@ Registry::Tick Registry::tick(uint64_t lease_ns) {
     result.pressure = std::max(result.pressure, load(client.wants_memory));
     result.busy |= load(client.limbo_bytes) != 0;
   }
+  result.losses = load(node_line().losses);
   refresh_safe_epoch_locked();
   store(node_line().global_epoch, load(node_line().global_epoch) + 1);
   store(node_line().pressure, result.pressure);

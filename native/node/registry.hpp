@@ -52,6 +52,7 @@ class Registry {
   struct Tick {
     uint64_t pressure = 0;  // what some client waits for, as in ClientLine::wants_memory
     bool busy = false;
+    uint64_t losses = 0;           // NodeLine::losses
     std::vector<uint32_t> silent;  // live, but not heard of for a membership lease
   };
   Tick tick(uint64_t lease_ns);

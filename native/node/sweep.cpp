@@ -82,11 +82,11 @@ Task<Status> Sweep::list_extent(Channel& channel, uint64_t segment, SegmentEntry
   co_return Status::kOk;
 }
 
-// An extent without an owner is treated as the dead client's: nobody adopts it meanwhile, so that
-// no block of it comes to life between the two looks.
+// An extent without an owner becomes the node's own: nobody adopts it meanwhile, so that no block
+// of it comes to life between the two looks.
 Task<Status> Sweep::take_over(Channel& channel, uint64_t segment, SegmentEntry head) {
-  const SegmentEntry taken =
-      head.successor(SegmentEntry::kObjects, registrations_.front(), head.run(), head.size_class());
+  const SegmentEntry taken = head.successor(
+      SegmentEntry::kObjects, channel.attachment->registration, head.run(), head.size_class());
   kv_op op[1] = {cas_op(channel.attachment->geometry.entry_offset(segment), head.word, taken.word)};
   if (const uint32_t s = co_await channel.remote.batch(op); s != KV_FABRIC_OK) {
     co_return from_fabric(s);
@@ -97,7 +97,7 @@ Task<Status> Sweep::take_over(Channel& channel, uint64_t segment, SegmentEntry h
 
 Task<Status> Sweep::settle(Channel& channel, uint64_t segment, SegmentEntry head) {
   if (head.kind() == SegmentEntry::kAdoptable) co_return co_await take_over(channel, segment, head);
-  // A sweep whose connection broke may have left a run that it was about to release.
+  // A sweep whose connection broke may have left what it had taken over.
   const bool own = head.owner() == channel.attachment->registration;
   if (!of_the_dead(head.owner()) && !own) co_return Status::kOk;
   switch (head.kind()) {

@@ -31,14 +31,20 @@ void Sweeper::add(uint32_t registration) {
   waiting_.push_back(registration);
 }
 
+void Sweeper::add_ownerless() {
+  const std::lock_guard lock(mutex_);
+  ownerless_wanted_ = true;
+}
+
 bool Sweeper::idle() const {
   const std::lock_guard lock(mutex_);
-  return waiting_.empty() && stage_ == Stage::kIdle;
+  return waiting_.empty() && !ownerless_wanted_ && stage_ == Stage::kIdle;
 }
 
 bool Sweeper::take_work() {
   const std::lock_guard lock(mutex_);
-  if (waiting_.empty()) return false;
+  if (waiting_.empty() && !ownerless_wanted_) return false;
+  ownerless_wanted_ = false;
   registrations_.assign(waiting_.begin(), waiting_.end());
   waiting_.clear();
   sweep_ = std::make_unique<Sweep>(registrations_);

@@ -30,6 +30,8 @@ class Sweeper {
 
   // The client has been fenced. Any thread; `step` has work then.
   void add(uint32_t registration);
+  // Extents without an owner are to be looked through, although nobody was fenced. Any thread.
+  void add_ownerless();
 
   // Goes on as far as can be now, or if it `may_wait` for answers of the node's device, until only
   // time or more work helps. Returns when (monotonic) it must be called again, UINT64_MAX if only
@@ -38,7 +40,7 @@ class Sweeper {
   // Ends what is under way, without its result.
   void abandon();
 
-  // No client waits to be swept.
+  // Nothing waits to be swept.
   bool idle() const;
   uint64_t clients_swept() const { return clients_swept_.load(); }
   uint64_t blocks_freed() const { return blocks_freed_.load(); }
@@ -59,6 +61,7 @@ class Sweeper {
   Lane& lane_;
   mutable std::mutex mutex_;
   std::deque<uint32_t> waiting_;
+  bool ownerless_wanted_ = false;
   std::vector<uint32_t> registrations_;  // of this sweep
   std::unique_ptr<Sweep> sweep_;
   Stage stage_ = Stage::kIdle;

@@ -31,15 +31,19 @@ bool exits(int process_descriptor) {
 
 }  // namespace
 
-Upkeep::Upkeep(Registry& registry, const Rules& rules, Told cut_off, Told fenced)
+Upkeep::Upkeep(Registry& registry, const Rules& rules, Told cut_off, Told fenced,
+               std::function<void()> lost)
     : registry_(registry),
       rules_(rules),
       cut_off_(std::move(cut_off)),
-      fenced_(std::move(fenced)) {}
+      fenced_(std::move(fenced)),
+      lost_(std::move(lost)) {}
 
 uint64_t Upkeep::tick() {
   const Registry::Tick tick = registry_.tick(rules_.lease_ns);
   for (const uint32_t registration : tick.silent) judge_silent(registration);
+  if (tick.losses != losses_seen_) lost_();
+  losses_seen_ = tick.losses;
   if (tick.pressure != 0) return kPressedTickNs;
   return tick.busy ? kBusyTickNs : kIdleTickNs;
 }

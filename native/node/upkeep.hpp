@@ -18,9 +18,12 @@ class Upkeep {
     uint64_t fence_after_ns = 0;  // of a stopped process that maps the region; 0: never
   };
   // `cut_off` ends the connections of a registration: when it returns, no operation of the client
-  // executes any more. `fenced` is told of each that has to be swept.
+  // executes any more. `fenced` is told of each that has to be swept, `lost` when clients have lost
+  // operations: clients look for what those left in their extents, and nobody in extents without an
+  // owner.
   using Told = std::function<void(uint32_t registration)>;
-  Upkeep(Registry& registry, const Rules& rules, Told cut_off, Told fenced);
+  Upkeep(Registry& registry, const Rules& rules, Told cut_off, Told fenced,
+         std::function<void()> lost);
 
   // Advances the epochs and judges who has been silent for a lease. Returns how long until the next
   // tick.
@@ -42,6 +45,8 @@ class Upkeep {
   const Rules rules_;
   const Told cut_off_;
   const Told fenced_;
+  const std::function<void()> lost_;
+  uint64_t losses_seen_ = 0;
 };
 
 }  // namespace kvstore

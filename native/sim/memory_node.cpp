@@ -136,8 +136,12 @@ class MemoryNode::Life {
       sweeper_->add(registration);
       sweep_driver_->poke();
     };
+    const auto lost = [this] {
+      sweeper_->add_ownerless();
+      sweep_driver_->poke();
+    };
     upkeep_ = std::make_unique<Upkeep>(*registry_, Upkeep::Rules{node.options_.lease_ns, 0},
-                                       cut_off, fenced);
+                                       cut_off, fenced, lost);
     upkeep_driver_ = std::make_unique<UpkeepDriver>(schedule, clock_, *upkeep_);
     sweep_driver_ = std::make_unique<SweepDriver>(schedule, clock_, *this);
     janitor_->set_listener(lane->index(), sweep_driver_.get());
