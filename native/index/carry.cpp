@@ -263,6 +263,9 @@ Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint6
     bool again = unsettled > 0 && pass + 1 < kPassesMax / 64;
     if (const Status s = co_await freeze(carry, moves, again); s != Status::kOk) co_return s;
     std::array<Slot, kSlots> copies{};
+    if (KV_BUGGIFY(slow_split)) {
+      co_await carry.remote.executor().sleep_until(monotonic_ns() + kMillisecond);
+    }
     if (KV_VARIANT(empty_before_copy)) co_await empty_old(carry);
     if (const Status s = co_await copy(carry, copies); s != Status::kOk) co_return s;
     if (const Status s = co_await commit(carry, copies); s != Status::kOk) co_return s;

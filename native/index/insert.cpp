@@ -89,7 +89,7 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
                           const Key& key, const Places& places, Slot contents,
                           std::span<const Candidate> examined, std::span<kv_op> first) {
   // Rare paths end somewhere: a table of many subtables would be full of nothing.
-  constexpr unsigned kEarlyDepthMax = 2;
+  constexpr unsigned kEarlyDepthMax = 4;
   if (directory.depth() < kEarlyDepthMax && KV_BUGGIFY(early_split)) {
     co_return InsertResult{InsertOutcome::kFull, {}};
   }
@@ -101,7 +101,8 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
   const Slot tentative =
       target.slot.successor(key.fingerprint(), flags, contents.size_class(), contents.address());
   CombinedBucket seen[2];
-  kv_op ops[6];
+  HeaderSpan after[2];
+  kv_op ops[8];
   unsigned count = 0;
   KV_ASSERT(first.size() <= 3);
   for (const kv_op& op : first) ops[count++] = op;
@@ -111,6 +112,7 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
     seen[c].offset = places.own()[c].offset;
     ops[count++] = read_op(seen[c].offset, seen[c].buckets, layout::kCombinedBytes);
   }
+  for (unsigned c = 0; c < 2; ++c) ops[count++] = after[c].read_of(seen[c]);
   if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
     co_return InsertResult{InsertOutcome::kLost, {}};
   }
@@ -119,13 +121,12 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
   if (KV_VARIANT(commit_without_tentative)) {
     co_return InsertResult{InsertOutcome::kInserted, {target.offset, tentative}};
   }
-  // A header that changed means that a split began: it may have passed this slot by already, so the
-  // entry must not commit here.
+  // A header that changed, from before to after the slots were read, means that a split began: it
+  // may have passed this slot by already, so the entry must not commit here, and it may have taken
+  // another copy of the key along.
   bool unchanged = !KV_BUGGIFY(spurious_conflict);
   for (unsigned c = 0; c < 2; ++c) {
-    for (unsigned b = 0; b < 2; ++b) {
-      unchanged &= seen[c].header(b) == places.own()[c].header(b) || KV_VARIANT(commit_over_split);
-    }
+    unchanged &= after[c].same_as(places.own()[c]) || KV_VARIANT(commit_over_split);
   }
   Candidate found[2 * kSlotsPerCombined];
   const unsigned copies =

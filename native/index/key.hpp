@@ -14,12 +14,16 @@
 
 namespace kvstore {
 
+inline unsigned fingerprint_of(uint64_t hash) {
+  return unsigned(hash >> 56);
+}
+
 struct Key {
   const uint8_t* data = nullptr;
   uint32_t bytes = 0;
   uint64_t hash = 0;
 
-  unsigned fingerprint() const { return unsigned(hash >> 56); }
+  unsigned fingerprint() const { return fingerprint_of(hash); }
 };
 
 Key make_key(const void* data, uint64_t bytes);

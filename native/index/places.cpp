@@ -144,19 +144,24 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
   co_return Status::kCorrupt;
 }
 
-Task<Status> confirm_headers(Remote& remote, const Places& places) {
-  // Both headers of a combined bucket and what is between them: one READ each.
-  constexpr uint64_t kSpan = layout::kBucketBytes + 8;
-  uint64_t spans[4][kSpan / 8];
-  kv_op ops[4];
-  const std::span<const CombinedBucket> all = places.all();
-  for (size_t i = 0; i < all.size(); ++i) ops[i] = read_op(all[i].offset, spans[i], kSpan);
-  if (const uint32_t s = co_await remote.batch({ops, all.size()}); s != KV_FABRIC_OK) {
+Task<Status> confirm_absence(Remote& remote, const Places& places, unsigned fingerprint) {
+  const std::span<const CombinedBucket> seen = places.all();
+  CombinedBucket again[4];
+  HeaderSpan after[4];
+  kv_op ops[8];
+  for (size_t i = 0; i < seen.size(); ++i) {
+    ops[i] = read_op(seen[i].offset, again[i].buckets, layout::kCombinedBytes);
+    ops[seen.size() + i] = after[i].read_of(seen[i]);
+  }
+  if (const uint32_t s = co_await remote.batch({ops, 2 * seen.size()}); s != KV_FABRIC_OK) {
     co_return from_fabric(s);
   }
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (spans[i][0] != all[i].buckets[0].header || spans[i][8] != all[i].buckets[1].header) {
-      co_return Status::kAbsent;
+  for (size_t i = 0; i < seen.size(); ++i) {
+    if (!after[i].same_as(seen[i])) co_return Status::kAbsent;
+    for (unsigned n = 0; n < kSlotsPerCombined; ++n) {
+      const Slot slot = again[i].slot(n);
+      if (slot == seen[i].slot(n) || !slot.readable() || KV_VARIANT(absent_by_headers)) continue;
+      if (slot.fingerprint() == fingerprint) co_return Status::kAbsent;
     }
   }
   co_return Status::kOk;

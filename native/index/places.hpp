@@ -75,8 +75,26 @@ inline constexpr unsigned kFirstOpsMax = 4;
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
                          std::span<kv_op> first = {});
 
-// Reads the bucket headers again. A miss is final only if this returns kOk: kAbsent means that a
-// header has changed since, so that an entry may have been carried past the reader.
-Task<Status> confirm_headers(Remote& remote, const Places& places);
+// Reads the places again, and after them their headers. A miss is final only if this returns kOk;
+// kAbsent means that the key is to be looked for once more: a slot has come to carry its
+// fingerprint, or a header has changed, so that an entry may have been carried past the reader.
+//
+// A slot is known to belong to a header only if it was read between two readings of that header. In
+// `places` both came by one READ, which may have brought the slots before the headers: from before
+// the entry was carried there, and yet with a header that calls the bucket filled.
+Task<Status> confirm_absence(Remote& remote, const Places& places, unsigned fingerprint);
+
+// Both headers of a combined bucket and what is between them.
+struct HeaderSpan {
+  uint64_t words[layout::kBucketBytes / 8 + 1];
+
+  kv_op read_of(const CombinedBucket& combined) {
+    return read_op(combined.offset, words, sizeof words);
+  }
+  bool same_as(const CombinedBucket& combined) const {
+    return words[0] == combined.buckets[0].header &&
+           words[layout::kBucketBytes / 8] == combined.buckets[1].header;
+  }
+};
 
 }  // namespace kvstore

@@ -35,13 +35,13 @@ Price price_of(const OperationCost& cost) {
   switch (cost.kind) {
     case OperationKind::kGet:
     case OperationKind::kContains:
-      return met ? Price{3, 0, 0, 2} : Price{4, 0, 0, 2};
+      return met ? Price{3, 0, 0, 2} : Price{6, 0, 0, 2};
     case OperationKind::kPut:
-      if (!met) return {5, 2, 0, 3};
-      return cost.inserted ? Price{4, 2, 2, 3} : Price{3, 2, 1, 3};
+      if (!met) return {7, 2, 0, 3};
+      return cost.inserted ? Price{6, 2, 2, 3} : Price{3, 2, 1, 3};
     default:
       // What has expired is deleted as well.
-      return met ? Price{3, 0, 1, 3} : Price{4, 0, 1, 3};
+      return met ? Price{3, 0, 1, 3} : Price{6, 0, 1, 3};
   }
 }
 

@@ -96,6 +96,8 @@ constexpr Parameter kParameters[] = {
      "begin only after a while", KV_FIELD(node.timing.stalls_per_million)},
     {"stall_us", kNetwork, "us", kMicrosecond, 0, 600 * kMillion, "how long, at most",
      KV_FIELD(node.timing.stall_ns_max)},
+    {"stall_bytes", kNetwork, "bytes", 1, 0, kMillion,
+     "0: any step; else only within transfers of this length", KV_FIELD(node.timing.stall_bytes)},
     {"pieces", kNetwork, "", 1, 1, SimNode::kPiecesLimit, "of one transfer, in any order, at most",
      KV_FIELD(node.timing.pieces_max)},
 

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/variant.hpp"
 #include "layout/layout.hpp"
 
 namespace kvstore {
@@ -34,6 +35,7 @@ class AddressCache {
         sets_(std::make_unique<Set[]>(mask_ + 1)) {}
 
   bool find(uint64_t hash, KnownAddress& known) const {
+    if (KV_BUGGIFY(addresses_forgotten)) return false;
     for (const Entry& entry : sets_[hash & mask_].ways) {
       if (entry.hash.load(std::memory_order_relaxed) != hash) continue;
       known.slot_offset = entry.slot_offset.load(std::memory_order_relaxed);

@@ -374,7 +374,7 @@ Task<Status> find_and_read(Channel& channel, const Target& target) {
     if (!unsound) {
       const bool probe = (call.flags & KV_PROBE) != 0;
       if (probe || KV_VARIANT(absent_after_one_look)) co_return Status::kAbsent;
-      const Status s = co_await confirm_headers(channel.remote, places);
+      const Status s = co_await confirm_absence(channel.remote, places, target.key.fingerprint());
       if (s == Status::kOk) co_return Status::kAbsent;
       if (s != Status::kAbsent) co_return s;
     } else {

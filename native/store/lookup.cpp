@@ -145,7 +145,7 @@ Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool prob
     if (s != Status::kAbsent) co_return s;
     if (unsound.offset == 0) {
       if (probe || KV_VARIANT(absent_after_one_look)) co_return Status::kAbsent;
-      const Status s = co_await confirm_headers(channel.remote, lookup.places);
+      const Status s = co_await confirm_absence(channel.remote, lookup.places, key.fingerprint());
       if (s == Status::kOk) co_return Status::kAbsent;
       if (s != Status::kAbsent) co_return s;
     } else {

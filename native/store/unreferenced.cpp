@@ -47,9 +47,10 @@ Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, b
         if (op[0].result != slot.word) co_return Status::kOk;  // it has just committed
       }
     }
-    const Status confirmed = KV_VARIANT(sweep_ignores_splits)
-                                 ? Status::kOk
-                                 : co_await confirm_headers(channel.remote, places);
+    const Status confirmed =
+        KV_VARIANT(sweep_ignores_splits)
+            ? Status::kOk
+            : co_await confirm_absence(channel.remote, places, fingerprint_of(key_hash));
     if (confirmed == Status::kOk) {
       result = false;
       co_return Status::kOk;

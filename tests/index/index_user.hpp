@@ -122,7 +122,8 @@ class IndexUser {
       hit.version = candidate.header.version;
       return hit;
     }
-    const Status confirmed = client.run([&] { return confirm_headers(client.remote, hit.places); });
+    const Status confirmed =
+        client.run([&] { return confirm_absence(client.remote, hit.places, key.fingerprint()); });
     if (confirmed != Status::kOk) return std::nullopt;
     return hit;
   }

@@ -36,6 +36,10 @@ const std::map<std::string, std::string> kScenarios{
      "keys=2 clients=6 get_percent=5 contains_percent=0 put_percent=45 conditions=0 "
      "batch_breaks_per_million=20000 late_per_million=50000"},
     {"splits", "rare=early_split keys=64 operations=3000 late_per_million=50000 think_us=50"},
+    {"splits_torn",
+     "rare=early_split,addresses_forgotten clients=24 keys=300 operations=4000 get_percent=75 "
+     "contains_percent=0 put_percent=24 conditions=0 think_us=200 late_per_million=0 pieces=8 "
+     "stalls_per_million=300000 stall_us=300 stall_bytes=128 check_cost=0 region_mib=16"},
     {"splits_late",
      "rare=early_split keys=64 clients=12 operations=1500 late_per_million=300000 step_ns=20000 "
      "think_us=10 get_percent=30 put_percent=45"},
@@ -141,6 +145,8 @@ struct Broken {
 constexpr Broken kBroken[] = {
     {"skip_value_checksum", "damage", 10},
     {"skip_header_check", "damage", 40},
+    {"absent_after_one_look", "splits_torn", 60},
+    {"absent_by_headers", "splits_torn", 60},
     {"trust_stale_directory", "splits", 10},
     {"trust_known_address", "steady", 10},
     {"trust_guessed_header", "hot", 10},

@@ -303,6 +303,11 @@ void SimLink::arrive() {
   if (!stepping_) execute_arrived();
 }
 
+bool SimLink::may_stall() const {
+  const uint64_t bytes = node_.timing_.stall_bytes;
+  return bytes == 0 || (op_begun_ && requests_[executed_].ops[op_at_].length == bytes);
+}
+
 // Between two operations, and between two pieces of one, passes a while that chance decides.
 uint64_t SimLink::next_step_ns() {
   uint64_t when_ns = node_.schedule_.now_ns();
@@ -310,7 +315,9 @@ uint64_t SimLink::next_step_ns() {
   Random& random = node_.schedule_.random();
   if (op_begun_ || op_at_ > 0) {
     when_ns += random.below(timing.step_ns_max + 1);
-    if (random.chance(timing.stalls_per_million)) when_ns += random.below(timing.stall_ns_max + 1);
+    if (may_stall() && random.chance(timing.stalls_per_million)) {
+      when_ns += random.below(timing.stall_ns_max + 1);
+    }
   }
   return op_begun_ ? when_ns : std::max(when_ns, due_ns_.front());
 }

@@ -87,6 +87,7 @@ class SimLink final : public Timed {
   // Executes what has arrived for as long as nothing else happens before.
   void execute_arrived();
   uint64_t next_step_ns();
+  bool may_stall() const;
   void step();
   // Returns whether the current operation is finished.
   bool execute(Request& request, kv_op& op);

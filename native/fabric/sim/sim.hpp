@@ -40,7 +40,8 @@ struct SimTiming {
   // Some of these gaps are long: a host bus or a processor is busy with something else.
   uint64_t stalls_per_million = 0;
   uint64_t stall_ns_max = 50'000;
-  unsigned pieces_max = 4;  // at most kPiecesLimit
+  uint64_t stall_bytes = 0;  // only transfers of this length stall; 0: any
+  unsigned pieces_max = 4;   // at most kPiecesLimit
   // Of the batches posted: with this one the connection breaks.
   uint64_t breaks_per_million = 0;
   // What the processor of a lane does for each operation that it posts, and for each batch whose
