@@ -183,16 +183,18 @@ def start_node(
     name: str = "kvstore-node",
     eviction: str = "none",
     verbs: bool = False,
+    options: Sequence[str] = (),
 ) -> Node:
     """Starts a real `kvstore-node` on a free loopback port and waits until it is ready.
 
-    `verbs`: on an RDMA device of this machine.
+    `verbs`: on an RDMA device of this machine. `options`: more of `kvstore-node`.
     """
     command = [
         *(sys.executable, "-m", "kvstore.node.main"),
         *("--capacity", str(capacity_bytes), "--listen", "127.0.0.1:0"),
         *("--eviction", eviction, "--log-format", "json"),
         *(("--fabric", "verbs") if verbs else ()),
+        *options,
     ]
     child = Child(name, command)
     try:
