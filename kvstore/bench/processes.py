@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
-START_TIMEOUT_S: Final = 60.0
+from kvstore.cluster.membership import TIME_SCALE
+
+START_TIMEOUT_S: Final = 60.0 * min(TIME_SCALE, 10)
 _STOP_TIMEOUT_S: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
 

@@ -7,6 +7,7 @@ token is higher than all before. Measured is the time from the kill to the first
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -15,14 +16,14 @@ from statistics import median
 from typing import Any, Final
 
 from kvstore.bench.document import Row
-from kvstore.bench.processes import Child, ProcessError, start_node, target_of
+from kvstore.bench.processes import START_TIMEOUT_S, Child, ProcessError, start_node, target_of
 
 #: Beyond the lease of the membership, which is how long a client may be silent.
 GRACE_MS: Final = 100.0
 _CAPACITY: Final = 64 << 20
 _NAME: Final = "recovery"
-_QUEUED_TIMEOUT_S: Final = 30.0
-_PATIENCE_S: Final = 60.0
+_QUEUED_TIMEOUT_S: Final = START_TIMEOUT_S / 2
+_PATIENCE_S: Final = START_TIMEOUT_S
 _POLL_S: Final = 0.01
 
 
@@ -93,7 +94,7 @@ def _round(target: str, store: Any, waiters: int, token: int) -> tuple[float, in
 
 def check_tokens(tokens: Sequence[int]) -> None:
     """ProcessError unless each token is higher than the one before."""
-    for before, after in zip(tokens, tokens[1:], strict=False):
+    for before, after in itertools.pairwise(tokens):
         if after <= before:
             raise ProcessError(f"the token {after} was granted after {before}")
 
