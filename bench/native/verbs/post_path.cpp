@@ -5,8 +5,8 @@
 //                              system call, and under a count of allocations
 //        post_path KIND COUNT  so many calls, to be counted from outside: see bench/post_path.py
 //
-// Exit status: 0 if `check` found nothing, 1 if memory was allocated, 2 if called wrongly; SIGSYS if
-// there was a system call.
+// Exit status: 0 if `check` found nothing, 1 if memory was allocated, 2 if called wrongly;
+// SIGSYS if there was a system call.
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>
