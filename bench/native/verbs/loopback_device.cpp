@@ -98,7 +98,7 @@ extern "C" {
 
 ibv_device** ibv_get_device_list(int* count) {
   *count = 0;
-  return new ibv_device* [1] {};
+  return new ibv_device*[1]{};
 }
 void ibv_free_device_list(ibv_device** list) {
   delete[] list;

@@ -77,8 +77,8 @@ class Path {
     kv_verbs_grant grant{};
     peer_ = verbs::accept(*target_, mine, grant, error);
     KV_ASSERT(peer_ != nullptr && connection_->establish(grant, error));
-    KV_ASSERT(port_->memory.add(port_->domain.get(), port_->limits, local_.data(), kLargeBytes,
-                                error));
+    KV_ASSERT(
+        port_->memory.add(port_->domain.get(), port_->limits, local_.data(), kLargeBytes, error));
   }
   ~Path() { connection_.reset(); }
 
@@ -115,8 +115,9 @@ class Path {
   }
   void post(uint32_t number, kv_op* ops, uint32_t count) {
     kv_batch& batch = batches_[number];
-    batch = kv_batch{ops, count, 0, [](kv_batch* done) { --*static_cast<int*>(done->context); },
-                     &pending_, nullptr, 0};
+    batch =
+        kv_batch{ops,       count,   0, [](kv_batch* done) { --*static_cast<int*>(done->context); },
+                 &pending_, nullptr, 0};
     ++pending_;
     KV_ASSERT(connection_->ops->post(connection_.get(), &batch) == KV_FABRIC_PENDING);
   }
@@ -136,9 +137,9 @@ class Path {
 };
 
 const Path::Kind Path::kKinds[7] = {
-    {"get", 1, &Path::get},     {"write", 1, &Path::write},
-    {"cas", 1, &Path::cas},     {"faa", 1, &Path::faa},
-    {"put", 1, &Path::put},     {"get-32", kBatches, &Path::get_many},
+    {"get", 1, &Path::get},         {"write", 1, &Path::write},
+    {"cas", 1, &Path::cas},         {"faa", 1, &Path::faa},
+    {"put", 1, &Path::put},         {"get-32", kBatches, &Path::get_many},
     {"read-1MiB", 1, &Path::large},
 };
 

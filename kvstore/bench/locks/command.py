@@ -197,6 +197,7 @@ def lock(
                 f"ABOVE THE BOUND {wait['lock']}, {wait['point']}: a wait of"
                 f" {wait['wait_ratio']:.2f} times what its position promises,"
                 f" at most {wait['bound']:g} is wanted"
+                + (": hand-overs within a compute node are shorter" if wait["lock"] == OWN else "")
             )
 
 

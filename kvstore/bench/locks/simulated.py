@@ -21,8 +21,7 @@ _MEANS: Final = (
 NIC_BOUND: Final = 0.9
 #: At least so many times the best rival, where the NIC is the bound and where a hot lock is.
 TARGETS: Final = {True: 0.97, False: 0.90}
-#: At most so many times what its position in the queue promises may a request wait, where each
-#: client has its own place.
+#: At most so many times what its position in the queue promises may a request wait.
 WAIT_BOUND: Final = 3.0
 _WAITS: Final = ("wait_ratio", "wait_position", "wait_us", "handover_us")
 
@@ -132,17 +131,16 @@ def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def waits(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Of each row with a lock that was waited for: its longest wait beside the bound.
+    """Of each row with a lock that was waited for: its longest wait, and the bound of our own.
 
-    The bound is on a queue in which each client has its own place. Where those of a compute node
-    share one, most hand-overs are local and short, and a single one to elsewhere is already more
-    than twice the median.
+    Where the clients of a compute node share a place, the bound is not kept: most hand-overs are
+    local and short, and a single one to elsewhere is already more than twice the median.
     """
     return [
         {
             **{name: row[name] for name in ("lock", "point", "p999_us", *_WAITS)},
-            "bound": WAIT_BOUND if row["lock"] == OWN_FLAT else None,
-            "met": row["wait_ratio"] <= WAIT_BOUND if row["lock"] == OWN_FLAT else None,
+            "bound": WAIT_BOUND if row["lock"] in (OWN, OWN_FLAT) else None,
+            "met": row["wait_ratio"] <= WAIT_BOUND if row["lock"] in (OWN, OWN_FLAT) else None,
         }
         for row in rows
         if row["wait_ratio"] > 0
