@@ -36,7 +36,7 @@ for figure in grid writers read-ratio exec-time zipf-alpha inter-cn intra-cn mn-
 done
 experiment lock-fairness kvstore-bench lock --figure fairness --measure-ms 200
 for fabric in shm tcp; do
-  for workload in pairs counter bank; do
+  for workload in pairs counter bank recovery; do
     experiment "lock-$workload-$fabric" kvstore-bench lock --fabric "$fabric" --workload "$workload"
   done
 done

@@ -31,7 +31,13 @@ if(IBVERBS_INCLUDE_DIR AND IBVERBS_LIBRARY)
     target_include_directories(verbs_bench SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
     target_link_libraries(verbs_bench PRIVATE kvstore_core kvstore_options ${IBVERBS_LIBRARY})
     target_link_options(verbs_bench PRIVATE -Wl,--allow-shlib-undefined)
-    set_target_properties(verbs_bench PROPERTIES
+    # The client's own part of the path, over a stand-in for libibverbs and the device.
+    add_executable(post_path EXCLUDE_FROM_ALL
+      ${PROJECT_SOURCE_DIR}/bench/native/verbs/post_path.cpp
+      ${PROJECT_SOURCE_DIR}/bench/native/verbs/loopback_device.cpp ${verbs_sources})
+    target_include_directories(post_path SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
+    target_link_libraries(post_path PRIVATE kvstore_core kvstore_options)
+    set_target_properties(verbs_bench post_path PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/benches)
   endif()
 else()

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
-START_TIMEOUT_S: Final = 60.0
+from kvstore.cluster.membership import TIME_SCALE
+
+START_TIMEOUT_S: Final = 60.0 * min(TIME_SCALE, 10)
 _STOP_TIMEOUT_S: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -183,16 +185,18 @@ def start_node(
     name: str = "kvstore-node",
     eviction: str = "none",
     verbs: bool = False,
+    options: Sequence[str] = (),
 ) -> Node:
     """Starts a real `kvstore-node` on a free loopback port and waits until it is ready.
 
-    `verbs`: on an RDMA device of this machine.
+    `verbs`: on an RDMA device of this machine. `options`: more of `kvstore-node`.
     """
     command = [
         *(sys.executable, "-m", "kvstore.node.main"),
         *("--capacity", str(capacity_bytes), "--listen", "127.0.0.1:0"),
         *("--eviction", eviction, "--log-format", "json"),
         *(("--fabric", "verbs") if verbs else ()),
+        *options,
     ]
     child = Child(name, command)
     try:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from kvstore.node.memory_node import MemoryNode
 
 #: How much more patience than usual this machine needs; the native core reads it too.
-_TIME_SCALE: Final = min(max(int(os.environ.get("KVSTORE_TIME_SCALE", "1")), 1), 100)
-ATTACH_TIMEOUT_S: Final = 5.0 * _TIME_SCALE
+TIME_SCALE: Final = min(max(int(os.environ.get("KVSTORE_TIME_SCALE", "1")), 1), 100)
+ATTACH_TIMEOUT_S: Final = 5.0 * TIME_SCALE
 #: The RDMA device to use, where it is not the one on the way to the node.
 VERBS_DEVICE_VARIABLE: Final = "KVSTORE_VERBS_DEVICE"
 _DETACH_TIMEOUT_S: Final = 1.0

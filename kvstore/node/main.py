@@ -82,9 +82,9 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option(
     "--device",
-    metavar="NAME",
-    help="The RDMA device (`rdma link show`).  [default: the one with the address of --advertise"
-    " or --listen]",
+    metavar="NAME[,NAME...]",
+    help="The RDMA device (`rdma link show`); of several the nearest by NUMA distance.  [default:"
+    " the one with the address of --advertise or --listen]",
 )
 @click.option("--data-port", type=_PORT, help="The tcp agent.  [default: the next port]")
 @click.option(

@@ -14,6 +14,7 @@
 #include "node/region.hpp"
 #include "node/registry.hpp"
 #include "sim/host.hpp"
+#include "sim/lock_waits.hpp"
 #include "sim/zipf.hpp"
 
 namespace kvstore::sim {
@@ -146,6 +147,7 @@ class LockBench final : public Timed {
   SimMail mail;
   Zipf zipf;
   BenchLedger ledger;
+  LockWaits waits;
   std::vector<std::unique_ptr<BenchNode>> nodes;
   bool stopping = false;
   uint64_t begin_ns = UINT64_MAX;  // of what is measured
@@ -417,12 +419,15 @@ class BenchSeat final : public BenchDriver, public rivals::Seat {
       const bool exclusive =
           only_writers || schedule_.random().below(100) >= bench_.options.read_percent;
       const uint64_t asked_ns = schedule_.now_ns();
+      bench_.waits.asked(lock, number_, exclusive, asked_ns);
       if (const Status s = co_await lock_->acquire(lock, exclusive); s != Status::kOk) co_return s;
       bench_.ledger.granted(lock, exclusive);
+      bench_.waits.granted(lock, number_, schedule_.now_ns());
       for (uint64_t i = 0; i < bench_.options.accesses; ++i) {
         if (const Status s = co_await access(lock, exclusive); s != Status::kOk) co_return s;
       }
       bench_.ledger.released(lock, exclusive);
+      bench_.waits.released(lock, number_);
       if (const Status s = co_await lock_->release(lock, exclusive); s != Status::kOk) co_return s;
       note(lock, asked_ns);
     }
@@ -470,7 +475,8 @@ LockBench::LockBench(const LockBenchOptions& given, uint64_t seed)
       clock(schedule, 0, 0),
       mail(schedule, given.mail),
       zipf(given.locks, given.zipf),
-      ledger(given.locks) {
+      ledger(given.locks),
+      waits(given.locks) {
   const OnHost scope(clock);
   const bool flat = given.lock == kOwnFlat;
   const uint64_t places = flat ? given.compute_nodes * given.clients : given.compute_nodes;
@@ -552,6 +558,7 @@ LockBenchResult LockBench::run() {
   const uint64_t end_ns = start_ns + options.measure_ns;
   if (run_until(start_ns)) {
     begin_ns = start_ns;
+    waits.begin(start_ns);
     const uint64_t verbs_before = verbs();
     const uint64_t messages_before = posted_ + mail.counts().sent;
     const uint64_t busy_before_ns = nodes[0]->fabric().nic().busy_ns();
@@ -594,6 +601,11 @@ void LockBench::finish(LockBenchResult& result) {
   result.p99_us = percentile_us(990);
   result.p999_us = percentile_us(999);
   result.hot_share = double(hot_operations) / double(latencies_ns.size());
+  const LockWaits::Worst worst = waits.worst();
+  result.wait_ratio = worst.ratio;
+  result.wait_position = worst.position;
+  result.wait_us = double(worst.wait_ns) / 1e3;
+  result.handover_us = double(worst.handover_ns) / 1e3;
   double sum = 0, squares = 0;
   for (const auto& seat : seats_) {
     sum += double(seat->operations());

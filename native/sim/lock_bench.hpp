@@ -48,6 +48,11 @@ struct LockBenchResult {
   double nic_busy = 0;
   double hot_share = 0;  // of the operations: on the lock that is wanted most
   uint64_t events = 0;
+  // The wait that was longest beside what its position promises: see sim/lock_waits.hpp.
+  double wait_ratio = 0;
+  uint64_t wait_position = 0;
+  double wait_us = 0;
+  double handover_us = 0;  // of that lock, the median
 
   bool good() const { return violation.empty(); }
 };

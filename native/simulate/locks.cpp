@@ -128,6 +128,10 @@ void run(const Job& job) {
         {"messages_per_op", result.messages_per_op},
         {"nic_busy", result.nic_busy},
         {"hot_share", result.hot_share},
+        {"wait_ratio", result.wait_ratio},
+        {"wait_position", double(result.wait_position)},
+        {"wait_us", result.wait_us},
+        {"handover_us", result.handover_us},
         {"wall_s", wall_s},
     };
     for (const auto& [name, figure] : figures) std::printf(", \"%s\": %.6g", name, figure);

@@ -11,7 +11,9 @@ from click.testing import CliRunner, Result
 import kvstore
 from kvstore.bench.locks.accounts import INITIAL, Bank, account, open_accounts, total
 from kvstore.bench.locks.command import lock
-from kvstore.bench.locks.simulated import compare, interval95
+from kvstore.bench.locks.recovery import check_tokens
+from kvstore.bench.locks.simulated import WAIT_BOUND, compare, interval95, waits
+from kvstore.bench.processes import ProcessError
 
 SHORT = ("--warmup-ms", "0.2", "--measure-ms", "0.5", "--seeds", "2")
 COLUMNS = {
@@ -87,6 +89,39 @@ def test_a_point_below_its_target_is_named() -> None:
     assert (hot["best_rival"], hot["target"], hot["met"]) == ("declock", 0.90, True)
     assert interval95([1.0, 1.0, 1.0]) == 0
     assert interval95([1.0, 3.0]) == pytest.approx(12.71)
+
+
+def test_the_longest_wait_beside_the_bound() -> None:
+    """Where each client has its own place, nobody waits long beside its position."""
+    told = document("--lock", "kvstore,kvstore-flat", "--seeds", "1", "--measure-ms", "5")
+    longest = {wait["lock"]: wait for wait in told["meta"]["waits"]}
+    flat = longest["kvstore-flat"]
+    assert 0 < flat["wait_ratio"] <= WAIT_BOUND
+    assert flat["met"]
+    assert flat["wait_us"] == pytest.approx(
+        flat["wait_ratio"] * flat["wait_position"] * flat["handover_us"], rel=1e-3
+    )
+    assert longest["kvstore"]["met"] == (longest["kvstore"]["wait_ratio"] <= WAIT_BOUND)
+    (above,) = waits([{**flat, "p999_us": 1.0, "wait_ratio": WAIT_BOUND + 0.1}])
+    assert not above["met"]
+
+
+@pytest.mark.parametrize("fabric", ["shm", "tcp"])
+def test_a_killed_holder_is_followed(fabric: str) -> None:
+    arguments = ("--fabric", fabric, "--workload", "recovery", "--rounds", "2")
+    (row,) = document(*arguments, "--lease-s", "0.6")["rows"]
+    assert row["checked"] == "2 times once, with a higher token"
+    assert row["bound_ms"] == 700
+    assert 0 < row["median_ms"] <= row["longest_ms"]
+    assert row["met"] == (row["longest_ms"] <= row["bound_ms"])
+    if fabric == "tcp":  # nobody can know of the death before its lease is over
+        assert row["median_ms"] > 400
+
+
+def test_a_token_that_is_not_higher_is_found_out() -> None:
+    check_tokens([0, 3, 4])
+    with pytest.raises(ProcessError, match="token 4 was granted after 4"):
+        check_tokens([3, 4, 4])
 
 
 def test_pairs_over_shm() -> None:

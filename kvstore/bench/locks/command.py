@@ -23,6 +23,10 @@ _RATIOS: Final = (
     *("point", "ops_per_s", "over_cas", "over_dslr", "over_shiftlock", "over_declock"),
     *("best_rival", "over_best", "bound", "target", "met"),
 )
+_WAIT_COLUMNS: Final = (
+    *("lock", "point", "wait_ratio", "bound", "met", "wait_position", "wait_us", "handover_us"),
+    "p999_us",
+)
 _SIMULATED: Final = "sim"
 
 
@@ -60,6 +64,7 @@ Examples:
   kvstore-bench lock --figure grid --seeds 5 --json
   kvstore-bench lock --fabric shm                pairs a second, beside redis-py and fasteners
   kvstore-bench lock --fabric tcp --workload bank --processes 4
+  kvstore-bench lock --fabric tcp --workload recovery --rounds 10
 """
 )
 @click.option(
@@ -92,12 +97,27 @@ Examples:
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
     "--workload",
-    type=click.Choice(["pairs", "counter", "bank"]),
+    type=click.Choice(["pairs", "counter", "bank", "recovery"]),
     default="pairs",
     show_default=True,
-    help="Over a real fabric: free locks, a counter under hot locks, transfers under two.",
+    help="Over a real fabric: free locks, a counter under hot locks, transfers under two, the time"
+    " from a holder's death to the next grant.",
 )
-@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="With recovery: those that wait.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of recovery.")
+@click.option(
+    "--lease-s",
+    type=click.FloatRange(0.1, 60),
+    default=1.0,
+    show_default=True,
+    help="Of the membership, for recovery.",
+)
 @click.option("--seconds", type=click.FloatRange(0.1), default=2.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture.")
@@ -113,6 +133,8 @@ def lock(
     jobs: int,
     workload: str,
     processes: int,
+    rounds: int,
+    lease_s: float,
     seconds: float,
     as_json: bool,
     plot: Path | None,
@@ -125,8 +147,12 @@ def lock(
     and DecLock. Every run checks that nobody holds a lock beside a writer, and that a counter under
     each lock ends at the number of its writers.
 
-    On `shm` and `tcp` real processes take locks of a real node.
+    On the other fabrics real processes take locks of a real node; with `--workload recovery` those
+    that hold one are killed.
     """
+    if fabric != _SIMULATED and workload == "recovery":
+        _run_recovery(fabric, processes, rounds, lease_s, as_json)
+        return
     if fabric != _SIMULATED:
         _run_real(fabric, workload, processes, seconds, as_json)
         return
@@ -141,15 +167,16 @@ def lock(
         measure_ms=measure_ms,
         jobs=jobs,
     )
-    from kvstore.bench.locks.simulated import compare
+    from kvstore.bench.locks.simulated import compare, waits
 
-    ratios = compare(rows)
+    ratios, longest = compare(rows), waits(rows)
     if plot is not None:
         from kvstore.bench.plot import plot_locks
 
         plot_locks(rows, chosen.title, chosen.axis, plot)
     if as_json:
-        facts = {"profile": profile, "seeds": seeds, "measure_ms": measure_ms, "ratios": ratios}
+        facts = {"profile": profile, "seeds": seeds, "measure_ms": measure_ms}
+        facts |= {"ratios": ratios, "waits": longest}
         print_json(metadata("kvstore-bench lock", **facts), rows)
         return
     print_table(f"{chosen.title}: simulated, profile {profile}", rows, _COLUMNS)
@@ -160,6 +187,17 @@ def lock(
             print(
                 f"BELOW TARGET {ratio['point']}: {ratio['over_best']:.3f} of"
                 f" {ratio['best_rival']}, at least {ratio['target']:g} is wanted"
+            )
+    if longest:
+        title = "The longest waits: times the position in the queue x the lock's median hand-over"
+        print_table(title, longest, _WAIT_COLUMNS)
+    for wait in longest:
+        if wait["met"] is False:
+            print(
+                f"ABOVE THE BOUND {wait['lock']}, {wait['point']}: a wait of"
+                f" {wait['wait_ratio']:.2f} times what its position promises,"
+                f" at most {wait['bound']:g} is wanted"
+                + (": hand-overs within a compute node are shorter" if wait["lock"] == OWN else "")
             )
 
 
@@ -192,6 +230,20 @@ def _run_simulated(
             return list(measure(locks, figure.points, seeds=seeds, advance=advance, **settings))
     except SimulationError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _run_recovery(fabric: str, waiters: int, rounds: int, lease_s: float, as_json: bool) -> None:
+    from kvstore.bench.locks.recovery import measure_recovery
+    from kvstore.bench.processes import ProcessError
+
+    try:
+        row = measure_recovery(fabric, waiters, rounds, lease_s)
+    except ProcessError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json(metadata("kvstore-bench lock", fabric=fabric, workload="recovery"), [row])
+        return
+    print_table(f"From a holder's death to the next grant, over {fabric}", [row], list(row))
 
 
 def _run_real(fabric: str, workload: str, processes: int, seconds: float, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from kvstore.bench.document import Row
 from kvstore.bench.locks.accounts import INITIAL, open_accounts, total
 from kvstore.bench.locks.worker import COUNTER_ZIPF, counter
-from kvstore.bench.processes import Child, ProcessError, start_node, target_of
+from kvstore.bench.processes import START_TIMEOUT_S, Child, ProcessError, start_node, target_of
 from kvstore.bench.redis_server import RedisServer
 
 _CAPACITY: Final = 256 << 20
@@ -86,7 +86,7 @@ def _measure(kind: str, fabric: str, setting: Row) -> Row:
             child.receive()
         for child in children:
             child.send("go")
-        reports = [child.receive(60 + 4 * setting["seconds"]) for child in children]
+        reports = [child.receive(START_TIMEOUT_S + 4 * setting["seconds"]) for child in children]
         checked = _check(store, workload, reports)
     rates = [report["ops_per_s"] for report in reports]
     return {

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "base/numa.hpp"
+
 namespace kvstore::verbs {
 namespace {
 
@@ -68,6 +70,11 @@ unsigned open_device(ibv_device* device, const Gid* wanted, kv_verbs_port& port)
   return 0;
 }
 
+// Whether a list of names with commas between them has this one; an empty list has all.
+bool is_listed(const std::string& names, const std::string& name) {
+  return names.empty() || ("," + names + ",").find("," + name + ",") != std::string::npos;
+}
+
 std::string why_none(const std::string& device, const Gid* gid, int devices, bool seen) {
   if (devices == 0) {
     return "this host has no RDMA device; for Soft-RoCE over a network card: sudo kvstore rxe up";
@@ -92,16 +99,22 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
   }
   std::unique_ptr<kv_verbs_port> best;
   unsigned best_rating = 0;
+  uint32_t best_distance = 0;
+  const uint32_t numa_node = current_numa_node();
   bool seen = false;
   for (int i = 0; i < count; ++i) {
     ibv_device* const candidate = list.get()[i];
-    if (!device.empty() && device != ibv_get_device_name(candidate)) continue;
+    const std::string name = ibv_get_device_name(candidate);
+    if (!is_listed(device, name)) continue;
     seen = true;
     auto port = std::make_unique<kv_verbs_port>();
     const unsigned rating = open_device(candidate, gid, *port);
-    if (rating <= best_rating) continue;
+    const uint32_t distance = rdma_device_distance("/sys", name, numa_node);
+    if (rating < best_rating || rating == 0) continue;
+    if (rating == best_rating && distance >= best_distance) continue;
     best = std::move(port);
     best_rating = rating;
+    best_distance = distance;
   }
   if (!best) {
     error = why_none(device, gid, count, seen);

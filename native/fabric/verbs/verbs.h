@@ -36,8 +36,10 @@ typedef struct kv_verbs_port_description {
 typedef struct kv_verbs_api {
   uint32_t abi_version;
 
-  /* Opens an active port: of `device` if that is not empty, and with the address `gid` if that is
-   * not NULL. An address of IPv4 is its mapped GID. NULL if there is none. */
+  /* Opens an active port: of one of the devices that `device` names, with commas between them, if
+   * that is not empty, and with the address `gid` if that is not NULL. An address of IPv4 is its
+   * mapped GID. Of several that serve as well, the one nearest to the calling thread's processor.
+   * NULL if there is none. */
   kv_verbs_port* (*open_port)(const char* device, const uint8_t* gid, char* error,
                               uint64_t error_bytes);
   /* Nothing that was made of the port may be left. */

@@ -1,0 +1,24 @@
+"""What the client's part of the verbs fabric does between a post and its completion.
+
+It runs on this host, over a stand-in for libibverbs: what is shown is of the fabric itself, without
+the provider, whose system calls are its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+PROGRAM = Path(__file__).resolve().parents[2] / "build" / "editable" / "benches" / "post_path"
+KINDS = ("get", "write", "cas", "faa", "put", "get-32", "read-1MiB")
+
+
+def test_a_post_allocates_nothing_and_makes_no_system_call() -> None:
+    """A system call would have killed the process."""
+    result = subprocess.run(
+        [PROGRAM, "check"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.splitlines() == [
+        f"{kind}: no allocation, no system call" for kind in KINDS
+    ]
