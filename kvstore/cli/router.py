@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ Examples:
   curl http://127.0.0.1:8080/v1/models
   curl http://127.0.0.1:8080/metrics
 """
+#: Idle connections, health checks, and whatever a process has open besides.
+_OTHER_FILES = 512
 _SECONDS = click.FloatRange(min=0.001)
 
 
@@ -135,7 +138,17 @@ def router(
     )
     log = Log(log_format)
     proxy = Proxy(instances, Router(rules=rules), limits, log)
+    _allow_files(2 * in_flight_max)
     return asyncio.run(_serve(proxy, listen, idle_s, log))
+
+
+def _allow_files(connections: int) -> None:
+    """Raise the limit of open files for so many connections, as far as it can be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _serve(proxy: Proxy, listen: tuple[str, int], shutdown_s: float, log: Log) -> int:

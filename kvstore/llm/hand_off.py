@@ -142,7 +142,8 @@ class HandOff:
         held = not lock.try_acquire()
         if held:
             lock.acquire(timeout_s=left_s(deadline))
-        lock.release()
+        with suppress(KvError):
+            lock.release()
         return held
 
     def _hold(self, hashes: Sequence[bytes], layer: int) -> Lock | None:

@@ -86,7 +86,7 @@ class Proxy:
         instances: URLs of the servers.
         router: Decides; it is given the instances.
         limits: See ProxyLimits.
-        log: Hears of instances that come and go, and of answers that broke.
+        log: Hears of instances that come and go, and of answers that did not come whole.
     """
 
     def __init__(
@@ -216,14 +216,13 @@ class Proxy:
                     allow_redirects=False,
                 )
                 first = await answer.content.readany()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except BaseException as error:
             if answer is not None:
                 answer.close()
+            if not isinstance(error, Exception):
+                raise
+            self._log.warning("no answer", instance=instance, why=repr(error))
             raise self._unanswered(error, instance, has_prompt) from error
-        except BaseException:
-            if answer is not None:
-                answer.close()
-            raise
         try:
             if answer.status == 503 and has_prompt:
                 raise _Unanswered("busy", again=True)
@@ -251,34 +250,39 @@ class Proxy:
             status=answer.status, reason=answer.reason, headers=_passed_on(answer.headers)
         )
         response.content_length = answer.content_length
-        why = "caller is slow"
         try:
             async with asyncio.timeout(self._limits.idle_s):
                 await response.prepare(request)
             while piece:
                 async with asyncio.timeout(self._limits.idle_s):
                     await response.write(piece)
-                why = "instance is silent"
-                async with asyncio.timeout(self._limits.idle_s):
-                    piece = await answer.content.readany()
-                why = "caller is slow"
+                piece = await self._next_piece(answer)
             async with asyncio.timeout(self._limits.idle_s):
                 await response.write_eof()
-        except (aiohttp.ClientConnectionResetError, ConnectionResetError):
-            pass  # The caller went away: nobody is left to be told.
-        except TimeoutError:
-            self._broke(request, instance, "late", why)
-        except (aiohttp.ClientError, OSError) as error:
-            self._health.doubt()
-            self._broke(request, instance, "broken", str(error) or type(error).__name__)
+        except _Unanswered as error:
+            self._metrics.failures.labels(instance, error.kind).inc()
+            self._log.warning("an answer broke off", instance=instance, why=repr(error.__cause__))
+            _break_off(request)
+        except OSError:
+            # The caller went away, or takes nothing any more.
+            _break_off(request)
         return response
 
-    def _broke(self, request: web.Request, instance: str, kind: str, why: str) -> None:
-        """End the caller's connection first, so that the answer is not taken for whole."""
-        self._metrics.failures.labels(instance, kind).inc()
-        self._log.warning("an answer broke off", instance=instance, why=why)
-        if request.transport is not None:
-            request.transport.abort()
+    async def _next_piece(self, answer: aiohttp.ClientResponse) -> bytes:
+        """Return the next piece of an answer, empty at its end; `_Unanswered` if none comes."""
+        try:
+            async with asyncio.timeout(self._limits.idle_s):
+                return await answer.content.readany()
+        except Exception as error:
+            self._health.doubt()
+            kind = "late" if isinstance(error, TimeoutError) else "broken"
+            raise _Unanswered(kind, again=False) from error
+
+
+def _break_off(request: web.Request) -> None:
+    """End the caller's connection, so that what it has is not taken for the whole answer."""
+    if request.transport is not None:
+        request.transport.abort()
 
 
 _EXPLAINED: Final = {
@@ -308,6 +312,7 @@ async def _read_shape(request: web.Request, body: bytes) -> PromptShape:
 
 
 def _passed_on(headers: CIMultiDictProxy[str], without: str = "") -> CIMultiDict[str]:
-    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    connection = ",".join(headers.getall("Connection", []))
+    named = {name.strip().lower() for name in connection.split(",")}
     dropped = _OWN_HEADERS | named | {without}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
