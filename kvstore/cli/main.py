@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "top": "kvstore.cli.top",
     "doctor": "kvstore.cli.doctor",
     "demo": "kvstore.cli.demo",
+    "router": "kvstore.cli.router",
     "rxe": "kvstore.cli.rxe",
 }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kvstore.llm.chunks import ChunkCache
     from kvstore.llm.core import Limits
     from kvstore.llm.explain import Explanation, Verdict
+    from kvstore.llm.hand_off import HandOff, Publication, Received
     from kvstore.llm.keys import block_hashes, chunk_hash
     from kvstore.llm.namespace import Namespace, Ranks
     from kvstore.llm.prefix_cache import PrefixCache
@@ -27,12 +28,15 @@ __all__ = [
     "ChunkCache",
     "Explanation",
     "Flight",
+    "HandOff",
     "Limits",
     "LoadResult",
     "Namespace",
     "PrefixCache",
     "Prompt",
+    "Publication",
     "Ranks",
+    "Received",
     "StoreResult",
     "Verdict",
     "block_hashes",
@@ -45,12 +49,15 @@ _LAZY: Final = {
     "ChunkCache": "chunks",
     "Explanation": "explain",
     "Flight": "single_flight",
+    "HandOff": "hand_off",
     "Limits": "core",
     "LoadResult": "results",
     "Namespace": "namespace",
     "PrefixCache": "prefix_cache",
     "Prompt": "chains",
+    "Publication": "hand_off",
     "Ranks": "namespace",
+    "Received": "hand_off",
     "StoreResult": "results",
     "Verdict": "explain",
     "block_hashes": "keys",

@@ -33,7 +33,7 @@ Look = Callable[[], tuple[int, bytes | None]]
 WAITING_MAX: Final = 64
 _NAME: Final = b"flight "
 #: Each flight is an owner of its own: one thread may lead one and wait for another.
-_owners = itertools.count(1 << 61)
+owners: Final = itertools.count(1 << 61)
 _log = logging.getLogger("kvstore.llm")
 
 
@@ -125,7 +125,7 @@ class Flights:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return Flight(matched, waited=waited, late=waited)
-            lock = self._store.lock(_NAME + missing, owner=next(_owners))
+            lock = self._store.lock(_NAME + missing, owner=next(owners))
             try:
                 if not lock.try_acquire():
                     if not patient:

@@ -150,6 +150,23 @@ def test_the_figure_of_the_adapter() -> None:
     assert all(row["bytes_per_s"] > 0 and "pass" in row for row in rows)
 
 
+def test_two_choices_hit_like_one_and_balance_like_load(tmp_path: Path) -> None:
+    path = write_trace(tmp_path, chains(3, requests=3000, heads=60))
+    finished = run(
+        *("--figure", "routing", "--trace", str(path), "--json"),
+        *("--instances", "4", "--capacity-blocks", "100"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows = {row["policy"]: row for row in json.loads(finished.stdout)["rows"]}
+    hits = {name: row["token_hit_ratio"] for name, row in rows.items()}
+    assert hits["two-choice"] > max(hits["round-robin"], hits["least-loaded"])
+    busiest = {name: row["busiest_ratio"] for name, row in rows.items()}
+    assert 1.0 <= busiest["two-choice"] < busiest["one-choice"]
+    assert all(
+        row["instances"] == 4 and 0 < row["p50_ms"] <= row["p99_ms"] for row in rows.values()
+    )
+
+
 def session(requests: list[dict[str, Any]]) -> bytes:
     return json.dumps({"block_size": 64, "requests": requests}).encode()
 

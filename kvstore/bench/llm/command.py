@@ -23,6 +23,7 @@ _COLUMNS: Final = (
     *("block_bytes", "blocks", "bytes_per_s", "store_bytes_per_s", "copy_bytes_per_s"),
     *("p50_ms", "p99_ms", "loaded_blocks", "stored_blocks", "failed_blocks"),
     *("engine", "prefills", "ttft_ms", "all_ms", "cached_tokens", "same_tokens", "ratio_own_cache"),
+    *("instances", "busiest_ratio", "late_ratio"),
     *("adapter_us_per_block", "target_us", "ratio", "target", "pass"),
 )
 
@@ -62,9 +63,13 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, text: str) -> i
 @click.option("--fabric", type=click.Choice(["local", "shm", "tcp"]), default="shm")
 @click.option(
     "--figure",
-    type=click.Choice(["adapter", "ttft", "single-flight"]),
-    help="A fixed experiment, no trace.",
+    type=click.Choice(["adapter", "ttft", "single-flight", "routing"]),
+    help="A fixed experiment; only `routing` has a trace.",
 )
+@click.option(
+    "--instances", type=click.IntRange(1), default=8, show_default=True,
+    help="Of the figure `routing`, each with a cache of --capacity-blocks.",
+)  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0.01), default=3.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def llm(
@@ -75,6 +80,7 @@ def llm(
     block_bytes: int,
     fabric: str,
     figure: str | None,
+    instances: int,
     seconds: float,
     as_json: bool,
 ) -> None:
@@ -93,16 +99,22 @@ def llm(
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy lru --policy adaptive
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy store --fabric tcp
       kvstore-bench llm --figure adapter --fabric shm
+      kvstore-bench llm --figure routing --trace conversation_trace.jsonl.gz
       build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft
     """
-    if (trace is None) == (figure is None):
-        raise click.UsageError("give --trace FILE, or --figure adapter")
+    if (trace is None) == (figure in (None, "routing")):
+        raise click.UsageError(
+            "--figure adapter, or --trace FILE, which --figure routing needs too"
+        )
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        if figure == "ttft":
+        if figure == "routing":
+            assert trace is not None
+            rows = _route(trace, limit, instances, capacity_blocks, say)
+        elif figure == "ttft":
             from kvstore.bench.llm.ttft import measure as measure_ttft
 
             rows = measure_ttft(say)
@@ -161,4 +173,24 @@ def _replay(
                 else:
                     room = replays.capacity_bytes_for(capacity, block_bytes, say)
                     rows.append(real(policy, room))
+    return rows
+
+
+def _route(
+    path: Path,
+    limit: int | None,
+    instances: int,
+    capacities: list[int],
+    say: Callable[[str], None],
+) -> list[Row]:
+    from kvstore.bench.llm.routing import ROUTERS
+    from kvstore.bench.llm.routing import replay as replay_routed
+    from kvstore.bench.llm.traces import load_trace
+
+    trace = load_trace(path, limit)
+    rows: list[Row] = []
+    for capacity in capacities:
+        for router in ROUTERS:
+            say(f"{router}: {instances} instances of {capacity:,} blocks")
+            rows.append(replay_routed(trace, router, instances, capacity))
     return rows

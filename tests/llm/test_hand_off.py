@@ -1,0 +1,135 @@
+"""Hand-off between two users of one store: what comes, in which order, and what does not."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import kvstore
+from kvstore.errors import ConfigurationError
+from kvstore.llm import HandOff, Namespace, PrefixCache, Received, block_hashes
+
+LAYERS, BLOCKS, PIECE_BYTES = 3, 4, 1024
+HASHES = block_hashes(range(16 * BLOCKS), 16)
+WAIT_S = 30.0
+
+
+def pieces(layer: int) -> list[bytes]:
+    return [bytes([16 * layer + block + 1]) * PIECE_BYTES for block in range(BLOCKS)]
+
+
+def buffers() -> list[list[bytearray]]:
+    return [[bytearray(PIECE_BYTES) for _ in range(BLOCKS)] for _ in range(LAYERS)]
+
+
+@pytest.fixture
+def hand_off(store: kvstore.Store, namespace: Namespace) -> HandOff:
+    return HandOff(store, PrefixCache(store, namespace), LAYERS)
+
+
+class Receiver:
+    """Receives in a thread of its own."""
+
+    def __init__(self, hand_off: HandOff, timeout_s: float = WAIT_S) -> None:
+        self.buffers = buffers()
+        self.arrived = [threading.Event() for _ in range(LAYERS)]
+        self._received: list[Received] = []
+
+        def receive() -> None:
+            self._received.append(
+                hand_off.receive(
+                    HASHES,
+                    self.buffers,
+                    timeout_s=timeout_s,
+                    arrived=lambda layer: self.arrived[layer].set(),
+                )
+            )
+
+        self._thread = threading.Thread(target=receive)
+        self._thread.start()
+
+    def result(self) -> Received:
+        self._thread.join(WAIT_S)
+        (received,) = self._received
+        return received
+
+
+def test_layers_arrive_as_they_are_published(hand_off: HandOff) -> None:
+    receivers = [Receiver(hand_off), Receiver(hand_off)]
+    with hand_off.publish(HASHES) as publication:
+        for layer in range(LAYERS):
+            assert publication.layer == layer
+            assert not any(receiver.arrived[layer].is_set() for receiver in receivers)
+            assert publication.put(pieces(layer)).stored == BLOCKS
+            for receiver in receivers:
+                assert receiver.arrived[layer].wait(WAIT_S)
+                assert receiver.buffers[layer] == pieces(layer)
+    assert [receiver.result() for receiver in receivers] == [Received(LAYERS, True, "")] * 2
+
+
+def test_what_is_published_stays_for_those_who_come_later(hand_off: HandOff) -> None:
+    for expected in (BLOCKS, 0):
+        with hand_off.publish(HASHES) as publication:
+            assert [publication.put(pieces(i)).stored for i in range(LAYERS)] == [expected] * LAYERS
+    filled = buffers()
+    assert hand_off.receive(HASHES, filled, timeout_s=0.5).complete
+    assert filled == [pieces(layer) for layer in range(LAYERS)]
+
+
+def test_another_prompt_is_not_received(hand_off: HandOff) -> None:
+    with hand_off.publish(HASHES) as publication:
+        for layer in range(LAYERS):
+            publication.put(pieces(layer))
+    other = block_hashes(range(1, 16 * BLOCKS + 1), 16)
+    assert hand_off.receive(other, buffers(), timeout_s=0.05) == Received(0, False, "late")
+
+
+@pytest.mark.parametrize("published", [1, 2])
+def test_a_publisher_that_gives_up_lets_its_receivers_go(hand_off: HandOff, published: int) -> None:
+    receiver = Receiver(hand_off)
+    with hand_off.publish(HASHES) as publication:
+        for layer in range(published):
+            publication.put(pieces(layer))
+            assert receiver.arrived[layer].wait(WAIT_S)
+    assert receiver.result() == Received(published, False, "not published")
+
+
+def test_a_prompt_that_nobody_finishes_a_layer_of(hand_off: HandOff) -> None:
+    with hand_off.publish(HASHES):
+        assert hand_off.receive(HASHES, buffers(), timeout_s=0.1) == Received(0, False, "late")
+    assert hand_off.receive(HASHES, buffers(), timeout_s=0.1) == Received(0, False, "late")
+
+
+def test_a_publisher_that_is_slow_is_not_waited_for(hand_off: HandOff) -> None:
+    with hand_off.publish(HASHES) as publication:
+        publication.put(pieces(0))
+        received = hand_off.receive(HASHES, buffers(), timeout_s=0.2)
+        assert received == Received(1, False, "late")
+        # It goes on as if nobody had waited.
+        for layer in range(1, LAYERS):
+            publication.put(pieces(layer))
+    assert hand_off.receive(HASHES, buffers(), timeout_s=0.5).complete
+
+
+def test_a_piece_that_is_lost_ends_the_hand_off(hand_off: HandOff, store: kvstore.Store) -> None:
+    with hand_off.publish(HASHES) as publication:
+        publication.put(pieces(0))
+        publication.put([*pieces(1)[:-1], b"of another length"])
+        received = hand_off.receive(HASHES, buffers(), timeout_s=5.0)
+    assert (received.layers, received.complete) == (1, False)
+    assert received.reason
+
+
+def test_mistakes(hand_off: HandOff, store: kvstore.Store, namespace: Namespace) -> None:
+    with pytest.raises(ConfigurationError, match="not 0"):
+        HandOff(store, PrefixCache(store, namespace), 0)
+    with pytest.raises(ValueError, match="3 layers but buffers for 1"):
+        hand_off.receive(HASHES, buffers()[:1], timeout_s=1)
+    with pytest.raises(ValueError, match="without a block"):
+        hand_off.publish([])
+    with hand_off.publish(HASHES) as publication:
+        for layer in range(LAYERS):
+            publication.put(pieces(layer))
+        with pytest.raises(ValueError, match="all 3 layers"):
+            publication.put(pieces(0))
