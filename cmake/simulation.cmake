@@ -19,6 +19,8 @@ add_executable(kvstore_simulate ${PROJECT_SOURCE_DIR}/native/simulate/main.cpp)
 target_link_libraries(kvstore_simulate PRIVATE kvstore_core_simulation kvstore_options)
 add_executable(kvstore_simulate_locks ${PROJECT_SOURCE_DIR}/native/simulate/locks.cpp)
 target_link_libraries(kvstore_simulate_locks PRIVATE kvstore_core_simulation kvstore_options)
+add_executable(kvstore_simulate_caches ${PROJECT_SOURCE_DIR}/native/simulate/caches.cpp)
+target_link_libraries(kvstore_simulate_caches PRIVATE kvstore_core_simulation kvstore_options)
 
 if(DOCTEST_INCLUDE_DIR)
   file(GLOB simulation_tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/sim/*.cpp)

@@ -26,6 +26,7 @@ from kvstore.errors import (
     CodecMismatch,
     ConditionFailed,
     ConfigurationError,
+    ConsistencyMismatch,
     CorruptObject,
     DeadlineExceeded,
     DomainMismatch,
@@ -50,7 +51,7 @@ from kvstore.errors import (
     ValueTooLarge,
     WouldDeadlock,
 )
-from kvstore.types import ClientStats, MemberState
+from kvstore.types import ClientStats, CopyState, MemberState
 
 if TYPE_CHECKING:
     from kvstore.client.connect import connect
@@ -67,6 +68,8 @@ __all__ = [
     "CodecMismatch",
     "ConditionFailed",
     "ConfigurationError",
+    "ConsistencyMismatch",
+    "CopyState",
     "CorruptObject",
     "DeadlineExceeded",
     "DomainMismatch",

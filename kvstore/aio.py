@@ -32,7 +32,7 @@ from kvstore.client.native import allocator, ffi, lib, plain_error, take_bytes
 from kvstore.client.registration import Registration
 from kvstore.client.store import WALK_TIMEOUT_S, Store
 from kvstore.errors import ConfigurationError, InternalError, KvError, StoreClosed
-from kvstore.types import Buffer, ClientStats, Key, MemberState, Value
+from kvstore.types import Buffer, ClientStats, CopyState, Key, MemberState, Value
 
 __all__ = ["AsyncStore", "connect"]
 
@@ -283,6 +283,10 @@ class AsyncStore:
     def stats(self) -> ClientStats:
         """Return what this store has done since it was opened."""
         return self._store.stats()
+
+    def explain(self, key: Key) -> CopyState:
+        """Return what this store makes of a key as far as copies go. See `Store.explain`."""
+        return self._store.explain(key)
 
     def members(self) -> list[MemberState]:
         """Return how each memory node looks from here."""

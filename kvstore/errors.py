@@ -7,6 +7,7 @@ those too, so that `except TimeoutError` or `except ConnectionError` work as any
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -133,6 +134,15 @@ class DomainMismatch(KvError):
     """The node's memory is changed by another kind of atomic operations than this client's."""
 
 
+class ConsistencyMismatch(KvError):
+    """The node keeps another consistency than `connect` asks for: `theirs` and `ours`."""
+
+    def __init__(self, message: str, *, ours: str = "", theirs: str = "") -> None:
+        super().__init__(message)
+        self.ours = ours
+        self.theirs = theirs
+
+
 class LayoutMismatch(KvError):
     """The node's memory is laid out by another version of kvstore."""
 
@@ -161,6 +171,8 @@ class InternalError(KvError):
     """The native core rejected what kvstore itself asked of it: a defect, please report it."""
 
 
+#: The line of a node whose consistency is another one.
+_CONSISTENCIES: Final = re.compile(r"consistency is ([a-z]+), and this client asks for ([a-z]+)")
 #: What the line of a refused attachment contains, and the error that it stands for. The first match
 #: counts; the lines are those of the core.
 _REFUSALS: Final[tuple[tuple[type[KvError], tuple[str, ...]], ...]] = (
@@ -177,6 +189,8 @@ _REFUSALS: Final[tuple[tuple[type[KvError], tuple[str, ...]], ...]] = (
 
 def refusal(line: str, *, ours: Sequence[str] = ()) -> KvError:
     """Returns the typed error of an attachment that the core or the node refused with this line."""
+    if found := _CONSISTENCIES.search(line):
+        return ConsistencyMismatch(line, theirs=found[1], ours=found[2])
     for kind, marks in _REFUSALS:
         if any(mark in line for mark in marks):
             if kind is MembershipMismatch:

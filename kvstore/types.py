@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -75,6 +75,55 @@ class ClientStats:
     leases_waited: int
     #: Attachments that found a node started anew, which is to say empty.
     node_restarts: int
+
+
+#: Why a key is read from a copy, or is not.
+_COPY_REASONS: Final = {
+    "off": "the store was opened without cache_bytes",
+    "held": "reads are served from a copy",
+    "next": "the next read makes a copy",
+    "waits": "{reads_to_wait} more reads go to the node before one makes a copy: a key is copied"
+    " when it is read again, and later where copies were written away before they paid",
+    "paused": "a writer waited for this client in vain, so no copies are made for a while: look at"
+    " cache_revoked in stats()",
+    "no lease": "no copy may be read now: the node was not heard in time, or other clients cannot"
+    " reach this one",
+    "too large": "the value is too large for the cache: give more cache_bytes",
+    "mortal": "the value has a time to live, and such values are not copied",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CopyState:
+    """What a store makes of one key as far as copies go; see `Store.explain`.
+
+    The counts are of this process, and begin anew when other keys have displaced the key from a
+    table of some thousands.
+    """
+
+    #: `held`, `next`, `waits`, `paused`, `no lease`, `too large`, `mortal`, or `off`.
+    state: str
+    #: Reads that go to the node before one makes a copy, where the state is `waits`.
+    reads_to_wait: int
+    #: Reads from the copy that is held, counted up to 255.
+    uses: int
+    #: How many of them make up for what a write waits to end a copy.
+    uses_that_pay: int
+    #: Reads from copies, counted by samples in steps of 64.
+    hits: int
+    #: Copies made; and tried in vain, because somebody else was faster.
+    fills: int
+    spoiled: int
+    #: Copies that writes of other clients have taken away, and writes of this one.
+    invalidated: int
+    overwritten: int
+    #: Reads that could have made a copy and did not, as it would not pay.
+    bypassed: int
+
+    @property
+    def reason(self) -> str:
+        """The state as a sentence."""
+        return _COPY_REASONS[self.state].format(reads_to_wait=self.reads_to_wait)
 
 
 @dataclass(frozen=True, slots=True)

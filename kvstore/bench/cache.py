@@ -8,6 +8,13 @@ from typing import Any, Final
 
 import click
 
+from kvstore.bench.cache_workloads import (
+    YCSB,
+    MissingTraces,
+    Workload,
+    traces_folder,
+    twitter,
+)
 from kvstore.bench.document import Row, metadata, print_json, print_table
 from kvstore.bench.keys import uniform_order
 from kvstore.bench.kv import Setting, capacity_for, measure
@@ -23,6 +30,7 @@ WORKLOADS: Final = {
 }
 _ZIPF: Final = 0.99
 _HOT_KEYS: Final = 16
+_SIMULATED: Final = "sim"
 _CACHE_BYTES: Final = 64 << 20
 _COLUMNS: Final = (
     *("workload", "policy", "fabric", "compute_nodes", "ops_per_s", "speedup", "p50_us", "p99_us"),
@@ -32,16 +40,41 @@ _COLUMNS: Final = (
 
 @click.command(
     epilog="\b\nExamples:\n  kvstore-bench cache\n"
-    "  kvstore-bench cache --fabric tcp --processes 2 --workload ycsb-b --json"
+    "  kvstore-bench cache --fabric tcp --processes 2 --workload ycsb-b --json\n"
+    "  kvstore-bench cache --fabric sim --workload ycsb-b --workload twitter-4"
 )
 @click.option(
     "--workload",
     "workloads",
     multiple=True,
-    type=click.Choice(["hot", *WORKLOADS]),
-    help="May be given again. Default: all.",
+    metavar="NAME",
+    help=f"Of hot, {', '.join(WORKLOADS)}; on sim of ycsb-a to ycsb-f, twitter, twitter-1 to"
+    " twitter-54. May be given again. Default: all.",
 )
-@click.option("--fabric", "fabrics", multiple=True, type=click.Choice(["shm", "tcp"]))
+@click.option(
+    "--fabric",
+    "fabrics",
+    multiple=True,
+    type=click.Choice(["shm", "tcp", _SIMULATED]),
+    help="May be given again. Default: shm and tcp.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Choice(["none", "central", "lease", "coherent"]),
+    help="On sim. May be given again. Default: all.",
+)
+@click.option("--profile", default="connectx6", show_default=True, help="The network of sim.")
+@click.option(
+    "--operations",
+    type=click.IntRange(1),
+    default=200_000,
+    show_default=True,
+    help="On sim: so many are measured, after as many that are not; of scans fewer.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="On sim.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="On sim.")
 @click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True)
 @click.option("--keys", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option("--value-bytes", type=click.IntRange(1), default=1024, show_default=True)
@@ -55,13 +88,29 @@ def cache(
     value_bytes: int,
     seconds: float,
     as_json: bool,
+    **simulated: Any,
 ) -> None:
     """Measure each workload with and without copies, on a node of its own.
 
     `hot` reads a few keys in one thread, beside LMDB where the package lmdb is there: a fresh read
     transaction a get. The others have two processes by default, so that one's writes end the
     other's copies. Policy `none` is a client without copies.
+
+    On `sim` eight compute nodes run YCSB A to F and what is published of Twitter's clusters:
+    without copies, with the store's (`coherent`), with a central manager of 2 million messages a
+    second (beside it of 1, 4 and 8 million), and with copies that are read for a millisecond
+    whoever writes (`lease`).
     """
+    if _SIMULATED in fabrics:
+        if len(set(fabrics)) > 1:
+            raise click.UsageError("--fabric sim has workloads of its own: run it by itself")
+        _simulate(workloads, as_json=as_json, **simulated)
+        return
+    for workload in workloads:
+        if workload != "hot" and workload not in WORKLOADS:
+            raise click.UsageError(
+                f"{workload} is none of hot, {', '.join(WORKLOADS)}; more of them are on sim"
+            )
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -93,6 +142,81 @@ def cache(
         print_json(metadata("kvstore-bench cache", seconds=seconds), rows)
     else:
         print_table("kvstore-bench cache", rows, _COLUMNS)
+
+
+def _simulate(
+    names: tuple[str, ...],
+    *,
+    policies: tuple[str, ...],
+    profile: str,
+    operations: int,
+    seeds: int,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    from kvstore.bench import cache_simulated as simulated
+    from kvstore.bench.sim.command import progress_bar
+    from kvstore.bench.sim.errors import SimulationError
+
+    workloads, missing = _simulated_workloads(names)
+    if missing:
+        print(f"left out: {missing}", file=sys.stderr)
+    chosen = policies or simulated.POLICIES
+    total = len(workloads) * len(simulated.runs_of(chosen)) * seeds
+    try:
+        with progress_bar("copies", total) as advance:
+            rows = list(
+                simulated.measure(
+                    workloads,
+                    chosen,
+                    profile=profile,
+                    compute_nodes=simulated.COMPUTE_NODES,
+                    operations=operations,
+                    seeds=range(1, seeds + 1),
+                    jobs=jobs,
+                    advance=advance,
+                )
+            )
+    except SimulationError as error:
+        raise click.ClickException(str(error)) from error
+    ratios = simulated.compare(rows) if "coherent" in chosen and len(chosen) > 1 else []
+    totals = simulated.summary(ratios)
+    if as_json:
+        facts = {"profile": profile, "operations": operations, "missing": missing}
+        document = metadata("kvstore-bench cache", **facts, ratios=ratios, summary=totals)
+        print_json(document, rows)
+        return
+    columns = (*_COLUMNS, "manager_messages_per_s", "stale_reads", "zipf", "skew_missing")
+    print_table(f"Copies of values: simulated, profile {profile}", rows, columns)
+    if any(row["synthetic"] for row in rows):
+        print("The Twitter rows are synthetic: made from published figures, not from requests.")
+    if ratios:
+        print_table("The store's copies over the others", ratios, list(ratios[0]))
+        print_table("Over all workloads", totals, list(totals[0]))
+    for ratio in ratios:
+        if ratio.get("over_none", 1.0) < simulated.FLOOR:
+            print(f"BELOW TARGET {ratio['workload']}: {ratio['over_none']:.3f} of no copies")
+
+
+def _simulated_workloads(names: tuple[str, ...]) -> tuple[list[Workload], str]:
+    """The workloads of these names, and why some are not there."""
+    known = list(YCSB)
+    missing = ""
+    if not names or any(name.startswith("twitter") for name in names):
+        try:
+            known += twitter(traces_folder())
+        except MissingTraces as error:
+            if names:
+                raise click.ClickException(str(error)) from error
+            missing = str(error)
+    if not names:
+        return known, missing
+    by_name = {workload.name: [workload] for workload in known}
+    by_name["twitter"] = [workload for workload in known if workload.synthetic]
+    for name in names:
+        if name not in by_name:
+            raise click.UsageError(f"{name} is none of ycsb-a to ycsb-f, twitter, twitter-1 ...")
+    return [workload for name in names for workload in by_name[name]], missing
 
 
 def _compare(workload: str, setting: Setting, say: Any) -> list[Row]:

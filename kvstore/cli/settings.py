@@ -76,6 +76,7 @@ def exit_code_of(error: errors.KvError) -> int:
         errors.MembershipMismatch,
         errors.DomainMismatch,
         errors.LayoutMismatch,
+        errors.ConsistencyMismatch,
         errors.AttachRefused,
         errors.KeyInvalid,
         errors.ValueTooLarge,

@@ -1,7 +1,8 @@
 """`kvstore top`: what the nodes do, live.
 
 A node sees what its tcp agent executes. Clients on the node's own host read and write its memory
-without it, so their operations show in the keys, the memory and the number of clients only.
+without it, so their operations show in the keys, the memory and the number of clients only. What
+copies in clients do, every client tells with its heartbeat, over any fabric.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from kvstore.cli.output import json_option, print_document, print_table, table_o
 from kvstore.cli.settings import EXIT_FOUND, EXIT_UNREACHABLE, Settings
 from kvstore.node.units import format_bytes
 
-_COLUMNS = ("node", "keys", "used", "capacity", "clients", "verbs/s", "batches/s", "in/s", "out/s")
+_COLUMNS = (
+    *("node", "keys", "used", "capacity", "clients", "verbs/s", "batches/s", "in/s", "out/s"),
+    *("hits/s", "invalidated/s", "bypassed/s"),
+)
 
 
 @click.command(epilog="\b\nExamples:\n  kvstore top\n  kvstore top --once --interval 5 --json")
@@ -35,7 +39,9 @@ _COLUMNS = ("node", "keys", "used", "capacity", "clients", "verbs/s", "batches/s
 def top(settings: Settings, interval_s: float, once: bool, as_json: bool) -> int:
     """Show keys, memory, clients and the traffic of each node. Ctrl-C ends it.
 
-    Traffic is that of tcp clients: a node takes no part in what clients on its own host do.
+    Traffic is that of tcp clients: a node takes no part in what clients on its own host do. Hits
+    are reads that copies in clients served, over any fabric; invalidated, copies that writes of
+    others took away; bypassed, reads of keys whose copies do not pay.
     """
     before = view_members(settings)
     if not (once or as_json):
@@ -96,12 +102,15 @@ def _row(old: MemberView, new: MemberView, elapsed_s: float) -> dict[str, Any]:
         "tcp_batches_per_s": rate("tcp_batches"),
         "tcp_in_bytes_per_s": rate("tcp_bytes_in"),
         "tcp_out_bytes_per_s": rate("tcp_bytes_out"),
+        "cache_hits_per_s": rate("cache_hits"),
+        "cache_invalidated_per_s": rate("cache_invalidated"),
+        "cache_bypassed_per_s": rate("cache_bypassed"),
     }
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     if row["state"] == "down":
-        return [f"{row['address']} (down)", *["-"] * 8]
+        return [f"{row['address']} (down)", *["-"] * (len(_COLUMNS) - 1)]
     return [
         row["address"],
         f"{row['keys']:,}",
@@ -112,4 +121,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['tcp_batches_per_s']:,.0f}",
         format_bytes(row["tcp_in_bytes_per_s"]),
         format_bytes(row["tcp_out_bytes_per_s"]),
+        f"{row['cache_hits_per_s']:,.0f}",
+        f"{row['cache_invalidated_per_s']:,.0f}",
+        f"{row['cache_bypassed_per_s']:,.0f}",
     ]

@@ -14,6 +14,7 @@ from kvstore.cluster.membership import (
 )
 from kvstore.cluster.target import EMBEDDED, Target, parse_target, read_token
 from kvstore.errors import ConfigurationError
+from kvstore.node.description import CONSISTENCIES
 
 if TYPE_CHECKING:
     from kvstore.cluster.tls import TlsConfig
@@ -34,6 +35,7 @@ def connect(
     lanes: int = 0,
     address_cache_entries: int = 0,
     cache_bytes: int = 0,
+    consistency: str | None = None,
 ) -> Store:
     """Open a store.
 
@@ -57,12 +59,15 @@ def connect(
         cache_bytes: Memory of this process for copies of values that are read again and again;
             0: none are made. Reads stay linearizable. Worth it for keys that are read several
             times, here, for each time that anybody writes them; see docs/cache.md.
+        consistency: "linearizable" or "regular": refuse nodes that were started with another one.
+            It is a property of the node, which a client can't change; None takes what there is.
 
     Raises:
         ConfigurationError: The target or an option makes no sense.
         NodeUnreachable: None of the nodes answers. If some do, the store opens, and the keys of the
             others raise this until they are back.
         AuthenticationFailed, MembershipMismatch, LayoutMismatch, DomainMismatch: A node refused.
+        ConsistencyMismatch: A node keeps another consistency than was asked for.
     """
     parsed = parse_target(target)
     if parsed.scheme != EMBEDDED and target is not None:
@@ -75,6 +80,10 @@ def connect(
         raise ConfigurationError(f"timeout_s is {timeout_s}; give a positive number of seconds")
     if cache_bytes < 0:
         raise ConfigurationError(f"cache_bytes is {cache_bytes}; give 0 or a number of bytes")
+    if consistency is not None and consistency not in CONSISTENCIES:
+        raise ConfigurationError(
+            f"consistency is {consistency!r}; it is one of {', '.join(CONSISTENCIES)}"
+        )
     node: MemoryNode | None = None
     if parsed.scheme == EMBEDDED:
         from kvstore.node.memory_node import MemoryNode
@@ -82,11 +91,15 @@ def connect(
         node = MemoryNode(
             capacity_bytes=CAPACITY_BYTES_DEFAULT if capacity_bytes is None else capacity_bytes,
             eviction=eviction or "adaptive",
+            consistency=consistency or "linearizable",
         )
     membership = Membership(parsed.members, _attachers(parsed, token, tls, node))
     try:
         client = membership.open(
-            lanes=lanes, address_cache_entries=address_cache_entries, cache_bytes=cache_bytes
+            lanes=lanes,
+            address_cache_entries=address_cache_entries,
+            cache_bytes=cache_bytes,
+            consistency=consistency,
         )
         return Store(membership, client, timeout_s=timeout_s, node=node)
     except BaseException:

@@ -34,9 +34,9 @@ from kvstore.errors import (
     ValueTooLarge,
     refusal,
 )
-from kvstore.node.description import VerbsEndpoint, VerbsGrant
+from kvstore.node.description import CONSISTENCIES, VerbsEndpoint, VerbsGrant
 from kvstore.node.memory_node import fill_endpoint, read_endpoint
-from kvstore.types import ClientStats
+from kvstore.types import ClientStats, CopyState
 
 try:
     from kvstore import _native
@@ -77,6 +77,16 @@ _SCAN_PAGE: Final = 256
 _NS: Final = 1_000_000_000
 
 #: Statuses whose error needs nothing but a sentence: class, and what it says about which key.
+_COPY_STATES: Final = {
+    lib.KV_COPY_OFF: "off",
+    lib.KV_COPY_HELD: "held",
+    lib.KV_COPY_NEXT: "next",
+    lib.KV_COPY_WAITS: "waits",
+    lib.KV_COPY_PAUSED: "paused",
+    lib.KV_COPY_NO_LEASE: "no lease",
+    lib.KV_COPY_TOO_LARGE: "too large",
+    lib.KV_COPY_MORTAL: "mortal",
+}
 #: Rows of one look at the locks of a node.
 _SIGHTINGS_MAX: Final = 4096
 _SIGHTINGS: Final = {
@@ -169,6 +179,7 @@ class NativeClient:
         lanes: int,
         address_cache_entries: int,
         cache_bytes: int = 0,
+        consistency: str | None = None,
     ) -> None:
         self.process_id = os.getpid()
         texts = [ffi.new("char[]", cluster_id.encode()), ffi.new("char[]", _joined(members))]
@@ -176,6 +187,7 @@ class NativeClient:
         config.lanes = lanes
         config.address_cache_entries = address_cache_entries
         config.cache_bytes = cache_bytes
+        config.consistency = 0 if consistency is None else 1 + CONSISTENCIES.index(consistency)
         config.cluster_id, config.members = texts
         error = ffi.new("char[]", _ERROR_BYTES)
         handle = lib.kv_client_open(config, error, _ERROR_BYTES)
@@ -356,6 +368,14 @@ class NativeClient:
         figures = {name: int(getattr(stats, name)) for name, _ in ffi.typeof(stats[0]).fields}
         restarts = sum(int(self.member_state(i).restarts) for i in range(self._member_count))
         return ClientStats(**figures, node_restarts=restarts)
+
+    def copy_of(self, key: bytes) -> CopyState:
+        """Return what the client makes of a key as far as copies go."""
+        state = ffi.new("kv_copy_state *")
+        with self.use() as client:
+            lib.kv_client_copy_of(client, key, len(key), state)
+        figures = {name: int(getattr(state, name)) for name, _ in ffi.typeof(state[0]).fields}
+        return CopyState(state=_COPY_STATES[figures.pop("kind")], **figures)
 
     def count(self, member: int, timeout_s: float) -> int:
         """Return the number of live keys on a member."""

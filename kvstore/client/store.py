@@ -30,7 +30,7 @@ from kvstore.errors import (
     NotHeld,
     WouldDeadlock,
 )
-from kvstore.types import ClientStats, Key, MemberState
+from kvstore.types import ClientStats, CopyState, Key, MemberState
 
 if TYPE_CHECKING:
     from kvstore.client.native import NativeClient
@@ -206,6 +206,22 @@ class Store(DataPath):
     def stats(self) -> ClientStats:
         """Return what this store has done since it was opened."""
         return self._client.stats()
+
+    def explain(self, key: Key) -> CopyState:
+        """Return what this store makes of a key as far as copies go, without reading it.
+
+        `print(store.explain(key).reason)` says why the key is read from a copy, or is not.
+
+        Raises:
+            KeyInvalid: The key is no key.
+        """
+        try:
+            name = key.encode() if isinstance(key, str) else bytes(key)
+        except (TypeError, UnicodeEncodeError):
+            raise KeyInvalid(_why_key_is_invalid(key)) from None
+        if not 0 < len(name) <= lib.KV_KEY_BYTES_MAX:
+            raise KeyInvalid(_why_key_is_invalid(key))
+        return self._client.copy_of(name)
 
     def members(self) -> list[MemberState]:
         """Return how each memory node looks from here."""

@@ -25,6 +25,7 @@ from kvstore.client.native import (
 )
 from kvstore.errors import (
     ConfigurationError,
+    ConsistencyMismatch,
     DomainMismatch,
     Fenced,
     KvError,
@@ -149,7 +150,7 @@ class ControlAttacher(Attacher):
                     reached_at=found.tcp_host,
                     timeout_s=_left(deadline),
                 )
-            except (MembershipMismatch, LayoutMismatch, DomainMismatch):
+            except (MembershipMismatch, LayoutMismatch, DomainMismatch, ConsistencyMismatch):
                 raise
             except KvError:
                 # Another host, container or user: the socket is not there, or not for this client.
@@ -245,6 +246,7 @@ class Membership:
         lanes: int,
         address_cache_entries: int,
         cache_bytes: int = 0,
+        consistency: str | None = None,
         timeout_s: float = ATTACH_TIMEOUT_S,
     ) -> NativeClient:
         """Open the native client and attach it to every member that is there.
@@ -268,6 +270,7 @@ class Membership:
             lanes=lanes,
             address_cache_entries=address_cache_entries,
             cache_bytes=cache_bytes,
+            consistency=consistency,
         )
         try:
             self._attach_first(client, timeout_s)

@@ -118,6 +118,8 @@ _PORT = click.IntRange(0, 65535)
     type=click.Choice(["linearizable", "regular"]),
     default="linearizable",
     show_default=True,
+    help="What clients with copies may expect of reads, as they can ask of `connect`. Today"
+    " 'regular' is kept by the rules of 'linearizable', and costs the same.",
 )
 @click.option("--token-file", metavar="FILE", help="What clients must present: one line.")
 @click.option("--tls-cert", metavar="FILE", help="Certificate chain (PEM) of the control plane.")

@@ -19,7 +19,9 @@ struct kv_client {
   explicit kv_client(const kv_client_config& config, const std::vector<std::string>& members)
       : client(config.lanes == 0 ? 8 : config.lanes,
                config.address_cache_entries == 0 ? 131072 : config.address_cache_entries, members,
-               true, config.cache_bytes) {}
+               true, config.cache_bytes) {
+    if (config.consistency != 0) client.require_consistency(config.consistency - 1);
+  }
   Client client;
 };
 
@@ -200,6 +202,11 @@ uint32_t kv_client_member_of(kv_client* client, const void* key, uint64_t key_by
 
 void kv_client_read_stats(kv_client* client, kv_client_stats* stats) {
   client->client.read_stats(*stats);
+}
+
+void kv_client_copy_of(kv_client* client, const void* key, uint64_t key_bytes,
+                       kv_copy_state* state) {
+  client->client.read_copy_state(make_key(key, key_bytes), *state);
 }
 
 int kv_client_is_inline(kv_client* client) {

@@ -170,6 +170,9 @@ typedef struct kv_node_stats {
   uint64_t safe_epoch;
   uint64_t blocks_swept; /* returned from dead clients */
   uint64_t uptime_ms;
+  uint64_t cache_hits;        /* of all clients, as their heartbeats tell: reads from copies, */
+  uint64_t cache_invalidated; /* copies that writes of other clients took away, */
+  uint64_t cache_bypassed;    /* and reads of keys whose copies don't pay */
   uint64_t tcp_connections_open;
   uint64_t tcp_batches;
   uint64_t tcp_reads;
@@ -224,6 +227,7 @@ typedef struct kv_client_config {
   uint32_t lanes;                 /* sessions that can run at once; 0: 8 */
   uint32_t address_cache_entries; /* keys whose slot is remembered; 0: 131072; 1: none */
   uint64_t cache_bytes;           /* for copies of values in this process; 0: none are made */
+  uint32_t consistency;           /* 1 + kv_consistency: others are refused; 0: any will do */
   const char* cluster_id;
   const char* members; /* sorted, joined by '\n': rendezvous hashing spreads keys over them */
 } kv_client_config;
@@ -272,6 +276,31 @@ typedef struct kv_client_stats {
   uint64_t leases_waited;  /* writes that waited for the lease of a client without an answer */
 } kv_client_stats;
 
+enum kv_copy_kind {
+  KV_COPY_OFF = 0,       /* the client makes no copies */
+  KV_COPY_HELD = 1,      /* a copy serves reads */
+  KV_COPY_NEXT = 2,      /* the next read from the node makes one */
+  KV_COPY_WAITS = 3,     /* so does the one after `reads_to_wait` others */
+  KV_COPY_PAUSED = 4,    /* none is made for a while, as a writer waited for this client in vain */
+  KV_COPY_NO_LEASE = 5,  /* none may be read now: not attached, or not reachable */
+  KV_COPY_TOO_LARGE = 6, /* the value is too large for the cache */
+  KV_COPY_MORTAL = 7     /* the value has a time to live */
+};
+/* One key as this client's copies go. The figures begin anew when other keys have displaced it from
+ * a table of some thousands. */
+typedef struct kv_copy_state {
+  uint32_t kind; /* kv_copy_kind */
+  uint32_t reads_to_wait;
+  uint32_t uses;          /* of the copy that is held, up to 255 */
+  uint32_t uses_that_pay; /* so many make up for what a write waits to end a copy */
+  uint32_t hits;          /* counted by samples, in steps of 64 */
+  uint32_t fills;
+  uint32_t spoiled;
+  uint32_t invalidated;
+  uint32_t overwritten;
+  uint32_t bypassed;
+} kv_copy_state;
+
 kv_client* kv_client_open(const kv_client_config* config, char* error, uint64_t error_bytes);
 /* Every session must have been released. */
 void kv_client_close(kv_client* client);
@@ -306,6 +335,8 @@ void kv_client_unregister(kv_client* client, void* memory);
 int kv_client_member(kv_client* client, uint32_t member, kv_member_state* state);
 uint32_t kv_client_member_of(kv_client* client, const void* key, uint64_t key_bytes);
 void kv_client_read_stats(kv_client* client, kv_client_stats* stats);
+void kv_client_copy_of(kv_client* client, const void* key, uint64_t key_bytes,
+                       kv_copy_state* state);
 /* 1 if every attached member completes inline (local, shm), so that calls rarely wait. */
 int kv_client_is_inline(kv_client* client);
 

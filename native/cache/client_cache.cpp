@@ -25,8 +25,10 @@ unsigned stripe_of_thread() {
 
 // ---- reading --------------------------------------------------------------------------------
 
-void ClientCache::note_hit(const CacheStorage::View& view) {
-  stripes_[stripe_of_thread() % kStripes].hits.fetch_add(1, std::memory_order_relaxed);
+void ClientCache::note_hit(const Key& key, const CacheStorage::View& view) {
+  std::atomic<uint64_t>& hits = stripes_[stripe_of_thread() % kStripes].hits;
+  const uint64_t before = hits.fetch_add(1, std::memory_order_relaxed);
+  if (before % kHitSample == kHitSample - 1) figures_.note(key.hash, KeyFigures::kHits, kHitSample);
   const uint32_t now_ms = node_ms_.load(std::memory_order_relaxed);
   if (!CacheStorage::note_use(view, now_ms, kUseAgainMs)) return;
   const std::unique_lock lock(uses_mutex_, std::try_to_lock);
@@ -45,15 +47,47 @@ uint64_t ClientCache::hits() const {
   return sum;
 }
 
+void ClientCache::read_state(const Key& key, kv_copy_state& state) const {
+  state = kv_copy_state{};
+  KeyFigures::Counts counts;
+  const KeyFigures::Obstacle obstacle = figures_.read(key.hash, counts);
+  state.hits = counts[KeyFigures::kHits];
+  state.fills = counts[KeyFigures::kFills];
+  state.spoiled = counts[KeyFigures::kSpoiled];
+  state.invalidated = counts[KeyFigures::kInvalidated];
+  state.overwritten = counts[KeyFigures::kOverwritten];
+  state.bypassed = counts[KeyFigures::kBypassed];
+  state.uses_that_pay = uses_that_pay();
+  CacheStorage::View view;
+  const bool held = storage_.find(key, view);
+  if (held) state.uses = CacheStorage::uses_of(view);
+  state.reads_to_wait = interest_.reads_to_wait(key.hash);
+  const auto kind = [&] {
+    if (!is_current()) return KV_COPY_NO_LEASE;
+    if (held) return KV_COPY_HELD;
+    if (boottime_ns() < paused_until_ns_.load(std::memory_order_relaxed)) return KV_COPY_PAUSED;
+    if (obstacle == KeyFigures::Obstacle::kTooLarge) return KV_COPY_TOO_LARGE;
+    if (obstacle == KeyFigures::Obstacle::kMortal) return KV_COPY_MORTAL;
+    return state.reads_to_wait == 0 ? KV_COPY_NEXT : KV_COPY_WAITS;
+  };
+  state.kind = kind();
+  if (state.kind != KV_COPY_WAITS) state.reads_to_wait = 0;
+}
+
 // ---- filling --------------------------------------------------------------------------------
 
 bool ClientCache::wants(const Key& key, uint64_t value_bytes) {
-  if (value_bytes > storage_.value_bytes_max() || key.hash == 0) return false;
+  if (key.hash == 0) return false;
+  if (value_bytes > storage_.value_bytes_max()) {
+    figures_.note(key.hash, KeyFigures::Obstacle::kTooLarge);
+    return false;
+  }
   const uint64_t now_ns = boottime_ns();
   if (now_ns >= lease_until_ns_.load(std::memory_order_acquire)) return false;
   if (now_ns < paused_until_ns_.load(std::memory_order_relaxed)) return false;
   if (interest_.read(key.hash) || KV_BUGGIFY(cache_everything)) return true;
   counts_.bypassed.fetch_add(1, std::memory_order_relaxed);
+  figures_.note(key.hash, KeyFigures::kBypassed);
   return false;
 }
 
@@ -87,8 +121,11 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
   if (!spoiled || KV_VARIANT(cache_keeps_spoiled)) {
     cache_->storage_.put_locked(key, facts, value);
     cache_->counts_.fills.fetch_add(1, std::memory_order_relaxed);
+    cache_->figures_.note(key.hash, KeyFigures::kFills);
+    cache_->figures_.note(key.hash, KeyFigures::Obstacle::kNone);
   } else {
     cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
+    cache_->figures_.note(key.hash, KeyFigures::kSpoiled);
   }
   cache_ = nullptr;
 }
@@ -112,6 +149,7 @@ bool ClientCache::drop(uint64_t hash, uint32_t record, By by) {
   if (had) {
     (by == By::kOther ? counts_.invalidated : counts_.overwritten)
         .fetch_add(1, std::memory_order_relaxed);
+    figures_.note(hash, by == By::kOther ? KeyFigures::kInvalidated : KeyFigures::kOverwritten);
     interest_.taken(hash, uses >= uses_that_pay());
   }
   bool idle = !had && storage_.of_record_locked(hash, record) == 0;

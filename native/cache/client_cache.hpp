@@ -22,6 +22,7 @@
 #include "api/kvstore.h"
 #include "base/variant.hpp"
 #include "cache/interest.hpp"
+#include "cache/key_figures.hpp"
 #include "cache/storage.hpp"
 #include "coro/clock.hpp"
 
@@ -70,7 +71,7 @@ class ClientCache {
     if (place == nullptr || !storage_.take(view, place)) return false;
     call.data = place;
     call.status = KV_OK;
-    note_hit(view);
+    note_hit(key, view);
     return true;
   }
   // The same for whether the key is there.
@@ -81,7 +82,7 @@ class ClientCache {
     call.data_bytes = view.facts.value_bytes;
     call.codec = view.facts.codec;
     call.status = KV_OK;
-    note_hit(view);
+    note_hit(key, view);
     return true;
   }
   bool is_current() const {
@@ -108,6 +109,8 @@ class ClientCache {
     Fill& operator=(const Fill&) = delete;
     bool begun() const { return cache_ != nullptr; }
     void abandon();
+    // What was read has a time to live.
+    void found_mortal(uint64_t hash) { cache_->figures_.note(hash, KeyFigures::Obstacle::kMortal); }
     // Puts the copy in unless something has spoiled it.
     void finish(const Key& key, const CopyFacts& facts, const void* value);
 
@@ -140,6 +143,7 @@ class ClientCache {
   const CacheCounts& counts() const { return counts_; }
   const CacheStorage& storage() const { return storage_; }
   uint64_t hits() const;
+  void read_state(const Key& key, kv_copy_state& state) const;
 
  private:
   struct Pending {
@@ -153,14 +157,17 @@ class ClientCache {
   };
   static constexpr unsigned kStripes = 16;
   static constexpr unsigned kShardsMax = 16;
+  // Of a thread's reads from copies, one in so many counts for its key.
+  static constexpr uint32_t kHitSample = 64;
   static constexpr uint32_t kUseAgainMs = 250;
   static constexpr size_t kUsesMax = 512;
   static constexpr uint64_t kLongestNs = kMillisecond;
 
-  void note_hit(const CacheStorage::View& view);
+  void note_hit(const Key& key, const CacheStorage::View& view);
 
   CacheStorage storage_;
   Interest interest_;
+  KeyFigures figures_;
   // As long as nothing is known: a get over the network, a message and its answer.
   RecentMean get_ns_{20'000};
   RecentMean ending_ns_{100'000};

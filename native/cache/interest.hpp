@@ -56,6 +56,14 @@ class Interest {
     word.store(make(hash, level_in(seen), wait - 1), std::memory_order_relaxed);
     return false;
   }
+  // How many reads from the node pass before one makes a copy.
+  uint32_t reads_to_wait(uint64_t hash) const {
+    const uint32_t seen = words_[number_of(hash)].load(std::memory_order_relaxed);
+    if (tag_in(seen) != tag_of(hash)) {
+      return 1u << doubt_.load(std::memory_order_relaxed) / kDoubtPerLevel;
+    }
+    return std::max(wait_in(seen), 1u) - 1;
+  }
   // A write has taken the copy away.
   void taken(uint64_t hash, bool paid) {
     std::atomic<uint32_t>& word = word_of(hash);
@@ -91,9 +99,10 @@ class Interest {
   static uint32_t make(uint64_t hash, uint32_t level, uint32_t wait) {
     return tag_of(hash) << (kLevelBits + kWaitBits) | level << kWaitBits | wait;
   }
-  std::atomic<uint32_t>& word_of(uint64_t hash) {
-    return words_[(hash * 0x9e3779b97f4a7c15ull) >> 48 & (kWords - 1)];
+  static uint64_t number_of(uint64_t hash) {
+    return (hash * 0x9e3779b97f4a7c15ull) >> 48 & (kWords - 1);
   }
+  std::atomic<uint32_t>& word_of(uint64_t hash) { return words_[number_of(hash)]; }
 
   std::unique_ptr<std::atomic<uint32_t>[]> words_;
   std::atomic<uint32_t> doubt_{0};

@@ -79,6 +79,9 @@ class CacheStorage {
 
   static constexpr uint32_t kUsesMax = 255;
 
+  static uint32_t uses_of(const View& view) {
+    return view.mark->load(std::memory_order_relaxed) & kUsesMax;
+  }
   uint64_t entries() const { return entries_.load(std::memory_order_relaxed); }
   uint64_t bytes_used() const { return bytes_used_.load(std::memory_order_relaxed); }
   uint64_t evictions() const { return evictions_.load(std::memory_order_relaxed); }

@@ -142,7 +142,11 @@ struct ClientLine {
   uint64_t wants_memory;     // size class of the blocks that it waits for, 0: none
   uint64_t operations;
   uint64_t limbo_bytes;
-  uint64_t reserved[2];
+  // Since this registration began: reads that copies served, copies that writes of others took
+  // away, and reads of keys whose copies don't pay. The latter two come round again.
+  uint64_t cache_hits;
+  uint32_t cache_invalidated;
+  uint32_t cache_bypassed;
 };
 static_assert(sizeof(ClientLine) == kLineBytes);
 

@@ -134,6 +134,19 @@ void Registry::refresh_safe_epoch_locked() {
   if (safe > load(node_line().safe_epoch)) store(node_line().safe_epoch, safe);
 }
 
+// What a client writes there is its own affair: at worst the sums are wrong.
+void Registry::count_copies_locked(Registered& line, const layout::ClientLine& client) {
+  const auto since = [](auto& seen, const auto& word) {
+    const auto now = __atomic_load_n(&word, __ATOMIC_RELAXED);
+    const auto grown = now - seen;
+    seen = now;
+    return grown;
+  };
+  cache_hits_ += since(line.cache_hits, client.cache_hits);
+  cache_invalidated_ += since(line.cache_invalidated, client.cache_invalidated);
+  cache_bypassed_ += since(line.cache_bypassed, client.cache_bypassed);
+}
+
 Registry::Tick Registry::tick(uint64_t lease_ns) {
   const std::lock_guard lock(mutex_);
   Tick result;
@@ -147,6 +160,7 @@ Registry::Tick Registry::tick(uint64_t lease_ns) {
       line.heartbeat = heartbeat;
       line.heard_ns = now_ns;
       line.stalled = false;
+      count_copies_locked(line, client);
     } else if (now_ns - line.heard_ns > lease_ns) {
       result.silent.push_back(line.registration);
     }
@@ -225,6 +239,9 @@ void Registry::read_stats(kv_node_stats& stats) {
   }
   stats.clients_total = admitted_;
   stats.clients_fenced = fenced_;
+  stats.cache_hits = cache_hits_;
+  stats.cache_invalidated = cache_invalidated_;
+  stats.cache_bypassed = cache_bypassed_;
   stats.global_epoch = load(node_line().global_epoch);
   stats.safe_epoch = load(node_line().safe_epoch);
   stats.uptime_ms = (boottime_ns() - began_ns_) / kMillisecond;

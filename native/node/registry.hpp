@@ -33,6 +33,10 @@ struct Registered {
   layout::ClientState state = layout::ClientState::kNone;
   uint64_t heartbeat = 0;
   uint64_t heard_ns = 0;  // boot time when the heartbeat last changed
+  // Of its line when that was last looked at.
+  uint64_t cache_hits = 0;
+  uint32_t cache_invalidated = 0;
+  uint32_t cache_bypassed = 0;
   std::string peer;
 };
 
@@ -76,6 +80,7 @@ class Registry {
   layout::RegistryLine& registry_line(uint32_t registration) const;
   Registered* locate(uint32_t registration);
   void refresh_safe_epoch_locked();
+  void count_copies_locked(Registered& line, const layout::ClientLine& client);
 
   uint8_t* const region_;
   const layout::Geometry geometry_;
@@ -85,6 +90,9 @@ class Registry {
   std::vector<Registered> lines_;
   uint64_t admitted_ = 0;
   uint64_t fenced_ = 0;
+  uint64_t cache_hits_ = 0;
+  uint64_t cache_invalidated_ = 0;
+  uint64_t cache_bypassed_ = 0;
 };
 
 }  // namespace kvstore

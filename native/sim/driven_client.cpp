@@ -5,7 +5,6 @@
 namespace kvstore::sim {
 namespace {
 
-constexpr uint32_t kAddressEntries = 256;
 constexpr uint64_t kAttachNs = kSecond;  // of one attempt
 constexpr uint64_t kRetryNsMin = 5 * kMillisecond;
 constexpr uint64_t kRetryNsSpread = 40 * kMillisecond;
@@ -151,8 +150,8 @@ class DrivenClient::Attacher final : public Driver {
     stage_ = Stage::kRead;
     deadline_ns_ = monotonic_ns() + kAttachNs;
     const Executor::Scope scope(executor_);
-    task_ = read_attachment(remote_, std::move(transport), asked_.registration, kAddressEntries,
-                            attachment_, error_);
+    task_ = read_attachment(remote_, std::move(transport), asked_.registration,
+                            host_.address_entries_, attachment_, error_);
     return read_on();
   }
 
@@ -225,16 +224,18 @@ PortPtr ClientMail::open(SimListener* listener, const Reach& reach) {
 }
 
 DrivenClient::DrivenClient(Schedule& schedule, HostClock& clock, const std::vector<Home>& homes,
-                           uint32_t lanes, ClientMail* mail, uint64_t cache_bytes)
+                           uint32_t lanes, ClientMail* mail, uint64_t cache_bytes,
+                           uint32_t address_entries)
     : schedule_(schedule),
       clock_(clock),
       mail_(mail),
+      address_entries_(address_entries),
       order_(schedule.random()),
       listeners_(std::make_shared<std::vector<Driver*>>(lanes + 1, nullptr)) {
   const OnHost scope(clock_);
   std::vector<std::string> names;
   for (const Home& home : homes) names.push_back(home.name);
-  client_ = std::make_unique<Client>(lanes, kAddressEntries, names, false, cache_bytes);
+  client_ = std::make_unique<Client>(lanes, address_entries, names, false, cache_bytes);
   service_driver_ = std::make_unique<ServiceDriver>(schedule_, clock_, *this);
   listeners_->at(lanes) = service_driver_.get();
   order_ready(client_->service_lane());

@@ -50,9 +50,12 @@ class ClientMail {
 
 class DrivenClient {
  public:
+  // So few that worlds of a few hundred keys use both ways of a get.
+  static constexpr uint32_t kAddressEntriesDefault = 256;
   // Without `mail` it has no messages.
   DrivenClient(Schedule& schedule, HostClock& clock, const std::vector<Home>& homes, uint32_t lanes,
-               ClientMail* mail = nullptr, uint64_t cache_bytes = 0);
+               ClientMail* mail = nullptr, uint64_t cache_bytes = 0,
+               uint32_t address_entries = kAddressEntriesDefault);
   ~DrivenClient();
   DrivenClient(const DrivenClient&) = delete;
   DrivenClient& operator=(const DrivenClient&) = delete;
@@ -94,6 +97,7 @@ class DrivenClient {
   Schedule& schedule_;
   HostClock& clock_;
   ClientMail* const mail_;
+  const uint32_t address_entries_;
   std::vector<uint64_t> ports_;
   SeededOrder order_;
   // Lane numbers of the transport to whoever waits for their completions.

@@ -90,6 +90,17 @@ void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
   if (service_) service_->hurry();
 }
 
+bool Client::accepts(uint32_t consistency, std::string& error) const {
+  if (!consistency_ || *consistency_ == consistency) return true;
+  const auto name = [](uint32_t one) {
+    return one == KV_LINEARIZABLE ? "linearizable" : "regular";
+  };
+  error = std::string("the node's consistency is ") + name(consistency) + ", and this client asks" +
+          " for " + name(*consistency_) + ": start the node with --consistency " +
+          name(*consistency_) + ", or connect with another one";
+  return false;
+}
+
 Status Client::register_memory(void* memory, uint64_t bytes, std::string& error) {
   const std::lock_guard lock(memory_mutex_);
   if (memory_.contains(memory)) {
@@ -218,6 +229,12 @@ void add_copies(const ClientCache& cache, kv_client_stats& stats) {
 }
 
 }  // namespace
+
+void Client::read_copy_state(const Key& key, kv_copy_state& state) {
+  state = kv_copy_state{};
+  const ClientCache* cache = member(member_of(key.hash)).cache.get();
+  if (cache != nullptr) cache->read_state(key, state);
+}
 
 void Client::read_stats(kv_client_stats& stats) {
   stats = {};

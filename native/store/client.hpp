@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -48,6 +49,10 @@ class Client {
   uint32_t members() const { return uint32_t(members_.size()); }
   Member& member(uint32_t index) { return *members_[index]; }
   uint32_t address_entries() const { return address_entries_; }
+  // Nodes of another kv_consistency are refused. Before the first attachment.
+  void require_consistency(uint32_t consistency) { consistency_ = consistency; }
+  // False with the reason if a node of this kv_consistency is not what was required.
+  bool accepts(uint32_t consistency, std::string& error) const;
   bool makes_copies() const { return members_.front()->cache != nullptr; }
 
   // Takes over from an earlier attachment of the member.
@@ -77,6 +82,7 @@ class Client {
   void want_memory(uint32_t member, unsigned size_class);
 
   void read_stats(kv_client_stats& stats);
+  void read_copy_state(const Key& key, kv_copy_state& state);
   bool is_inline();
   bool forked() const;
   void close();
@@ -92,6 +98,7 @@ class Client {
   void drain_limbo();
 
   const uint32_t address_entries_;
+  std::optional<uint32_t> consistency_;
   const bool own_thread_;
   std::vector<std::unique_ptr<Member>> members_;
   std::mutex memory_mutex_;  // taken before a member's

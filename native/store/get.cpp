@@ -235,7 +235,10 @@ class Copying {
   }
   void finish(const Target& target, const KnownAddress& known) {
     const kv_call& call = target.call;
-    if (target.mortal) return;
+    if (target.mortal) {
+      fill_.found_mortal(target.key.hash);
+      return;
+    }
     fill_.finish(
         target.key,
         {call.data_bytes, call.version, known.slot_offset, known.subtable, record_, call.codec},

@@ -95,9 +95,21 @@ Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t p
   const bool large = attachment.limbo.bytes() > kLargeLimboBytes;
   const uint64_t wanted =
       member.class_wanted == 0 && large ? layout::kWantsReclamation : member.class_wanted;
-  const layout::ClientLine line{
-      attachment.registration, ++member.heartbeat,       published, wanted,
-      member.operations_seen,  attachment.limbo.bytes(), {}};
+  layout::ClientLine line{attachment.registration,
+                          ++member.heartbeat,
+                          published,
+                          wanted,
+                          member.operations_seen,
+                          attachment.limbo.bytes(),
+                          0,
+                          0,
+                          0};
+  if (const ClientCache* const cache = attachment.coherence.cache()) {
+    const CacheCounts& counts = cache->counts();
+    line.cache_hits = cache->hits() - member.hits_before;
+    line.cache_invalidated = uint32_t(counts.invalidated.load() - member.invalidated_before);
+    line.cache_bypassed = uint32_t(counts.bypassed.load() - member.bypassed_before);
+  }
   TouchWriter touches(attachment);
   std::vector<kv_op> ops{write_op(attachment.client_line_offset(), &line, sizeof line)};
   // What came while a batch was on its way goes with the next one; the line goes with the first.
@@ -259,6 +271,11 @@ bool Service::prepare(uint32_t index) {
     member = PerMember{};
     member.incarnation = attachment.superblock.incarnation;
     member.registration = attachment.registration;
+    if (const ClientCache* const cache = attachment.coherence.cache()) {
+      member.hits_before = cache->hits();
+      member.invalidated_before = cache->counts().invalidated.load();
+      member.bypassed_before = cache->counts().bypassed.load();
+    }
     drop_idle(index);
   }
   return true;

@@ -49,6 +49,10 @@ class Service {
     uint64_t adoptions_seen = 0;
     uint64_t wary_until_ns = 0;
     uint64_t operations_seen = 0;
+    // What copies had done before this attachment.
+    uint64_t hits_before = 0;
+    uint64_t invalidated_before = 0;
+    uint64_t bypassed_before = 0;
     uint64_t rounds = 0;
     uint64_t pressure = 0;  // what some client of the node waits for
     uint64_t helping_until_ns = 0;

@@ -102,7 +102,9 @@ Status take_up(Client& client, uint32_t member, std::unique_ptr<Transport> trans
     status = task.take();
   }
   connection->ops->destroy(connection);
-  if (status == Status::kOk) client.attach(member, std::move(attachment));
+  if (status != Status::kOk) return status;
+  if (!client.accepts(attachment->superblock.consistency, error)) return Status::kRefused;
+  client.attach(member, std::move(attachment));
   return status;
 }
 

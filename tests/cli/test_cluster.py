@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
+import kvstore
 from tests.cli.conftest import Cli, run_cli
 from tests.support.nodes import NodeProcess, start_nodes, target_of
 
@@ -65,6 +69,30 @@ def test_top_shows_tcp_traffic(cli: Cli, node: NodeProcess) -> None:
     assert 0 < row["used_bytes"] < row["capacity_bytes"]
     assert "verbs/s" in cli("top", "--once", "--interval=0.2").text
     assert node.address in cli("top", "--once", "--interval=0.2").text
+
+
+def test_top_shows_copies_of_clients_on_any_fabric(cli: Cli, node: NodeProcess) -> None:
+    with kvstore.connect(node.target, cache_bytes=1 << 20) as store:
+        store.put("key", b"value")
+        stop = threading.Event()
+
+        def read() -> None:
+            while not stop.is_set():
+                store.get("key")
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            give_up = time.monotonic() + 30
+            row = {"cache_hits_per_s": 0.0}
+            while row["cache_hits_per_s"] == 0 and time.monotonic() < give_up:
+                (row,) = cli("top", "--once", "--interval=0.3", "--json").rows
+        finally:
+            stop.set()
+            reader.join()
+    assert row["cache_hits_per_s"] > 0
+    assert row["cache_invalidated_per_s"] == 0
+    assert "hits/s" in cli("top", "--once", "--interval=0.2").text
 
 
 def test_shm_target_has_no_control_plane(node: NodeProcess) -> None:

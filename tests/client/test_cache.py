@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import kvstore
+from tests.support.nodes import start_node
 
 VALUE = b"v" * 1024
 
@@ -104,3 +105,64 @@ def test_without_cache_bytes_there_are_no_copies() -> None:
 def test_a_negative_size_is_refused() -> None:
     with pytest.raises(kvstore.ConfigurationError, match="cache_bytes"):
         kvstore.connect("embedded", cache_bytes=-1)
+
+
+def test_why_a_key_is_read_from_a_copy(store: kvstore.Store) -> None:
+    assert store.explain("first").state == "held"
+    for _ in range(200):
+        store.get("first")
+    held = store.explain(b"first")
+    assert held.uses >= 200
+    assert held.fills == 1
+    assert 128 <= held.hits <= 256
+    store.put("first", VALUE)
+    ended = store.explain("first")
+    assert ended.state == "next"
+    assert (ended.overwritten, ended.invalidated, ended.uses) == (1, 0, 0)
+
+    # Copies that are written away before they are read do not pay.
+    for _ in range(3):
+        settle(store, "first")
+        store.put("first", VALUE)
+    waiting = store.explain("first")
+    assert waiting.state == "waits"
+    assert f"{waiting.reads_to_wait} more reads" in waiting.reason
+    for _ in range(waiting.reads_to_wait):
+        assert store.explain("first").state == "waits"
+        store.get("first")
+    assert store.explain("first").state == "next"
+    assert store.explain("first").bypassed > waiting.bypassed
+
+
+def test_what_is_never_copied_says_why(store: kvstore.Store) -> None:
+    assert store.explain("never read").state == "waits"
+    store.put("mortal", VALUE, ttl_s=60)
+    store.put("large", bytes(4 << 20))
+    for _ in range(3):
+        store.get("mortal")
+        store.get_into("large", bytearray(4 << 20))
+    assert store.explain("mortal").state == "mortal"
+    assert store.explain("large").state == "too large"
+    with pytest.raises(kvstore.KeyInvalid):
+        store.explain("")
+    with kvstore.connect("embedded", capacity_bytes=64 << 20) as plain:
+        assert plain.explain("first").state == "off"
+
+
+def test_consistency_is_an_assertion(store: kvstore.Store) -> None:
+    with kvstore.connect("embedded", capacity_bytes=64 << 20, consistency="regular"):
+        pass
+    with pytest.raises(kvstore.ConfigurationError, match="eventual"):
+        kvstore.connect("embedded", consistency="eventual")
+
+
+@pytest.mark.parametrize("scheme", ["kv", "tcp", "shm"])
+def test_a_node_of_another_consistency_is_refused(scheme: str) -> None:
+    with start_node("32MiB", "--consistency", "regular") as node:
+        target = f"shm://{node.shm}" if scheme == "shm" else f"{scheme}://{node.address}"
+        with pytest.raises(kvstore.ConsistencyMismatch) as refused:
+            kvstore.connect(target, consistency="linearizable")
+        assert (refused.value.ours, refused.value.theirs) == ("linearizable", "regular")
+        with kvstore.connect(target, consistency="regular") as store:
+            store.put("key", b"value")
+            assert store.get("key") == b"value"
