@@ -26,7 +26,16 @@ def test_it_has_every_method_of_the_store() -> None:
     names = {name for name in dir(kvstore.Store) if not name.startswith("_")}
     assert names - set(dir(kvstore.aio.AsyncStore)) == set()
     # Locks are for `async with`.
-    for name in names - {"stats", "members", "closed", "keys", "register", "lock", "locks"}:
+    for name in names - {
+        "stats",
+        "members",
+        "closed",
+        "keys",
+        "register",
+        "lock",
+        "locks",
+        "explain",
+    }:
         assert inspect.iscoroutinefunction(getattr(kvstore.aio.AsyncStore, name)), name
 
 
