@@ -185,6 +185,10 @@ Task<Status> Sweep::give_back_extent(Channel& channel, UnreferencedSearch& searc
   co_return from_fabric(co_await channel.remote.batch(op));
 }
 
+void Sweep::spare_all() {
+  for (UnreferencedSearch& search : searches_) search.spare_all();
+}
+
 Task<Status> Sweep::give_back(Channel& channel) {
   const uint64_t until_ns = monotonic_ns() + kMillisecond;
   while (at_ < searches_.size()) {

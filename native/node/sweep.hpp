@@ -27,6 +27,9 @@ class Sweep {
   // the rest to be adopted.
   Task<Status> give_back(Channel& channel);
 
+  // In between, instead of waiting for the rounds: nothing is dead, all is left to be adopted.
+  void spare_all();
+
   uint64_t blocks_freed() const { return blocks_freed_; }
 
  private:

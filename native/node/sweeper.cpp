@@ -15,6 +15,10 @@ constexpr uint64_t kRoundPollNs = 5 * kMillisecond;
 // After a step that failed, before the sweep begins anew.
 constexpr uint64_t kRetryNs = 20 * kMillisecond;
 constexpr unsigned kRounds = 4;
+// A sweep keeps extents without an owner from being adopted. Where no client is swept for, it does
+// so seldom, and not for as long as a client stands still.
+constexpr uint64_t kOwnerlessPauseNs = 2 * kSecond;
+constexpr uint64_t kOwnerlessRoundsNs = kSecond;
 constexpr unsigned kLastStepsMax = 1000;
 
 uint64_t load(const uint64_t& word) {
@@ -43,13 +47,19 @@ bool Sweeper::idle() const {
 
 bool Sweeper::take_work() {
   const std::lock_guard lock(mutex_);
-  if (waiting_.empty() && !ownerless_wanted_) return false;
+  const bool ownerless = ownerless_wanted_ && monotonic_ns() >= ownerless_not_before_ns_;
+  if (waiting_.empty() && !ownerless) return false;
   ownerless_wanted_ = false;
   registrations_.assign(waiting_.begin(), waiting_.end());
   waiting_.clear();
   sweep_ = std::make_unique<Sweep>(registrations_);
   stage_ = Stage::kBegin;
   return true;
+}
+
+uint64_t Sweeper::next_work_ns() const {
+  const std::lock_guard lock(mutex_);
+  return ownerless_wanted_ ? ownerless_not_before_ns_ : UINT64_MAX;
 }
 
 uint64_t Sweeper::step(bool may_wait) {
@@ -61,7 +71,7 @@ uint64_t Sweeper::step(bool may_wait) {
       finished(lane_.end_task());
     }
     if (monotonic_ns() < not_before_ns_) return not_before_ns_;
-    if (stage_ == Stage::kIdle && !take_work()) return UINT64_MAX;
+    if (stage_ == Stage::kIdle && !take_work()) return next_work_ns();
     if (const uint64_t again_ns = proceed(); again_ns != 0) return again_ns;
   }
 }
@@ -103,6 +113,11 @@ uint64_t Sweeper::wait_for_round(uint64_t deadline_ns) {
   }
   const std::lock_guard lock(mutex_);
   splits_.assign(waiting_.begin(), waiting_.end());
+  if (registrations_.empty() && monotonic_ns() > rounds_began_ns_ + kOwnerlessRoundsNs) {
+    sweep_->spare_all();
+    ownerless_wanted_ = true;
+    stage_ = Stage::kGiveBack;
+  }
   return monotonic_ns() + kRoundPollNs;
 }
 
@@ -121,6 +136,7 @@ void Sweeper::finished(Status status) {
     case Stage::kLook:
       stage_ = Stage::kRounds;
       rounds_ = 0;
+      rounds_began_ns_ = monotonic_ns();
       round_until_ = load(line().global_epoch) + 1;
       return;
     default:
@@ -128,6 +144,7 @@ void Sweeper::finished(Status status) {
       clients_swept_ += registrations_.size();
       blocks_freed_ += sweep_->blocks_freed();
       const std::lock_guard lock(mutex_);
+      ownerless_not_before_ns_ = monotonic_ns() + kOwnerlessPauseNs;
       stage_ = Stage::kIdle;
   }
 }

@@ -49,6 +49,7 @@ class Sweeper {
   enum class Stage { kIdle, kBegin, kLook, kRounds, kGiveBack };
 
   bool take_work();
+  uint64_t next_work_ns() const;
   uint64_t proceed();
   uint64_t wait_for_round(uint64_t deadline_ns);
   void finished(Status status);
@@ -62,6 +63,8 @@ class Sweeper {
   mutable std::mutex mutex_;
   std::deque<uint32_t> waiting_;
   bool ownerless_wanted_ = false;
+  uint64_t ownerless_not_before_ns_ = 0;
+  uint64_t rounds_began_ns_ = 0;
   std::vector<uint32_t> registrations_;  // of this sweep
   std::unique_ptr<Sweep> sweep_;
   Stage stage_ = Stage::kIdle;

@@ -21,6 +21,8 @@ struct UnreferencedSearch {
   uint64_t dead_blocks() const;
   // Has the search begin again, among those that it found dead.
   void again();
+  // After that: has it find nothing dead.
+  void spare_all();
 };
 
 // The next slice, of a few hundred blocks. A tentative slot that points at an unreferenced block is

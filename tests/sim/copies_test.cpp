@@ -76,6 +76,7 @@ TEST_CASE("sim copies: 512 clients share 48 owner bits") {
   options.put_percent = 2;
   options.think_ns_max = 60'000'000;
   options.node.lease_ns = 2 * kSecond;
+  options.wall_limit_ns = 300 * kSecond;  // with a sanitizer, on a busy machine
   const WorldResult result = run_world(options, 1);
   CHECK_MESSAGE(result.good(), result.violation, result.linearizability.reason);
   CHECK(result.cache_fills > 0);
