@@ -129,6 +129,7 @@ class BlockAllocator {
   void end_growing(unsigned size_class);
   Task<Status> adopt(Remote& remote, unsigned size_class);
   Task<TakeResult> take_run(Remote& remote, unsigned size_class);
+  Task<Status> release_extent_of(Remote& remote, Block block);
   Task<Status> give_back_foreign(Remote& remote, std::vector<Block> blocks);
   Task<Status> locate(Remote& remote, Block block, uint64_t& segment, layout::SegmentEntry& head);
   Task<Status> set_free_bits(Remote& remote, uint64_t word_offset, uint64_t bits);

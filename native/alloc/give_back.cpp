@@ -57,6 +57,21 @@ Task<Status> BlockAllocator::set_free_bits(Remote& remote, uint64_t word_offset,
   co_return Status::kOk;
 }
 
+// Of a block that has its extent to itself. A sweep, or who adopts it, may change the head between
+// the look and the release.
+Task<Status> BlockAllocator::release_extent_of(Remote& remote, Block block) {
+  constexpr unsigned kAttemptsMax = 8;
+  Status released = Status::kAbsent;
+  for (unsigned attempt = 0; released == Status::kAbsent && attempt < kAttemptsMax; ++attempt) {
+    uint64_t segment = 0;
+    SegmentEntry head;
+    const Status located = co_await locate(remote, block, segment, head);
+    if (located != Status::kOk) co_return located;
+    released = co_await segments_.release(remote, segment, head);
+  }
+  co_return released;
+}
+
 // One look at the head for the blocks of an extent, one CAS for those of a word.
 Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block> blocks) {
   const layout::Geometry& geometry = segments_.geometry();
@@ -68,6 +83,12 @@ Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block
   ExtentShape shape{};
   uint64_t word_offset = 0, bits = 0;  // to be set
   for (const Block& block : blocks) {
+    if (!geometry.shares_extent(block.size_class)) {
+      const Status released = co_await release_extent_of(remote, block);
+      if (released != Status::kOk) worst = released;
+      if (remote.broken()) co_return released;
+      continue;
+    }
     if (block.offset >= end || block.size_class != size_class) {
       uint64_t segment = 0;
       SegmentEntry head;
@@ -75,12 +96,6 @@ Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block
       if (remote.broken()) co_return s;
       if (s != Status::kOk) {
         worst = s;
-        continue;
-      }
-      if (!geometry.shares_extent(block.size_class)) {
-        const Status released = co_await segments_.release(remote, segment, head);
-        if (released != Status::kOk) worst = released;
-        if (remote.broken()) co_return released;
         continue;
       }
       begin = geometry.segment_offset(segment);

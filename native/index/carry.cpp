@@ -40,17 +40,38 @@ struct Carry {
   const layout::Geometry& geometry;
   uint64_t source;  // offsets of the group in both subtables
   uint64_t target;
+  Group new_group;  // as it was before the old one was read: what a copy may replace
   Group old_group;
-  Group new_group;
+  Group new_group_after;
+  bool current = false;  // all of it was read while this split was filling the new group
   std::array<uint64_t, kSlots> stays{};  // slot words whose key is known to stay
 };
 
 Task<Status> read_groups(Carry& carry) {
   // The new group first: a copy seen there whose original is not seen afterwards has lost it for
-  // good, it is not about to get it.
-  kv_op ops[2] = {read_op(carry.target, &carry.new_group, layout::kGroupBytes),
-                  read_op(carry.source, &carry.old_group, layout::kGroupBytes)};
-  co_return from_fabric(co_await carry.remote.batch(ops));
+  // good, it is not about to get it. And its headers at last: if they still say that the group is
+  // filling, what moves in the old group moves for this split and no later one.
+  constexpr uint64_t kBuckets = layout::kBucketsPerGroup;
+  uint64_t after[(kBuckets - 1) * layout::kBucketBytes / 8 + 1];
+  kv_op ops[4] = {read_op(carry.target, &carry.new_group, layout::kGroupBytes),
+                  read_op(carry.source, &carry.old_group, layout::kGroupBytes),
+                  read_op(carry.target, &carry.new_group_after, layout::kGroupBytes),
+                  read_op(carry.target, after, sizeof after)};
+  const Status s = from_fabric(co_await carry.remote.batch(ops));
+  carry.current = s == Status::kOk;
+  for (unsigned b = 0; b < kBuckets; ++b) {
+    carry.current &= after[b * layout::kBucketBytes / 8] == carry.new_group.buckets[b].header;
+  }
+  co_return s;
+}
+
+// A copy that was not yet there at the first look at the new group: who made it may be gone, and
+// nobody commits it once the group is filled.
+bool uncommitted_copy(const Carry& carry) {
+  for (unsigned i = 0; i < kSlots; ++i) {
+    if (carry.new_group_after.slot(i).moving()) return true;
+  }
+  return false;
 }
 
 // From here on nobody inserts a key of the new subtable into the old group: whoever tries finds the
@@ -245,7 +266,7 @@ bool belong_together(const Group& old_group, const Group& new_group) {
 Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint64_t source,
                          uint64_t target, unsigned group, uint64_t deadline_ns) {
   const uint64_t at = group * layout::kGroupBytes;
-  Carry carry{remote, geometry, source + at, target + at, {}, {}, {}};
+  Carry carry{remote, geometry, source + at, target + at, {}, {}, {}, false, {}};
   if (const Status s = co_await read_groups(carry); s != Status::kOk) co_return s;
   if (!filling(carry.new_group)) co_return Status::kOk;
   if (!belong_together(carry.old_group, carry.new_group)) co_return Status::kAbsent;
@@ -254,6 +275,8 @@ Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint6
   for (unsigned pass = 0; pass < kPassesMax; ++pass) {
     if (const Status s = co_await read_groups(carry); s != Status::kOk) co_return s;
     if (!filling(carry.new_group)) co_return Status::kOk;
+    if (monotonic_ns() > deadline_ns) co_return Status::kDeadlineExceeded;
+    if (!carry.current) continue;
 
     std::array<bool, kSlots> moves{};
     unsigned unsettled = 0;
@@ -261,6 +284,7 @@ Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint6
       co_return s;
     }
     bool again = unsettled > 0 && pass + 1 < kPassesMax / 64;
+    again |= uncommitted_copy(carry);
     if (const Status s = co_await freeze(carry, moves, again); s != Status::kOk) co_return s;
     std::array<Slot, kSlots> copies{};
     if (KV_BUGGIFY(slow_split)) {
@@ -273,7 +297,6 @@ Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint6
     // Nothing was left to do in this pass: every entry that stands in the old group stays there.
     const bool quiet = std::none_of(moves.begin(), moves.end(), [](bool m) { return m; });
     if ((quiet && !again) || KV_VARIANT(filled_too_soon)) co_return co_await mark_filled(carry);
-    if (monotonic_ns() > deadline_ns) co_return Status::kDeadlineExceeded;
   }
   co_return Status::kCorrupt;
 }

@@ -144,7 +144,9 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
   co_return Status::kCorrupt;
 }
 
-Task<Status> confirm_absence(Remote& remote, const Places& places, unsigned fingerprint) {
+Task<Status> confirm_absence(Remote& remote, const Places& places, unsigned fingerprint,
+                             Newcomers& newcomers) {
+  newcomers.count = 0;
   const std::span<const CombinedBucket> seen = places.all();
   CombinedBucket again[4];
   HeaderSpan after[4];
@@ -161,7 +163,8 @@ Task<Status> confirm_absence(Remote& remote, const Places& places, unsigned fing
     for (unsigned n = 0; n < kSlotsPerCombined; ++n) {
       const Slot slot = again[i].slot(n);
       if (slot == seen[i].slot(n) || !slot.readable() || KV_VARIANT(absent_by_headers)) continue;
-      if (slot.fingerprint() == fingerprint) co_return Status::kAbsent;
+      if (slot.fingerprint() != fingerprint) continue;
+      newcomers.slots[newcomers.count++] = {seen[i].slot_offset(n), slot};
     }
   }
   co_return Status::kOk;

@@ -377,9 +377,8 @@ Task<Status> find_and_read(Channel& channel, const Target& target) {
     if (!unsound) {
       const bool probe = (call.flags & KV_PROBE) != 0;
       if (probe || KV_VARIANT(absent_after_one_look)) co_return Status::kAbsent;
-      const Status s = co_await confirm_absence(channel.remote, places, target.key.fingerprint());
-      if (s == Status::kOk) co_return Status::kAbsent;
-      if (s != Status::kAbsent) co_return s;
+      const Status confirmed = co_await confirm_miss(channel, target.key, places);
+      if (confirmed != Status::kPending) co_return confirmed;
     } else {
       ++channel.lane().counts().verify_retries;
     }

@@ -71,7 +71,15 @@ void Channel::drop() {
   drop_connection();
   attachment.reset();
   recent_uses.clear();
-  unfenced_.store(false, std::memory_order_release);
+  lost_since_.store(0, std::memory_order_release);
+}
+
+// The lane's own thread, within a call: its activity ends after this.
+void Channel::note_lost() {
+  if (unfenced()) return;
+  const uint64_t since = lane_->active_since.load(std::memory_order_relaxed);
+  const uint64_t now = lane_->client().tick().load(std::memory_order_acquire);
+  lost_since_.store(std::max<uint64_t>(since != 0 ? since : now, 1), std::memory_order_release);
 }
 
 void Channel::break_off() {
@@ -84,7 +92,7 @@ Status Channel::ready(uint64_t deadline_ns) {
   if (generation == 0) return Status::kNoAttachment;
   const bool usable = connection_ != nullptr && connection_->broken == 0;
   if (usable && (generation == generation_ || uses_ > 0)) {
-    if (unfenced()) unfenced_.store(false, std::memory_order_release);  // a connection after it
+    if (unfenced()) lost_since_.store(0, std::memory_order_release);  // a connection after it
     return attachment->state.load(std::memory_order_relaxed) == Attachment::State::kFenced
                ? Status::kFenced
                : Status::kOk;
@@ -116,7 +124,7 @@ Status Channel::ready(uint64_t deadline_ns) {
   attachment = std::move(current);
   generation_ = generation;
   connection_ = connection;
-  unfenced_.store(false, std::memory_order_release);
+  lost_since_.store(0, std::memory_order_release);
   remote.bind(connection, &lane_->executor());
   lane_->executor().add_connection(connection);
   return Status::kOk;

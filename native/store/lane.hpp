@@ -121,13 +121,16 @@ class Channel {
   // on their way. The next connection of the lane makes the node close the old one; until then
   // nothing may be reused that a lost operation could write to.
   void want_scrub() {
-    unfenced_.store(true, std::memory_order_release);
+    note_lost();
     attachment->scrub_wanted.store(true, std::memory_order_release);
   }
   // The same where nothing is left behind but what may still execute.
-  void note_lost() { unfenced_.store(true, std::memory_order_release); }
+  void note_lost();
   // Any thread.
-  bool unfenced() const { return unfenced_.load(std::memory_order_acquire); }
+  bool unfenced() const { return lost_since() != 0; }
+  // The heartbeat tick at which the oldest operation began that may still execute after its call
+  // has ended; 0: none may.
+  uint64_t lost_since() const { return lost_since_.load(std::memory_order_acquire); }
 
   Remote remote;
   std::shared_ptr<Attachment> attachment;
@@ -152,7 +155,7 @@ class Channel {
   uint64_t generation_ = 0;
   kv_connection* connection_ = nullptr;
   unsigned uses_ = 0;
-  std::atomic<bool> unfenced_{false};
+  std::atomic<uint64_t> lost_since_{0};
 
   void drop_connection();
 };

@@ -129,6 +129,25 @@ static Task<Status> drop_damaged(Channel& channel, SlotRef damaged) {
   co_return co_await empty_slot(channel, damaged);
 }
 
+Task<Status> confirm_miss(Channel& channel, const Key& key, const Places& places) {
+  Newcomers newcomers;
+  const Status s = co_await confirm_absence(channel.remote, places, key.fingerprint(), newcomers);
+  if (s == Status::kAbsent || newcomers.count > kCandidatesMax) co_return Status::kPending;
+  if (s != Status::kOk) co_return s;
+  if (newcomers.count == 0) co_return Status::kAbsent;
+  // Often the same neighbour, replaced meanwhile: were that no answer, a busy one would hide that
+  // the key is absent for as long as it is.
+  Candidate found[kCandidatesMax];
+  for (unsigned i = 0; i < newcomers.count; ++i) found[i].ref = newcomers.slots[i];
+  const Status examined =
+      co_await examine(channel.remote, channel.attachment->geometry, key, {found, newcomers.count});
+  if (examined != Status::kOk) co_return examined;
+  for (unsigned i = 0; i < newcomers.count; ++i) {
+    if (found[i].verdict != Candidate::Verdict::kOther) co_return Status::kPending;
+  }
+  co_return Status::kAbsent;
+}
+
 Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool probe,
                      std::span<kv_op> first) {
   Slot suspect;
@@ -145,9 +164,8 @@ Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool prob
     if (s != Status::kAbsent) co_return s;
     if (unsound.offset == 0) {
       if (probe || KV_VARIANT(absent_after_one_look)) co_return Status::kAbsent;
-      const Status s = co_await confirm_absence(channel.remote, lookup.places, key.fingerprint());
-      if (s == Status::kOk) co_return Status::kAbsent;
-      if (s != Status::kAbsent) co_return s;
+      const Status confirmed = co_await confirm_miss(channel, key, lookup.places);
+      if (confirmed != Status::kPending) co_return confirmed;
     } else {
       ++channel.lane().counts().verify_retries;
       times = unsound.slot == suspect ? times + 1 : 0;

@@ -5,10 +5,10 @@
 // Prices, without conflicts, in verbs / round trips:
 //   get, address known      2 READ                                            1
 //   get                     2 READ, READ object                               2
-//   get, absent             2 READ, 2 READ                                    2
+//   get, absent             2 READ, 4 READ                                    2
 //   put, existing           WRITE 2 READ, READ header, CAS                    3
 //   put, address known      WRITE READ header 2 READ, CAS                     2
-//   put, new                WRITE 2 READ, CAS 2 READ, CAS                     3
+//   put, new                WRITE 2 READ, CAS 4 READ, CAS                     3
 //   contains, address known 2 READ                                            1
 //   delete                  2 READ, READ header, CAS                          3
 //   delete, address known   READ header 2 READ, CAS                           2
@@ -63,6 +63,10 @@ Task<Status> read_places_guessing(Channel& channel, const Key& key, Lookup& look
 // the first READs, if there are any.
 Task<Status> examine_matches(Channel& channel, const Key& key, Lookup& lookup,
                              std::span<kv_op> first, SlotRef& unsound);
+
+// Whether a key that is in none of `places` is absent for good. kAbsent: it is. kPending: look for
+// it again. Otherwise an error.
+Task<Status> confirm_miss(Channel& channel, const Key& key, const Places& places);
 
 // What became of a CAS whose completion was lost: READ the slot over a new connection.
 // kOk: it was applied, if only this client can have written `after`. kAbsent: it was not, and can't

@@ -307,10 +307,9 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, const Co
   // Nothing is there any more, whatever an earlier attempt met.
   if (!KV_VARIANT(stale_version_on_refusal)) call.version = 0;
   if (needs_final_miss) {
-    const Status confirmed =
-        co_await confirm_absence(channel.remote, lookup.places, key.fingerprint());
-    if (confirmed != Status::kOk) {
-      co_return confirmed == Status::kAbsent ? Step::kAgain : Step::kLost;
+    const Status confirmed = co_await confirm_miss(channel, key, lookup.places);
+    if (confirmed != Status::kAbsent) {
+      co_return confirmed == Status::kPending ? Step::kAgain : Step::kLost;
     }
     co_return (call.flags & KV_IF_VERSION) != 0 ? Step::kRefused : Step::kGone;
   }

@@ -63,11 +63,15 @@ void Service::alarm(uint64_t due_ns) noexcept {
   if (due_ns < asleep_until_ns_.load(std::memory_order_seq_cst)) wake();
 }
 
-uint64_t Service::oldest_tick() const {
+// Of what may still execute at this member: operations under way, and lost ones until their
+// connection is known to be closed at the node.
+uint64_t Service::oldest_tick(uint32_t index) const {
   uint64_t oldest = UINT64_MAX;
   for (const auto& lane : client_.lanes_) {
     const uint64_t since = lane->active_since.load(std::memory_order_seq_cst);
     if (since != 0) oldest = std::min(oldest, since);
+    const uint64_t lost = lane->channel(index).lost_since();
+    if (lost != 0) oldest = std::min(oldest, lost);
   }
   return oldest;
 }
@@ -148,6 +152,10 @@ Task<Status> Service::share_memory(Channel& channel, PerMember& member) {
   if (released != Status::kOk) co_return released;
   // Who waits for the class itself keeps what it has.
   if (!pressed || member.pressure == member.class_wanted) co_return Status::kOk;
+  // What a lost operation has left in an extent is found only by its owner's search.
+  const bool searching = attachment.scrub_wanted.load(std::memory_order_acquire) ||
+                         member.scrub_due || member.scrub.running();
+  if (searching) co_return Status::kOk;
   co_return co_await attachment.allocator.yield(channel.remote, unsigned(member.pressure));
 }
 
@@ -241,8 +249,9 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
   }
   // The epoch is published only after everything that may go back has: the scrub relies on it.
   const uint64_t renewal_ns = monotonic_ns();
-  const Status written =
-      co_await write_line(channel, member, member.seen.publishable(oldest_tick()));
+  if (client_.any_unfenced(channel.member())) lanes_fenced(channel.member());
+  const uint64_t oldest = oldest_tick(channel.member());
+  const Status written = co_await write_line(channel, member, member.seen.publishable(oldest));
   if (written != Status::kOk) co_return written;
   attachment.locks.renewed(renewal_ns);
   if (caches) {

@@ -88,7 +88,7 @@ class Service {
   Task<Status> tend_locks(const std::vector<uint32_t>& members);
   void fail_locks();
   void sleep(uint64_t until_ns);
-  uint64_t oldest_tick() const;
+  uint64_t oldest_tick(uint32_t index) const;
 
   Client& client_;
   Lane& lane_;

@@ -47,15 +47,19 @@ Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, b
         if (op[0].result != slot.word) co_return Status::kOk;  // it has just committed
       }
     }
-    const Status confirmed =
-        KV_VARIANT(sweep_ignores_splits)
-            ? Status::kOk
-            : co_await confirm_absence(channel.remote, places, fingerprint_of(key_hash));
-    if (confirmed == Status::kOk) {
-      result = false;
-      co_return Status::kOk;
+    Newcomers newcomers;
+    Status confirmed = Status::kOk;
+    if (!KV_VARIANT(sweep_ignores_splits)) {
+      confirmed =
+          co_await confirm_absence(channel.remote, places, fingerprint_of(key_hash), newcomers);
     }
-    if (confirmed != Status::kAbsent) co_return confirmed;
+    if (confirmed != Status::kOk && confirmed != Status::kAbsent) co_return confirmed;
+    const bool has_come =
+        std::any_of(newcomers.slots, newcomers.slots + newcomers.count,
+                    [&](const SlotRef& newcomer) { return newcomer.slot.address() == address; });
+    if (confirmed == Status::kAbsent || has_come) continue;
+    result = false;
+    co_return Status::kOk;
   }
   co_return Status::kOk;
 }
@@ -85,6 +89,11 @@ void UnreferencedSearch::again() {
   for (size_t w = 0; w < dead.size(); ++w) blocks.skip[w] = ~dead[w];
   std::fill(dead.begin(), dead.end(), 0);
   blocks.next = 0;
+}
+
+void UnreferencedSearch::spare_all() {
+  std::fill(blocks.skip.begin(), blocks.skip.end(), ~uint64_t{0});
+  std::fill(dead.begin(), dead.end(), 0);
 }
 
 Task<Status> search_slice(Channel& channel, UnreferencedSearch& search) {

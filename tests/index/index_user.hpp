@@ -122,9 +122,10 @@ class IndexUser {
       hit.version = candidate.header.version;
       return hit;
     }
-    const Status confirmed =
-        client.run([&] { return confirm_absence(client.remote, hit.places, key.fingerprint()); });
-    if (confirmed != Status::kOk) return std::nullopt;
+    Newcomers newcomers;
+    const Status confirmed = client.run(
+        [&] { return confirm_absence(client.remote, hit.places, key.fingerprint(), newcomers); });
+    if (confirmed != Status::kOk || newcomers.count > 0) return std::nullopt;
     return hit;
   }
 
