@@ -81,7 +81,7 @@ TEST_CASE("numa: distances are told to the nodes that are online, whatever their
   CHECK(sysfs.distance("at0", 8) == 40);
   CHECK(sysfs.distance("at8", 8) == 10);
   CHECK(sysfs.distance("at254", 8) == 73);
-  CHECK(sysfs.distance("at254", 254) == kNumaDistanceLocal);     // tells nothing, and need not
+  CHECK(sysfs.distance("at254", 254) == kNumaDistanceLocal);  // tells nothing, and need not
   CHECK(sysfs.distance("at1", 0) == kNumaDistanceUnknown);    // in a hole
   CHECK(sysfs.distance("at256", 0) == kNumaDistanceUnknown);  // after the last
 }
