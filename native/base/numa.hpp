@@ -9,12 +9,14 @@ namespace kvstore {
 
 // Of a device whose place is not known, or of a machine that says nothing: as far as there is.
 inline constexpr uint32_t kNumaDistanceUnknown = 255;
+// Of a device at the processor's own node, in the kernel's units.
+inline constexpr uint32_t kNumaDistanceLocal = 10;
 
 // The NUMA node of the processor that runs this thread now.
 uint32_t current_numa_node();
 
-// The distance between a NUMA node and an RDMA device in the kernel's units: 10 is the same node.
-// `sysfs` is where that is mounted.
+// The distance between a NUMA node and an RDMA device in the kernel's units. `sysfs` is
+// where that is mounted.
 uint32_t rdma_device_distance(const std::string& sysfs, const std::string& device, uint32_t node);
 
 }  // namespace kvstore

@@ -1,10 +1,12 @@
 // How long requests for locks wait beside how many were before them: the bound on a wait.
 //
 // Requests in the order in which they were made form *turns*: a writer is one, and readers one
-// after the other are one together. A request's *position* is the number of turns before it that
-// have not ended when it is made. A lock's *hand-over* is the time from the begin of a turn to that
-// of the next, where the next already waited. In a queue that is first come, first served, a
-// request waits about its position times the median hand-over.
+// after the other are one together. A request's *position* is the number of turns before its own
+// that have not ended when it is made: a reader's own turn may have begun with others, and one that
+// joins holding readers has position 0. A lock's *hand-over* is the time from the begin of a turn
+// to that of the next, where the next already waited. In a queue that is first come, first served,
+// a request waits about its position times the median hand-over; of position 0 no wait is promised,
+// and none is looked at.
 
 #pragma once
 
@@ -33,13 +35,15 @@ class LockWaits {
   // From now on waits count.
   void begin(uint64_t now_ns) { begin_ns_ = now_ns; }
 
-  void asked(uint64_t lock, uint32_t client, bool exclusive, uint64_t now_ns) {
+  // Returns the request's position.
+  uint32_t asked(uint64_t lock, uint32_t client, bool exclusive, uint64_t now_ns) {
     std::vector<Request>& requests = locks_[lock].requests;
-    uint32_t position = 0;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      position += i == 0 || requests[i].exclusive || requests[i - 1].exclusive ? 1 : 0;
+    requests.push_back({client, 0, exclusive, now_ns});
+    uint32_t& position = requests.back().position;
+    for (size_t i = 1; i < requests.size(); ++i) {
+      position += requests[i].exclusive || requests[i - 1].exclusive ? 1 : 0;
     }
-    requests.push_back({client, position, exclusive, now_ns});
+    return position;
   }
 
   void granted(uint64_t lock, uint32_t client, uint64_t now_ns) {

@@ -53,7 +53,7 @@ class VerbsTransport : public Transport {
   const VerbsTarget target_;
 };
 
-// The port that packets to the node leave by, where addresses tell; else any active one.
+// The port that packets to the node leave by, where addresses tell; else the nearest active one.
 VerbsPort port_towards(const VerbsTarget& target, std::string& error) {
   RdmaAddress mine{};
   if (rdma_address_towards(target.node, mine)) {

@@ -17,7 +17,7 @@ using VerbsExchange =
 
 struct VerbsTarget {
   RdmaAddress node{};
-  std::string device;      // of this host; empty: the one on the way to the node
+  std::string device;      // of this host, or a list; of it, the one on the way to the node
   std::string reached_at;  // the node's address, for messages with clients of other hosts
   uint32_t registration = 0;
   VerbsExchange exchange;

@@ -106,16 +106,19 @@ def test_the_longest_wait_beside_the_bound() -> None:
     assert not above["met"]
 
 
-@pytest.mark.parametrize("fabric", ["shm", "tcp"])
-def test_a_killed_holder_is_followed(fabric: str) -> None:
+@pytest.mark.parametrize(("fabric", "lease_s"), [("shm", 20), ("tcp", 0.6)])
+def test_a_killed_holder_is_followed(fabric: str, lease_s: float) -> None:
     arguments = ("--fabric", fabric, "--workload", "recovery", "--rounds", "2")
-    (row,) = document(*arguments, "--lease-s", "0.6")["rows"]
+    (row,) = document(*arguments, "--lease-s", str(lease_s))["rows"]
     assert row["checked"] == "2 times once, with a higher token"
-    assert row["bound_ms"] == 700
+    assert row["bound_ms"] == lease_s * 1000 + 100
     assert 0 < row["median_ms"] <= row["longest_ms"]
-    assert row["met"] == (row["longest_ms"] <= row["bound_ms"])
-    if fabric == "tcp":  # nobody can know of the death before its lease is over
+    if fabric == "shm":  # the death is seen, and no lease waited for
+        assert row["longest_ms"] < row["lease_ms"] / 2
+        assert row["met"]
+    else:  # nobody can know of the death before its lease is over
         assert row["median_ms"] > 400
+        assert row["longest_ms"] <= 10 * row["bound_ms"]  # a busy machine is no defect
 
 
 def test_a_token_that_is_not_higher_is_found_out() -> None:

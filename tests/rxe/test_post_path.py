@@ -6,6 +6,7 @@ the provider, whose system calls are its own.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -22,3 +23,8 @@ def test_a_post_allocates_nothing_and_makes_no_system_call() -> None:
     assert result.stdout.splitlines() == [
         f"{kind}: no allocation, no system call" for kind in KINDS
     ]
+
+
+def test_the_filter_lets_nothing_pass_but_the_report() -> None:
+    result = subprocess.run([PROGRAM, "stray"], capture_output=True, timeout=60, check=False)
+    assert result.returncode == -signal.SIGSYS

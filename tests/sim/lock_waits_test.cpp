@@ -72,6 +72,43 @@ TEST_CASE("lock waits: readers one after the other are one turn") {
   CHECK(waits.worst().ratio == 1.25);
 }
 
+TEST_CASE("lock waits: a reader's own turn is not before it") {
+  LockWaits waits(1);
+  CHECK(waits.asked(0, 0, true, 1) == 0);
+  CHECK(waits.asked(0, 1, false, 2) == 1);
+  CHECK(waits.asked(0, 2, false, 3) == 1);  // joins the one that waits
+  CHECK(waits.asked(0, 3, true, 4) == 2);
+  CHECK(waits.asked(0, 4, false, 5) == 3);  // not before the writer
+  waits.granted(0, 0, 6);
+  waits.released(0, 0);
+  waits.granted(0, 1, 7);
+  waits.granted(0, 2, 7);
+  CHECK(waits.asked(0, 5, false, 8) == 2);  // after the readers that hold, and the writer
+  CHECK(waits.asked(0, 6, true, 9) == 3);
+
+  LockWaits readers(1);
+  CHECK(readers.asked(0, 0, false, 1) == 0);
+  readers.granted(0, 0, 2);
+  CHECK(readers.asked(0, 1, false, 3) == 0);  // joins the one that holds
+}
+
+TEST_CASE("lock waits: a reader that joined one is measured by what was before both") {
+  LockWaits waits(1);
+  waits.begin(0);
+  uint64_t now_ns = go_round(waits, 300, 1);
+  for (const uint32_t client : {10u, 11u}) waits.asked(0, client, false, now_ns);
+  for (const uint32_t client : {0u, 1u, 2u}) {
+    waits.granted(0, client, now_ns);
+    now_ns += kHoldNs;
+    waits.released(0, client);
+  }
+  waits.granted(0, 10, now_ns);
+  now_ns += 3 * kHoldNs;
+  waits.granted(0, 11, now_ns);
+  CHECK(waits.worst().position == 3);
+  CHECK(waits.worst().ratio == 2.0);
+}
+
 TEST_CASE("lock waits: too few hand-overs promise nothing, nor does what came before the begin") {
   LockWaits waits(1);
   const uint64_t now_ns = go_round(waits, 300, 1);
