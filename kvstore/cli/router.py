@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -26,6 +27,8 @@ Examples:
 """
 #: Idle connections, health checks, and whatever a process has open besides.
 _OTHER_FILES = 512
+#: For what is left once nothing is in flight, or the time for it is over.
+_CLEANUP_S = 0.5
 _SECONDS = click.FloatRange(min=0.001)
 
 
@@ -82,7 +85,7 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str) ->
 )  # fmt: skip
 @click.option(
     "--idle-deadline", "idle_s", type=_SECONDS, default=60.0, show_default=True,
-    metavar="SECONDS", help="Between two pieces of an answer.",
+    metavar="SECONDS", help="Between two pieces of an answer; also for a request's body.",
 )  # fmt: skip
 @click.option("--health-path", default="/health", show_default=True, metavar="PATH")
 @click.option(
@@ -92,6 +95,10 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.option(
     "--in-flight-max", type=click.IntRange(1), default=1024, show_default=True,
     help="Requests at one time; those beyond get 503.",
+)  # fmt: skip
+@click.option(
+    "--bodies-max", type=click.IntRange(1), default=512, show_default=True, metavar="MIB",
+    help="Memory for the bodies of these; likewise.",
 )  # fmt: skip
 @click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True)
 def router(
@@ -106,6 +113,7 @@ def router(
     health_path: str,
     health_s: float,
     in_flight_max: int,
+    bodies_max: int,
     log_format: str,
 ) -> int:
     """Send requests to the serving engine that holds their prompt's beginning.
@@ -135,6 +143,7 @@ def router(
         health_s=health_s,
         health_path="/" + health_path.lstrip("/"),
         in_flight_max=in_flight_max,
+        bodies_bytes_max=bodies_max << 20,
     )
     log = Log(log_format)
     proxy = Proxy(instances, Router(rules=rules), limits, log)
@@ -151,7 +160,7 @@ def _allow_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-async def _serve(proxy: Proxy, listen: tuple[str, int], shutdown_s: float, log: Log) -> int:
+async def _serve(proxy: Proxy, listen: tuple[str, int], idle_s: float, log: Log) -> int:
     from aiohttp import web
 
     ended = asyncio.Event()
@@ -162,7 +171,12 @@ async def _serve(proxy: Proxy, listen: tuple[str, int], shutdown_s: float, log: 
         proxy.application(),
         handler_cancellation=True,
         access_log=None,
-        shutdown_timeout=shutdown_s,
+        auto_decompress=False,
+        # A little longer than callers keep connections; also bounds how long a request's headers
+        # may take.
+        keepalive_timeout=1.25 * idle_s,
+        # Passed twice where a request does not end (aiohttp): what is in flight is waited for here.
+        shutdown_timeout=_CLEANUP_S,
     )
     await runner.setup()
     try:
@@ -179,6 +193,10 @@ async def _serve(proxy: Proxy, listen: tuple[str, int], shutdown_s: float, log: 
         # Whoever does not want to wait for what is in flight says so again.
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+        await site.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(idle_s):
+                await proxy.idle()
     finally:
         await runner.cleanup()
     return 0

@@ -53,8 +53,8 @@ class Log:
         else:
             pairs = "".join(f" {name}={_shown(value)}" for name, value in fields.items())
             line = f"{moment} {level:<7} {event}{pairs}"
-        # Whoever read the log may have gone; the node serves on.
-        with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
+        # Whoever read the log may have gone, or its disk be full; the node serves on.
+        with self._lock, contextlib.suppress(OSError, ValueError):
             print(line, file=stream, flush=True)
 
 

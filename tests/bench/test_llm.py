@@ -16,7 +16,8 @@ import pytest
 
 from kvstore.bench.llm.policies import POLICIES, Lru
 from kvstore.bench.llm.replay import count
-from kvstore.bench.llm.traces import load_trace
+from kvstore.bench.llm.routing import ROUTERS, replay
+from kvstore.bench.llm.traces import Prompt, Trace, load_trace
 from kvstore.demo.trace import TraceError, read_trace, workload_facts
 
 COMMAND = [sys.executable, "-m", "kvstore.bench.main", "llm"]
@@ -165,6 +166,12 @@ def test_two_choices_hit_like_one_and_balance_like_load(tmp_path: Path) -> None:
     assert all(
         row["instances"] == 4 and 0 < row["p50_ms"] <= row["p99_ms"] for row in rows.values()
     )
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_prompt_without_blocks_is_sent_somewhere(router: str) -> None:
+    trace = Trace("short", 16, [Prompt(0.0, 3, ()), Prompt(1.0, 32, (1, 2))])
+    assert replay(trace, router, instances=2, capacity_blocks=8)["instances"] == 2
 
 
 def session(requests: list[dict[str, Any]]) -> bytes:

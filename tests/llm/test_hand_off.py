@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -49,10 +51,50 @@ class Receiver:
         self._thread = threading.Thread(target=receive)
         self._thread.start()
 
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
     def result(self) -> Received:
         self._thread.join(WAIT_S)
         (received,) = self._received
         return received
+
+
+class Watched:
+    """A store that tells for which locks it was asked, and for how long."""
+
+    def __init__(self, store: kvstore.Store) -> None:
+        self._store = store
+        self._asked = threading.Condition()
+        self._names: list[bytes] = []
+        self.timeouts_s: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def lock(self, name: bytes, **options: Any) -> Any:
+        with self._asked:
+            self._names.append(name)
+            self.timeouts_s.append(options.get("timeout_s", WAIT_S))
+            self._asked.notify_all()
+        return self._store.lock(name, **options)
+
+    def wait(self, count: int, receiver: Receiver) -> None:
+        """Wait until it was asked for so many locks, or the receiver gave up."""
+        with self._asked:
+            while len(self._names) < count and not receiver.is_over():
+                self._asked.wait(0.01)
+
+
+@pytest.fixture
+def watched(store: kvstore.Store) -> Watched:
+    return Watched(store)
+
+
+@pytest.fixture
+def receiving(watched: Watched, store: kvstore.Store, namespace: Namespace) -> HandOff:
+    """The other end, on the same store."""
+    return HandOff(watched, PrefixCache(store, namespace), LAYERS)  # type: ignore[arg-type]
 
 
 def test_layers_arrive_as_they_are_published(hand_off: HandOff) -> None:
@@ -93,6 +135,39 @@ def test_a_publisher_that_gives_up_lets_its_receivers_go(hand_off: HandOff, publ
             publication.put(pieces(layer))
             assert receiver.arrived[layer].wait(WAIT_S)
     assert receiver.result() == Received(published, False, "not published")
+
+
+def test_a_receiver_that_catches_up_between_two_layers_goes_on(
+    hand_off: HandOff, receiving: HandOff, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = hand_off._hold
+    receivers: list[Receiver] = []
+
+    def hold_later(hashes: Sequence[bytes], layer: int) -> Any:
+        if layer == 1:
+            # Layer 0 is there, and nobody holds the lock of layer 1 yet, which is asked for first.
+            receivers.append(Receiver(receiving))
+            watched.wait(2, receivers[0])
+        return hold(hashes, layer)
+
+    monkeypatch.setattr(hand_off, "_hold", hold_later)
+    with hand_off.publish(HASHES) as publication:
+        for layer in range(LAYERS):
+            publication.put(pieces(layer))
+    assert receivers[0].result() == Received(LAYERS, True, "")
+
+
+def test_a_stalled_publisher_is_not_waited_for_where_another_one_is_done(
+    hand_off: HandOff, receiving: HandOff, watched: Watched
+) -> None:
+    with hand_off.publish(HASHES):
+        receiver = Receiver(receiving, timeout_s=5.0)
+        watched.wait(1, receiver)
+        with hand_off.publish(HASHES) as publication:
+            for layer in range(LAYERS):
+                publication.put(pieces(layer))
+        assert receiver.result() == Received(LAYERS, True, "")
+    assert max(watched.timeouts_s) <= 5.0
 
 
 def test_a_prompt_that_nobody_finishes_a_layer_of(hand_off: HandOff) -> None:

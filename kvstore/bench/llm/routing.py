@@ -57,6 +57,8 @@ class _OneChoice(_RoundRobin):
             self._rings.add(str(index))
 
     def choose(self, hashes: Sequence[bytes], prompt: Prompt, waiting: list[int]) -> int:
+        if not hashes:
+            return waiting.index(min(waiting))
         depth = self._hot.observe(hashes, len(waiting))
         return int(self._rings.candidates(hashes[depth - 1], lambda name: True)[0])
 

@@ -2,12 +2,14 @@
 
 Each instance is asked every few seconds, all at the same time. One that answers is alive; one that
 refuses the connection is dead at once, and one that is silent or answers with an error is dead the
-second time in a row. The dead are asked on, and live again with their first good answer.
+second time in a row. The dead are asked on, and live again with their first good answer. What this
+process lacks, such as files that it may open, is no instance's fault.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -18,6 +20,21 @@ from kvstore.llm.router.routing import Router
 from kvstore.node.log import Log
 
 _FAILURES_MAX: Final = 2
+_REFUSALS: Final = (errno.ECONNREFUSED, errno.ECONNRESET)
+_OWN_LACKS: Final = (
+    *(errno.EMFILE, errno.ENFILE),
+    *(errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL),
+)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether nobody listens there: silence, or a name that is not found, says less."""
+    return isinstance(error, aiohttp.ClientConnectorError) and error.errno in _REFUSALS
+
+
+def is_own_lack(error: Exception) -> bool:
+    """Whether a connection failed for something that this process or its machine is out of."""
+    return isinstance(error, OSError) and error.errno in _OWN_LACKS
 
 
 class Health:
@@ -74,7 +91,7 @@ class Health:
         self._hurry.set()
 
     def refused(self, instance: str) -> None:
-        """An instance took no connection: it is dead until it answers a check."""
+        """An instance refused a connection: it is dead until it answers a check."""
         self._failures[instance] = _FAILURES_MAX
         self._tell(instance, False, "refuses connections")
 
@@ -83,12 +100,16 @@ class Health:
             async with asyncio.timeout(self._deadline_s):
                 async with self._session.get(instance + self._path) as answer:
                     status = answer.status
-        except aiohttp.ClientConnectorError:
-            self.refused(instance)
         except TimeoutError:
             self._failed(instance, "is silent")
-        except (aiohttp.ClientError, OSError) as error:
-            self._failed(instance, str(error) or type(error).__name__)
+        except Exception as error:
+            # Whatever it is, the other instances are asked on.
+            if is_own_lack(error):
+                self._log.warning("no health check", instance=instance, why=str(error))
+            elif is_refusal(error):
+                self.refused(instance)
+            else:
+                self._failed(instance, str(error) or type(error).__name__)
         else:
             if status < 400:
                 self._failures[instance] = 0

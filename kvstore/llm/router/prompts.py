@@ -17,28 +17,42 @@ from typing import Any, Final
 _BLOCK_BYTES: Final = 512
 _TOKEN_BYTES: Final = 4
 BLOCK_TOKENS: Final = _BLOCK_BYTES // _TOKEN_BYTES
-#: Blocks that are hashed at most: 2 MiB of a prompt tell it apart.
+#: Blocks that are hashed at most: 2 MiB of a prompt, as it is compared, tell it apart.
 _BLOCKS_MAX: Final = 4096
 _HASH_BYTES: Final = 16
+#: Larger bodies are not looked into: JSON is parsed in one go, while everybody else waits.
+_BODY_BYTES_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class PromptShape:
-    """A prompt as a router sees it; without hashes, there is none."""
+    """A prompt as a router sees it; without hashes, there is none.
+
+    Attributes:
+        hashes: Of its blocks.
+        input_tokens: An estimate.
+        is_kept: Whether the request asks the instance to remember it: it is not sent twice.
+    """
 
     hashes: tuple[bytes, ...] = ()
     input_tokens: int = 0
+    is_kept: bool = False
 
 
-def shape_of(body: bytes) -> PromptShape:
-    """Return the shape of a request's prompt; an empty one for whatever has no prompt.
+def shape_of(body: bytes | bytearray) -> PromptShape:
+    """Return the shape of a request's prompt; one without hashes for whatever has no prompt.
 
-    What is wrong with a request is the engine's to say: nothing here fails.
+    So has a body above 1 MiB. What is wrong with a request is the engine's to say: nothing fails.
     """
+    if len(body) > _BODY_BYTES_MAX:
+        return PromptShape(input_tokens=len(body) // _TOKEN_BYTES)
     try:
-        request = json.loads(body)
+        return _shape_of(json.loads(body))
     except (ValueError, RecursionError):
         return PromptShape()
+
+
+def _shape_of(request: Any) -> PromptShape:
     if not isinstance(request, dict):
         return PromptShape()
     pieces = list(_pieces(request))
@@ -47,7 +61,8 @@ def shape_of(body: bytes) -> PromptShape:
     data = b"".join(pieces)
     # Engines keep these apart, so that equal prompts share nothing across them.
     root = _canonical([request.get("model"), request.get("cache_salt")])
-    return PromptShape(_hashes(root, data), max(1, len(data) // _TOKEN_BYTES))
+    is_kept = bool(request.get("store") or request.get("background"))
+    return PromptShape(_hashes(root, data), max(1, len(data) // _TOKEN_BYTES), is_kept)
 
 
 def _hashes(root: bytes, data: bytes) -> tuple[bytes, ...]:

@@ -1,11 +1,12 @@
 """The HTTP endpoint: one address in front of many OpenAI-compatible servers.
 
 Requests are passed on as they came, and answers piece by piece. What is told apart by its prompt
-goes where `Router` says, the rest to the lightest instance. Until the first byte of an answer is
-there, an instance that fails is replaced by another one; what fails later fails visibly: the
-connection to the caller ends before the answer does. A caller that goes away ends its request at
-the instance too. Every wait has a deadline; requests in flight, their bodies, and the instances
-that one request tries have bounds.
+goes where `Router` says, the rest to the lightest instance. An instance that cannot be reached is
+replaced by another one, and so is one that fails before the first byte of its answer, if the
+request is one that may be computed twice. What fails later fails visibly: the connection to the
+caller ends before the answer does. A caller that goes away ends its request at the instance too.
+Every wait has a deadline, one for all attempts; requests in flight, the memory that their bodies
+take, and the instances that one request is sent to have bounds.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from kvstore.llm.router.health import Health
+from kvstore.llm.router.health import Health, is_own_lack, is_refusal
 from kvstore.llm.router.metrics import RouterMetrics
 from kvstore.llm.router.prompts import PromptShape, shape_of
 from kvstore.llm.router.routing import Router, Ticket
 from kvstore.node.log import Log
 
 _BODY_BYTES_MAX: Final = 32 << 20
-#: Larger bodies are read by a thread, so that they hold nobody up.
+#: Larger bodies are looked into by a thread, so that they hold nobody up.
 _BODY_BYTES_INLINE: Final = 256 << 10
 _KEEP_ALIVE_S: Final = 3.0
-#: Instances that one request is sent to, at most.
+#: Instances that one request is sent to, at most; those that cannot be reached do not count.
 _ATTEMPTS_MAX: Final = 3
+#: What may be computed twice, unless the instance was asked to keep it.
+_REPEATABLE: Final = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
 #: Headers between neighbours (RFC 9110, 7.6.1), and those that depend on how a body is sent.
 _OWN_HEADERS: Final = frozenset(
     (
@@ -56,10 +59,13 @@ class ProxyLimits:
     Args:
         connect_s: To open a connection to an instance.
         answer_s: From then to the first byte of its answer: the whole of it unless it is streamed.
-        idle_s: Between two pieces of an answer, or of a caller that takes them slowly.
+            Both together bound all attempts of one request.
+        idle_s: For a request's body, and between two pieces of an answer, or of a caller that
+            takes them slowly.
         health_s: Of a health check; also the time between two.
         health_path: What health checks ask for.
         in_flight_max: Requests at one time; those beyond get 503.
+        bodies_bytes_max: What the bodies of these may take together; likewise.
     """
 
     connect_s: float = 2.0
@@ -68,6 +74,7 @@ class ProxyLimits:
     health_s: float = 2.0
     health_path: str = "/health"
     in_flight_max: int = 1024
+    bodies_bytes_max: int = 512 << 20
 
 
 class _Unanswered(Exception):
@@ -77,6 +84,10 @@ class _Unanswered(Exception):
         super().__init__(kind)
         self.kind = kind
         self.again = again
+
+
+class _NoRoom(Exception):
+    """Too many bytes of bodies are in flight."""
 
 
 class Proxy:
@@ -98,13 +109,19 @@ class Proxy:
         self._log = log
         self._metrics = RouterMetrics(router)
         self._in_flight = 0
+        self._bodies_bytes = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._session: aiohttp.ClientSession
         self._health: Health
         for instance in self._instances:
             router.add(instance)
 
     def application(self) -> web.Application:
-        """Return the application; its health checks begin, and go round once, before it serves."""
+        """Return the application; its health checks begin, and go round once, before it serves.
+
+        Its runner must decompress no bodies (`auto_decompress=False`): they pass as they came.
+        """
         application = web.Application(client_max_size=_BODY_BYTES_MAX)
         application.cleanup_ctx.append(self._run)
         application.router.add_get("/health", self._get_health)
@@ -112,12 +129,20 @@ class Proxy:
         application.router.add_route("*", "/{path:.*}", self._serve)
         return application
 
+    async def idle(self) -> None:
+        """Wait until no request is in flight."""
+        await self._idle.wait()
+
     async def _run(self, _application: web.Application) -> AsyncIterator[None]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_s)
         # Servers close idle connections after 5 s (uvicorn): a request must not meet that moment.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         async with aiohttp.ClientSession(
-            timeout=timeout, connector=connector, auto_decompress=False
+            timeout=timeout,
+            connector=connector,
+            auto_decompress=False,
+            # One caller's cookies are nobody else's.
+            cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:
             self._session = session
             self._health = Health(
@@ -151,31 +176,55 @@ class Proxy:
             return _refusal(503, "too many requests are in flight")
         if not request.raw_path.startswith("/"):
             return _refusal(400, "the request's target is not a path")
+        body = bytearray()
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)
-        try:
-            return await self._route(request)
-        finally:
-            self._in_flight -= 1
-            self._metrics.in_flight.set(self._in_flight)
-
-    async def _route(self, request: web.Request) -> web.StreamResponse:
-        began = time.monotonic()
+        self._idle.clear()
         try:
             async with asyncio.timeout(self._limits.idle_s):
-                body = await request.read()
+                await self._read(request, body)
         except TimeoutError:
             return _refusal(408, "the request's body did not come")
+        except _NoRoom:
+            self._metrics.refused.labels("overloaded").inc()
+            return _refusal(503, "too many bytes of requests are in flight")
+        else:
+            return await self._route(request, body)
+        finally:
+            self._bodies_bytes -= len(body)
+            self._in_flight -= 1
+            self._metrics.in_flight.set(self._in_flight)
+            if self._in_flight == 0:
+                self._idle.set()
+
+    async def _read(self, request: web.Request, body: bytearray) -> None:
+        """Read a body; what of it is there counts as in flight, also where this fails."""
+        while piece := await request.content.readany():
+            body += piece
+            self._bodies_bytes += len(piece)
+            if len(body) > _BODY_BYTES_MAX:
+                raise web.HTTPRequestEntityTooLarge(_BODY_BYTES_MAX)
+            if self._bodies_bytes > self._limits.bodies_bytes_max:
+                raise _NoRoom
+
+    async def _route(self, request: web.Request, body: bytearray) -> web.StreamResponse:
+        began = time.monotonic()
+        deadline = asyncio.get_running_loop().time() + (
+            self._limits.connect_s + self._limits.answer_s
+        )
         shape = await _read_shape(request, body)
+        again = bool(shape.hashes) and not shape.is_kept and request.path in _REPEATABLE
         failed: list[str] = []
+        sent = 0
         refusal = _refusal(503, "no instance is alive")
-        while len(failed) < _ATTEMPTS_MAX:
+        while sent < _ATTEMPTS_MAX:
             ticket = self._router.choose(shape.hashes, shape.input_tokens, without=failed)
             if ticket is None:
                 break
             self._count(ticket)
             try:
-                async with self._ask(request, body, ticket, bool(shape.hashes)) as (answer, first):
+                asked = self._ask(request, body, ticket.instance, deadline, again)
+                async with asked as (answer, first):
                     self._metrics.first_byte_s.observe(time.monotonic() - began)
                     self._router.first_token(ticket)
                     return await self._pass_on(request, ticket.instance, answer, first)
@@ -183,6 +232,7 @@ class Proxy:
                 self._metrics.failures.labels(ticket.instance, error.kind).inc()
                 refusal = _refusal(*_EXPLAINED[error.kind])
                 failed.append(ticket.instance)
+                sent += error.kind != "unreachable"
                 if not error.again:
                     break
             finally:
@@ -197,20 +247,20 @@ class Proxy:
 
     @asynccontextmanager
     async def _ask(
-        self, request: web.Request, body: bytes, ticket: Ticket, has_prompt: bool
+        self, request: web.Request, body: bytearray, instance: str, deadline: float, again: bool
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes]]:
         """Send a request on, and wait for the first piece of the answer.
 
         An answer that was not wanted to its end has its connection closed, which ends the work.
+        `again` says that the request may be sent to another instance after this one had it.
         """
-        instance = ticket.instance
         answer: aiohttp.ClientResponse | None = None
         try:
-            async with asyncio.timeout(self._limits.connect_s + self._limits.answer_s):
+            async with asyncio.timeout_at(deadline):
                 answer = await self._session.request(
                     request.method,
                     URL(instance + request.raw_path, encoded=True),
-                    headers=_passed_on(request.headers, without="content-encoding"),
+                    headers=_passed_on(request.headers),
                     skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                     data=body or None,
                     allow_redirects=False,
@@ -222,26 +272,31 @@ class Proxy:
             if not isinstance(error, Exception):
                 raise
             self._log.warning("no answer", instance=instance, why=repr(error))
-            raise self._unanswered(error, instance, has_prompt) from error
+            raise self._unanswered(error, instance, again) from error
         try:
-            if answer.status == 503 and has_prompt:
+            if answer.status == 503 and again:
                 raise _Unanswered("busy", again=True)
             yield answer, first
         finally:
             answer.close()
 
-    def _unanswered(self, error: Exception, instance: str, has_prompt: bool) -> _Unanswered:
-        """Say what an attempt's failure means; a prompt can be computed twice, other requests not.
+    def _unanswered(self, error: Exception, instance: str, again: bool) -> _Unanswered:
+        """Say what an attempt's failure means.
 
-        A late answer is not asked for again: the next instance would have the same work.
+        What was not sent may always go elsewhere. A late answer is not asked for again: the next
+        instance would have the same work.
         """
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        if is_own_lack(error):
+            return _Unanswered("exhausted", again=False)
+        if is_refusal(error):
             self._health.refused(instance)
+        else:
+            self._health.doubt()
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             return _Unanswered("unreachable", again=True)
-        self._health.doubt()
         if isinstance(error, TimeoutError):
             return _Unanswered("late", again=False)
-        return _Unanswered("broken", again=has_prompt)
+        return _Unanswered("broken", again=again)
 
     async def _pass_on(
         self, request: web.Request, instance: str, answer: aiohttp.ClientResponse, piece: bytes
@@ -287,6 +342,7 @@ def _break_off(request: web.Request) -> None:
 
 _EXPLAINED: Final = {
     "unreachable": (502, "no instance could be reached"),
+    "exhausted": (503, "the router is out of connections or files"),
     "late": (504, "the instance did not answer in time"),
     "broken": (502, "the instance broke the connection"),
     "busy": (503, "all instances that were asked are busy"),
@@ -303,7 +359,7 @@ def _refusal(status: int, message: str) -> web.Response:
     )
 
 
-async def _read_shape(request: web.Request, body: bytes) -> PromptShape:
+async def _read_shape(request: web.Request, body: bytearray) -> PromptShape:
     if request.method != "POST" or not body:
         return PromptShape()
     if len(body) <= _BODY_BYTES_INLINE:
@@ -311,8 +367,8 @@ async def _read_shape(request: web.Request, body: bytes) -> PromptShape:
     return await asyncio.to_thread(shape_of, body)
 
 
-def _passed_on(headers: CIMultiDictProxy[str], without: str = "") -> CIMultiDict[str]:
+def _passed_on(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     connection = ",".join(headers.getall("Connection", []))
     named = {name.strip().lower() for name in connection.split(",")}
-    dropped = _OWN_HEADERS | named | {without}
+    dropped = _OWN_HEADERS | named
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)

@@ -23,6 +23,7 @@ releases: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 async def complete(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     seen["started"] += 1
+    seen[f"encoding {request.headers.get('Content-Encoding')}"] += 1
     seen[f"started {body.get('key')}"] += 1
     try:
         return await answer(request, body)
@@ -36,6 +37,9 @@ async def answer(request: web.Request, body: dict[str, str]) -> web.StreamRespon
         await releases[body["key"]].wait()
     status = int(body.get(f"status_{os.getpid()}", body.get("status", 200)))
     headers = {"X-Server": str(os.getpid()), "X-Query": request.rel_url.raw_query_string}
+    headers["X-Cookie"] = request.headers.get("Cookie", "")
+    if "cookie" in body:
+        headers["Set-Cookie"] = body["cookie"]
     if not body.get("stream"):
         text = {"words": WORDS, "pid": os.getpid(), "key": request.headers.get("Authorization")}
         return web.json_response(text, status=status, headers=headers)
@@ -63,7 +67,7 @@ async def get_health(_request: web.Request) -> web.Response:
 
 
 async def main(port: int) -> None:
-    application = web.Application()
+    application = web.Application(client_max_size=4 << 20)
     application.router.add_post("/v1/{kind:.*}", complete)
     application.router.add_get("/seen", get_seen)
     application.router.add_post("/release/{key}", post_release)

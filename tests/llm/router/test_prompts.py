@@ -75,5 +75,19 @@ def test_tokens_are_counted_four_bytes_each() -> None:
 
 
 def test_the_work_of_a_giant_prompt_is_bounded() -> None:
-    assert len(shape(prompt="x" * 10_000_000).hashes) == 4096
-    assert shape(prompt="x" * 10_000_000).input_tokens == 2_500_000
+    assert len(shape(prompt=[7] * 300_000).hashes) == 300_000 // BLOCK_TOKENS
+    giant = shape(prompt="x" * 10_000_000)
+    assert (giant.hashes, giant.input_tokens // 1000) == ((), 2500)
+
+
+def test_what_is_kept_is_told() -> None:
+    assert not shape(prompt=LONG, store=False).is_kept
+    assert shape(prompt=LONG, store=True).is_kept
+    assert shape(input=LONG, background=True).is_kept
+
+
+def test_no_depth_of_a_prompt_is_too_much() -> None:
+    # Parsing and writing JSON have limits of their own, at different depths.
+    for depth in range(100, 1100, 5):
+        deep = b'{"prompt": {"a": ' + b"[" * depth + b"]" * depth + b"}}"
+        assert len(shape_of(deep).hashes) <= 5
