@@ -216,7 +216,7 @@ class Store(DataPath):
             KeyInvalid: The key is no key.
         """
         try:
-            name = key.encode() if isinstance(key, str) else bytes(key)
+            name = key.encode() if isinstance(key, str) else bytes(memoryview(key))
         except (TypeError, UnicodeEncodeError):
             raise KeyInvalid(_why_key_is_invalid(key)) from None
         if not 0 < len(name) <= lib.KV_KEY_BYTES_MAX:
@@ -305,6 +305,9 @@ class Store(DataPath):
         if status in (lib.KV_NODE_UNREACHABLE, lib.KV_NO_ATTACHMENT, lib.KV_FENCED):
             self._membership.notice()
             where = self._where(key)
+            if status != lib.KV_FENCED and (refused := self._refusal(key)) is not None:
+                refused.args = (f"the node {where} of key {name} refuses this client",)
+                return refused
             if status == lib.KV_FENCED:
                 return Fenced(
                     f"the node {where} of key {name} has cut this client off, which attaches again"
@@ -360,10 +363,18 @@ class Store(DataPath):
 
     def _where(self, key: object) -> str:
         try:
-            raw = key.encode() if isinstance(key, str) else bytes(key)  # type: ignore
-            return self._membership.describe(self._client.member_of(raw))
+            return self._membership.describe(self._member_of(key))
         except (KvError, TypeError, IndexError):
             return "?"
+
+    def _refusal(self, key: object) -> KvError | None:
+        try:
+            return self._membership.refusal(self._member_of(key))
+        except (KvError, TypeError, IndexError):
+            return None
+
+    def _member_of(self, key: object) -> int:
+        return self._client.member_of(key.encode() if isinstance(key, str) else bytes(key))  # type: ignore
 
 
 def _why_key_is_invalid(key: object) -> str:

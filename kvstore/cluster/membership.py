@@ -2,13 +2,15 @@
 
 The list never changes: keys of a dead node are not moved to others. While at least one member is
 not up, and only then, a daemon thread tries to attach to it, with a pause that doubles from 0.2 s
-to 5 s. A node that was started anew is attached like any other; it is empty, and `restarts` counts
-it.
+to 5 s, or of 30 s after a refusal that no waiting mends: calls that need the member raise that
+refusal meanwhile. A node that was started anew is attached like any other; it is empty, and
+`restarts` counts it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import socket
 import threading
@@ -24,6 +26,7 @@ from kvstore.client.native import (
     state_name,
 )
 from kvstore.errors import (
+    AuthenticationFailed,
     ConfigurationError,
     ConsistencyMismatch,
     DomainMismatch,
@@ -49,6 +52,15 @@ VERBS_DEVICE_VARIABLE: Final = "KVSTORE_VERBS_DEVICE"
 _DETACH_TIMEOUT_S: Final = 1.0
 _PROBE_FIRST_S: Final = 0.2
 _PROBE_LAST_S: Final = 5.0
+_PROBE_REFUSED_S: Final = 30.0
+#: Refusals that last until somebody starts the node, or the store, in another way.
+_LASTING: Final = (
+    AuthenticationFailed,
+    ConsistencyMismatch,
+    DomainMismatch,
+    LayoutMismatch,
+    MembershipMismatch,
+)
 
 
 class Attacher:
@@ -132,6 +144,17 @@ class ControlAttacher(Attacher):
         found, self._pending = self._pending, None
         if found is None:
             found = self._admit("", members, timeout_s)
+        try:
+            self._attach_admitted(client, index, found, deadline)
+        except BaseException:
+            # Otherwise the node takes it for a client, until its lease ends without a heartbeat.
+            self._detach(found)
+            raise
+
+    def _attach_admitted(
+        self, client: NativeClient, index: int, found: Attachment, deadline: float
+    ) -> None:
+        client.check_consistency(found.consistency)
         if found.verbs_gid:
             self._attach_verbs(client, index, found, _left(deadline))
             return
@@ -200,17 +223,20 @@ class ControlAttacher(Attacher):
 
     def close(self, *, ended: bool) -> None:
         """See Attacher. Tells the node, which would notice some ends by the lease only."""
-        control, self._control_client = self._control_client, None
-        if control is None:
+        if self._control_client is None:
             return
         pending, self._pending = self._pending, None
-        over = [] if pending is None else [pending]
-        if ended and self._remote is not None:
-            over.append(self._remote)
+        for one in (pending, self._remote if ended else None):
+            if one is not None:
+                self._detach(one)
+        self._control_client.close()
+        self._control_client = None
+
+    def _detach(self, admission: Attachment) -> None:
+        control = self._control_client
+        assert control is not None
         with contextlib.suppress(KvError):
-            for one in over:
-                control.detach(one.registration, one.token, timeout_s=_DETACH_TIMEOUT_S)
-        control.close()
+            control.detach(admission.registration, admission.token, timeout_s=_DETACH_TIMEOUT_S)
 
     def _admit(self, cluster_id: str, members: tuple[str, ...], timeout_s: float) -> Attachment:
         if self._control_client is None:
@@ -233,7 +259,7 @@ class Membership:
         self._attachers = tuple(attachers)
         self._client: NativeClient | None = None
         self._on_attached: Callable[[], None] = lambda: None
-        self._errors = [""] * len(members)
+        self._failures: list[KvError | None] = [None] * len(members)
         self._attach_lock = threading.Lock()
         self._prober_lock = threading.Lock()
         self._prober: threading.Thread | None = None
@@ -254,38 +280,42 @@ class Membership:
         Raises what the first member said if none could be attached, and at once what no waiting
         mends: a wrong token, another member list, another layout.
         """
-        failure: KvError | None = None
+        client: NativeClient | None = None
+        try:
+            cluster_id = self._cluster_id(timeout_s)
+            client = NativeClient(
+                cluster_id,
+                self.members,
+                lanes=lanes,
+                address_cache_entries=address_cache_entries,
+                cache_bytes=cache_bytes,
+                consistency=consistency,
+            )
+            self._attach_first(client, timeout_s)
+        except BaseException:
+            if client is not None:
+                client.close()
+            for attacher in self._attachers:
+                attacher.close(ended=True)
+            raise
+        self._client = client
+        if any(self._failures):
+            self.notice()
+        return client
+
+    def _cluster_id(self, timeout_s: float) -> str:
         cluster_id = ""
         for index, attacher in enumerate(self._attachers):
             try:
                 cluster_id = attacher.cluster_id(self.members, timeout_s) or cluster_id
             except NodeUnreachable as error:
-                self._errors[index] = str(error)
-                failure = failure or error
-        if failure is not None and all(self._errors):
-            raise failure
-        client = NativeClient(
-            cluster_id,
-            self.members,
-            lanes=lanes,
-            address_cache_entries=address_cache_entries,
-            cache_bytes=cache_bytes,
-            consistency=consistency,
-        )
-        try:
-            self._attach_first(client, timeout_s)
-        except BaseException:
-            client.close()
-            raise
-        self._client = client
-        if any(self._errors):
-            self.notice()
-        return client
+                self._failures[index] = error
+        self._check_any()
+        return cluster_id
 
     def _attach_first(self, client: NativeClient, timeout_s: float) -> None:
-        failure: KvError | None = None
         for index, attacher in enumerate(self._attachers):
-            if self._errors[index]:
+            if self._failures[index] is not None:
                 continue
             try:
                 attacher.attach(client, index, self.members, timeout_s)
@@ -293,10 +323,13 @@ class Membership:
                 error.ours = error.ours or self.members
                 raise
             except NodeUnreachable as error:
-                self._errors[index] = str(error)
-                failure = failure or error
-        if failure is not None and all(self._errors):
-            raise failure
+                self._failures[index] = error
+        self._check_any()
+
+    def _check_any(self) -> None:
+        failures = [failure for failure in self._failures if failure is not None]
+        if failures and len(failures) == len(self._failures):
+            raise failures[0]
 
     def on_attached(self, callback: Callable[[], None]) -> None:
         """Have this called, on the thread that probes, after each later attachment."""
@@ -304,8 +337,13 @@ class Membership:
 
     def describe(self, index: int) -> str:
         """Return the address of a member and, if it is known, why it cannot be attached."""
-        reason = self._errors[index]
-        return self._attachers[index].address + (f" ({reason})" if reason else "")
+        failure = self._failures[index]
+        return self._attachers[index].address + (f" ({failure})" if failure else "")
+
+    def refusal(self, index: int) -> KvError | None:
+        """Return what a member said that refused this client for good, or None; to be raised."""
+        failure = self._failures[index]
+        return copy.copy(failure) if isinstance(failure, _LASTING) else None
 
     def states(self) -> list[MemberState]:
         """Return how each member looks from here."""
@@ -326,7 +364,7 @@ class Membership:
                     node_id=int(state.node_id),
                     incarnation=int(state.incarnation),
                     registration=int(state.registration),
-                    last_error=self._errors[index],
+                    last_error=str(self._failures[index] or ""),
                 )
             )
         return states
@@ -372,6 +410,8 @@ class Membership:
             for index in down:
                 if time.monotonic() >= due[index] and not self._try_attach(index):
                     due[index] = time.monotonic() + pauses[index]
+                    if self.refusal(index) is not None:
+                        due[index] = time.monotonic() + _PROBE_REFUSED_S
                     pauses[index] = min(2 * pauses[index], _PROBE_LAST_S)
             down = self._down()
             wake = min((due[index] for index in down), default=0.0)
@@ -397,9 +437,9 @@ class Membership:
                 # The old attachment; the next attempt asks for another.
                 return False
             except KvError as error:
-                self._errors[index] = str(error)
+                self._failures[index] = error
                 return False
-        self._errors[index] = ""
+        self._failures[index] = None
         self._on_attached()
         return True
 

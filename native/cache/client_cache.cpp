@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/assert.hpp"
+#include "base/random.hpp"
 
 namespace kvstore {
 namespace {
@@ -14,6 +15,12 @@ constexpr uint64_t kUsesThatPayMin = 4;
 constexpr uint64_t kUsesThatPayMax = 200;
 constexpr uint64_t kPauseNsMin = kSecond;
 constexpr uint32_t kPausesMax = 6;  // the last is of 64 s
+
+// What was in the way of a key's copy is so no more.
+void forget_obstacle(KeyFigures& figures, uint64_t hash, KeyFigures::Obstacle obstacle) {
+  KeyFigures::Counts ignored;
+  if (figures.read(hash, ignored) == obstacle) figures.note(hash, KeyFigures::Obstacle::kNone);
+}
 
 unsigned stripe_of_thread() {
   static std::atomic<unsigned> next{0};
@@ -27,8 +34,13 @@ unsigned stripe_of_thread() {
 
 void ClientCache::note_hit(const Key& key, const CacheStorage::View& view) {
   std::atomic<uint64_t>& hits = stripes_[stripe_of_thread() % kStripes].hits;
-  const uint64_t before = hits.fetch_add(1, std::memory_order_relaxed);
-  if (before % kHitSample == kHitSample - 1) figures_.note(key.hash, KeyFigures::kHits, kHitSample);
+  hits.fetch_add(1, std::memory_order_relaxed);
+  // By chance, or of keys that are read in turn one would get what all have.
+  static thread_local uint32_t until_sample = 0;
+  if (until_sample-- == 0) {
+    until_sample = uint32_t(thread_random() % (2 * kHitSample - 1));
+    figures_.note(key.hash, KeyFigures::kHits, kHitSample);
+  }
   const uint32_t now_ms = node_ms_.load(std::memory_order_relaxed);
   if (!CacheStorage::note_use(view, now_ms, kUseAgainMs)) return;
   const std::unique_lock lock(uses_mutex_, std::try_to_lock);
@@ -82,6 +94,7 @@ bool ClientCache::wants(const Key& key, uint64_t value_bytes) {
     figures_.note(key.hash, KeyFigures::Obstacle::kTooLarge);
     return false;
   }
+  forget_obstacle(figures_, key.hash, KeyFigures::Obstacle::kTooLarge);
   const uint64_t now_ns = boottime_ns();
   if (now_ns >= lease_until_ns_.load(std::memory_order_acquire)) return false;
   if (now_ns < paused_until_ns_.load(std::memory_order_relaxed)) return false;
@@ -122,19 +135,22 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
     cache_->storage_.put_locked(key, facts, value);
     cache_->counts_.fills.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kFills);
-    cache_->figures_.note(key.hash, KeyFigures::Obstacle::kNone);
   } else {
     cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kSpoiled);
   }
+  forget_obstacle(cache_->figures_, key.hash, KeyFigures::Obstacle::kMortal);
   cache_ = nullptr;
 }
 
 void ClientCache::Fill::abandon() {
   if (!begun()) return;
   const std::lock_guard lock(cache_->storage_.mutex_of(shard_));
-  std::erase_if(cache_->pending_[shard_],
-                [this](const Pending& one) { return one.number == number_; });
+  std::erase_if(cache_->pending_[shard_], [this](const Pending& one) {
+    if (one.number != number_) return false;
+    cache_->figures_.note(one.hash, KeyFigures::kSpoiled);
+    return true;
+  });
   cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
   cache_ = nullptr;
 }
@@ -142,6 +158,9 @@ void ClientCache::Fill::abandon() {
 // ---- coherence ------------------------------------------------------------------------------
 
 bool ClientCache::drop(uint64_t hash, uint32_t record, By by) {
+  // The next value may be short, or without an end.
+  forget_obstacle(figures_, hash, KeyFigures::Obstacle::kTooLarge);
+  forget_obstacle(figures_, hash, KeyFigures::Obstacle::kMortal);
   const unsigned shard = storage_.shard_index(hash);
   const std::lock_guard lock(storage_.mutex_of(shard));
   uint32_t uses = 0;

@@ -109,7 +109,7 @@ bool Registry::connected(uint32_t registration, uint32_t fabric, int process,
   const std::lock_guard lock(mutex_);
   Registered* line = locate(registration);
   if (line == nullptr || line->state != ClientState::kLive) return false;
-  line->connected = true;
+  line->connected = line->was_connected = true;
   line->fabric = fabric;
   line->process = process;
   if (line->process_descriptor >= 0) ::close(line->process_descriptor);
@@ -191,13 +191,14 @@ bool Registry::mark_fenced(uint32_t registration, bool left) {
   const std::lock_guard lock(mutex_);
   Registered* line = locate(registration);
   if (line == nullptr || line->state != ClientState::kLive) return false;
+  count_copies_locked(*line, client_line(registration));
   line->state = ClientState::kFenced;
   line->connected = false;
   fenced_ += left ? 0 : 1;
   layout::RegistryLine& granted = registry_line(registration);
   store(granted.fenced_epoch, load(node_line().global_epoch));
   store(granted.state, uint64_t(ClientState::kFenced));
-  store(node_line().deaths, load(node_line().deaths) + 1);
+  if (line->was_connected) store(node_line().deaths, load(node_line().deaths) + 1);
   return true;
 }
 

@@ -29,6 +29,7 @@ struct Registered {
   int process = 0;
   int process_descriptor = -1;  // pidfd; owned
   bool connected = false;
+  bool was_connected = false;  // ever
   bool stalled = false;
   layout::ClientState state = layout::ClientState::kNone;
   uint64_t heartbeat = 0;
@@ -65,7 +66,7 @@ class Registry {
   bool find(uint32_t registration, Registered& found);
   void set_stalled(uint32_t registration, bool stalled);
   // After the fence: it is left out of the epochs from here on. False if it was already. `left`:
-  // of its own will.
+  // of its own will. One that never connected has left nothing behind: others do not hear of it.
   bool mark_fenced(uint32_t registration, bool left);
   // After the sweep: its lines may be used again.
   void mark_swept(uint32_t registration);

@@ -23,6 +23,7 @@ constexpr uint64_t kPressedPeriodNs = kMillisecond;
 constexpr uint64_t kHelpingPeriodNs = 2 * kMillisecond;
 constexpr uint64_t kHelpingNs = 250 * kMillisecond;
 constexpr uint64_t kBeatDeadlineNs = kSecond;
+constexpr uint64_t kFarewellNs = 200 * kMillisecond;
 constexpr uint64_t kConnectLeastNs = 50 * kMillisecond;
 // What is retired beyond this should come back sooner: fresh memory is slower than used memory.
 constexpr uint64_t kLargeLimboBytes = 32 << 20;
@@ -93,6 +94,36 @@ Task<Status> Service::tell_copies_used(Channel& channel) {
   co_return from_fabric(co_await channel.remote.batch(ops));
 }
 
+void Service::count_copies(const Attachment& attachment, const PerMember& member,
+                           layout::ClientLine& line) {
+  const ClientCache* const cache = attachment.coherence.cache();
+  if (cache == nullptr) return;
+  const CacheCounts& counts = cache->counts();
+  line.cache_hits = cache->hits() - member.hits_before;
+  line.cache_invalidated = uint32_t(counts.invalidated.load() - member.invalidated_before);
+  line.cache_bypassed = uint32_t(counts.bypassed.load() - member.bypassed_before);
+}
+
+// The node reads them when it hears that the client has gone. Nothing else of the line changes: for
+// the epochs the client has stopped already.
+Task<Status> Service::tell_last_copies() {
+  constexpr uint64_t kAt = offsetof(layout::ClientLine, cache_hits);
+  for (uint32_t index = 0; index < client_.members(); ++index) {
+    Channel& channel = lane_.channel(index);
+    const Attachment* const attachment = channel.attachment.get();
+    if (attachment == nullptr || attachment != client_.attachment(index).get()) continue;
+    if (attachment->coherence.cache() == nullptr || channel.remote.broken()) continue;
+    if (attachment->state.load() != Attachment::State::kUp) continue;
+    if (members_[index].registration != attachment->registration) continue;
+    layout::ClientLine line{};
+    count_copies(*attachment, members_[index], line);
+    kv_op op[1] = {
+        write_op(attachment->client_line_offset() + kAt, &line.cache_hits, sizeof line - kAt)};
+    co_await channel.remote.batch(op);
+  }
+  co_return Status::kOk;
+}
+
 Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t published) {
   Attachment& attachment = *channel.attachment;
   member.class_wanted = attachment.class_wanted.exchange(0);
@@ -108,12 +139,7 @@ Task<Status> Service::write_line(Channel& channel, PerMember& member, uint64_t p
                           0,
                           0,
                           0};
-  if (const ClientCache* const cache = attachment.coherence.cache()) {
-    const CacheCounts& counts = cache->counts();
-    line.cache_hits = cache->hits() - member.hits_before;
-    line.cache_invalidated = uint32_t(counts.invalidated.load() - member.invalidated_before);
-    line.cache_bypassed = uint32_t(counts.bypassed.load() - member.bypassed_before);
-  }
+  count_copies(attachment, member, line);
   TouchWriter touches(attachment);
   std::vector<kv_op> ops{write_op(attachment.client_line_offset(), &line, sizeof line)};
   // What came while a batch was on its way goes with the next one; the line goes with the first.
@@ -486,6 +512,9 @@ void Service::loop() {
                      monotonic_ns() + patient(kBeatDeadlineNs));
     }
     sleep(beat_due_ns_);
+  }
+  if (client_.makes_copies()) {
+    lane_.run_task([&] { return tell_last_copies(); }, monotonic_ns() + patient(kFarewellNs));
   }
 }
 

@@ -82,6 +82,10 @@ class Service {
   Task<Status> note_losses(Channel& channel, PerMember& member, const layout::NodeLine& node);
   Task<Status> write_line(Channel& channel, PerMember& member, uint64_t published);
   Task<Status> tell_copies_used(Channel& channel);
+  // What this client's copies have done since it was attached.
+  static void count_copies(const Attachment& attachment, const PerMember& member,
+                           layout::ClientLine& line);
+  Task<Status> tell_last_copies();
   // Locks: messages are taken in, what is due is done. `begin_locks` is false if nothing is.
   void receive_messages();
   bool begin_locks();

