@@ -374,7 +374,8 @@ class Store(DataPath):
             return None
 
     def _member_of(self, key: object) -> int:
-        return self._client.member_of(key.encode() if isinstance(key, str) else bytes(key))  # type: ignore
+        raw = key.encode() if isinstance(key, str) else bytes(key)  # type: ignore
+        return self._client.member_of(raw)
 
 
 def _why_key_is_invalid(key: object) -> str:
