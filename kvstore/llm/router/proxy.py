@@ -30,8 +30,6 @@ from kvstore.llm.router.routing import Router, Ticket
 from kvstore.node.log import Log
 
 _BODY_BYTES_MAX: Final = 32 << 20
-#: Larger bodies are looked into by a thread, so that they hold nobody up.
-_BODY_BYTES_INLINE: Final = 256 << 10
 _KEEP_ALIVE_S: Final = 3.0
 #: Instances that one request is sent to, at most; those that cannot be reached do not count.
 _ATTEMPTS_MAX: Final = 3
@@ -212,7 +210,7 @@ class Proxy:
         deadline = asyncio.get_running_loop().time() + (
             self._limits.connect_s + self._limits.answer_s
         )
-        shape = await _read_shape(request, body)
+        shape = shape_of(body) if request.method == "POST" else PromptShape()
         again = bool(shape.hashes) and not shape.is_kept and request.path in _REPEATABLE
         failed: list[str] = []
         sent = 0
@@ -357,14 +355,6 @@ def _refusal(status: int, message: str) -> web.Response:
         status=status,
         headers=headers,
     )
-
-
-async def _read_shape(request: web.Request, body: bytearray) -> PromptShape:
-    if request.method != "POST" or not body:
-        return PromptShape()
-    if len(body) <= _BODY_BYTES_INLINE:
-        return shape_of(body)
-    return await asyncio.to_thread(shape_of, body)
 
 
 def _passed_on(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
