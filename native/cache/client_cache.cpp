@@ -16,12 +16,6 @@ constexpr uint64_t kUsesThatPayMax = 200;
 constexpr uint64_t kPauseNsMin = kSecond;
 constexpr uint32_t kPausesMax = 6;  // the last is of 64 s
 
-// What was in the way of a key's copy is so no more.
-void forget_obstacle(KeyFigures& figures, uint64_t hash, KeyFigures::Obstacle obstacle) {
-  KeyFigures::Counts ignored;
-  if (figures.read(hash, ignored) == obstacle) figures.note(hash, KeyFigures::Obstacle::kNone);
-}
-
 unsigned stripe_of_thread() {
   static std::atomic<unsigned> next{0};
   static thread_local const unsigned mine = next.fetch_add(1, std::memory_order_relaxed);
@@ -94,7 +88,7 @@ bool ClientCache::wants(const Key& key, uint64_t value_bytes) {
     figures_.note(key.hash, KeyFigures::Obstacle::kTooLarge);
     return false;
   }
-  forget_obstacle(figures_, key.hash, KeyFigures::Obstacle::kTooLarge);
+  figures_.forget(key.hash, KeyFigures::Obstacle::kTooLarge);
   const uint64_t now_ns = boottime_ns();
   if (now_ns >= lease_until_ns_.load(std::memory_order_acquire)) return false;
   if (now_ns < paused_until_ns_.load(std::memory_order_relaxed)) return false;
@@ -139,7 +133,7 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
     cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kSpoiled);
   }
-  forget_obstacle(cache_->figures_, key.hash, KeyFigures::Obstacle::kMortal);
+  cache_->figures_.forget(key.hash, KeyFigures::Obstacle::kMortal);
   cache_ = nullptr;
 }
 
@@ -159,8 +153,8 @@ void ClientCache::Fill::abandon() {
 
 bool ClientCache::drop(uint64_t hash, uint32_t record, By by) {
   // The next value may be short, or without an end.
-  forget_obstacle(figures_, hash, KeyFigures::Obstacle::kTooLarge);
-  forget_obstacle(figures_, hash, KeyFigures::Obstacle::kMortal);
+  figures_.forget(hash, KeyFigures::Obstacle::kTooLarge);
+  figures_.forget(hash, KeyFigures::Obstacle::kMortal);
   const unsigned shard = storage_.shard_index(hash);
   const std::lock_guard lock(storage_.mutex_of(shard));
   uint32_t uses = 0;

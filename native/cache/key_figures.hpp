@@ -30,6 +30,13 @@ class KeyFigures {
   void note(uint64_t hash, Obstacle obstacle) {
     line_for(hash).obstacle.store(uint32_t(obstacle), std::memory_order_relaxed);
   }
+  // It is in the way no more, if it was.
+  void forget(uint64_t hash, Obstacle obstacle) {
+    Line& line = lines_[number_of(hash)];
+    if (line.hash.load(std::memory_order_relaxed) != hash) return;
+    if (line.obstacle.load(std::memory_order_relaxed) != uint32_t(obstacle)) return;
+    line.obstacle.store(uint32_t(Obstacle::kNone), std::memory_order_relaxed);
+  }
   Obstacle read(uint64_t hash, Counts& counts) const {
     const Line& line = lines_[number_of(hash)];
     counts = {};
