@@ -110,12 +110,14 @@ def test_a_negative_size_is_refused() -> None:
 
 def test_why_a_key_is_read_from_a_copy(store: kvstore.Store) -> None:
     assert store.explain("first").state == "held"
-    for _ in range(200):
+    reads = 64 * 400
+    for _ in range(reads):
         store.get("first")
     held = store.explain(b"first")
     assert held.uses >= 200
     assert held.fills == 1
-    assert held.hits <= 4096
+    # By about 400 samples: a fifth is seven times their deviation.
+    assert 0.8 * reads <= held.hits <= 1.2 * reads
     store.put("first", VALUE)
     ended = store.explain("first")
     assert ended.state == "next"
