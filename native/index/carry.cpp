@@ -261,6 +261,11 @@ bool belong_together(const Group& old_group, const Group& new_group) {
   return true;
 }
 
+uint64_t rare_pause_ns() {
+  if (KV_BUGGIFY(long_split)) return 60 * kMillisecond;
+  return KV_BUGGIFY(slow_split) ? kMillisecond : 0;
+}
+
 }  // namespace
 
 Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint64_t source,
@@ -287,8 +292,8 @@ Task<Status> carry_group(Remote& remote, const layout::Geometry& geometry, uint6
     again |= uncommitted_copy(carry);
     if (const Status s = co_await freeze(carry, moves, again); s != Status::kOk) co_return s;
     std::array<Slot, kSlots> copies{};
-    if (KV_BUGGIFY(slow_split)) {
-      co_await carry.remote.executor().sleep_until(monotonic_ns() + kMillisecond);
+    if (const uint64_t pause_ns = rare_pause_ns(); pause_ns != 0) {
+      co_await carry.remote.executor().sleep_until(monotonic_ns() + pause_ns);
     }
     if (KV_VARIANT(empty_before_copy)) co_await empty_old(carry);
     if (const Status s = co_await copy(carry, copies); s != Status::kOk) co_return s;

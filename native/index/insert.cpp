@@ -90,7 +90,7 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
                           std::span<const Candidate> examined, std::span<kv_op> first) {
   // Rare paths end somewhere: a table of many subtables would be full of nothing.
   constexpr unsigned kEarlyDepthMax = 4;
-  if (directory.depth() < kEarlyDepthMax && KV_BUGGIFY(early_split)) {
+  if (directory.entry_of(key.hash).depth() < kEarlyDepthMax && KV_BUGGIFY(early_split)) {
     co_return InsertResult{InsertOutcome::kFull, {}};
   }
   if (places.filling()) co_return InsertResult{InsertOutcome::kFilling, {}};

@@ -90,10 +90,10 @@ Slot Places::at(uint64_t offset) const {
 }
 
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
-                         std::span<kv_op> first) {
-  KV_ASSERT(first.size() <= kFirstOpsMax);
+                         std::span<kv_op> first, std::span<const kv_op> last) {
+  KV_ASSERT(first.size() <= kFirstOpsMax && last.size() <= 1);
   const Positions positions = positions_of(hash);
-  kv_op ops[kFirstOpsMax + 4];
+  kv_op ops[kFirstOpsMax + 5];
   for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
     const DirectoryEntry entry = directory.entry_of(hash);
     PlacesReader::set_plain(places, entry.offset());
@@ -103,6 +103,7 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
       PlacesReader::aim(places, i, entry.offset(), positions.at[i]);
       ops[count++] = PlacesReader::read(places, i);
     }
+    for (const kv_op& op : last) ops[count++] = op;
     if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
       co_return from_fabric(s);
     }
@@ -132,8 +133,10 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
       PlacesReader::aim(places, i, sibling.offset(), positions.at[i]);
       PlacesReader::aim(places, i + 2, entry.offset(), positions.at[i]);
     }
-    for (unsigned i = 0; i < 4; ++i) ops[i] = PlacesReader::read(places, i);
-    if (const uint32_t s = co_await remote.batch({ops, 4}); s != KV_FABRIC_OK) {
+    count = 0;
+    for (unsigned i = 0; i < 4; ++i) ops[count++] = PlacesReader::read(places, i);
+    for (const kv_op& op : last) ops[count++] = op;
+    if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
       co_return from_fabric(s);
     }
     const bool right = PlacesReader::sibling_of(places, depth, hash);

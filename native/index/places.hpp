@@ -71,9 +71,10 @@ inline constexpr unsigned kMatchesMax = 4 * kSlotsPerCombined;
 inline constexpr unsigned kFirstOpsMax = 4;
 
 // Reads the places of `hash`. `first`, at most kFirstOpsMax, is posted ahead of the READs, in the
-// same batch, once.
+// same batch, once; `last`, one at most, behind them, each time: what it reads is no older than
+// what `places` holds at the end.
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
-                         std::span<kv_op> first = {});
+                         std::span<kv_op> first = {}, std::span<const kv_op> last = {});
 
 // Readable slots with a fingerprint that a second look at the places has found, and not the first.
 struct Newcomers {

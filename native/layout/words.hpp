@@ -70,8 +70,7 @@ struct Slot {
 
   constexpr unsigned next_version() const {
     if (!std::is_constant_evaluated()) {
-      if (KV_VARIANT(ignore_slot_version)) return version();
-      if (KV_BUGGIFY(one_bit_slot_versions)) return ~version() & 1u;
+      if (KV_BUGGIFY(no_slot_versions)) return version();
     }
     return (version() + 1u) & ((1u << kVersionBits) - 1);
   }

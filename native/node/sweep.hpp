@@ -1,8 +1,9 @@
 // Returning what fenced clients held: half-done splits, extents, blocks.
 //
-// The caller has fenced the clients. Blocks that the index does not point at may still be in the
-// limbo of a live client, so they are given back only after four rounds of the safe epoch, for the
-// reason told in store/scrub.hpp.
+// The caller has fenced the clients. An extent without an owner may hold a block of a put that goes
+// on, and blocks that the index does not point at may be in the limbo of a live client. So a round
+// of the safe epoch goes by before the look, and four before they are given back, for the reasons
+// told in store/scrub.hpp.
 
 #pragma once
 
@@ -21,7 +22,7 @@ class Sweep {
   // First: finishes splits, undoes claims, lists the extents. Extents without an owner are among
   // them: blocks of theirs may have been in the limbo of a client.
   Task<Status> begin(Channel& channel);
-  // Then, until it no longer returns kPending: finds their dead blocks.
+  // A round later, until it no longer returns kPending: finds their dead blocks.
   Task<Status> look(Channel& channel);
   // Four rounds later, until it no longer returns kPending: gives back what is still dead, leaves
   // the rest to be adopted.

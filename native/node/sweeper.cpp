@@ -108,8 +108,11 @@ uint64_t Sweeper::wait_for_round(uint64_t deadline_ns) {
   }
   if (load(line().safe_epoch) > round_until_ || KV_VARIANT(sweep_without_rounds)) {
     round_until_ = load(line().global_epoch) + 1;
-    if (++rounds_ == kRounds || KV_VARIANT(sweep_without_rounds)) stage_ = Stage::kGiveBack;
-    return stage_ == Stage::kGiveBack ? proceed() : monotonic_ns() + kRoundPollNs;
+    const bool settles = stage_ == Stage::kSettle;
+    const unsigned wanted = settles || KV_VARIANT(sweep_without_rounds) ? 1 : kRounds;
+    if (++rounds_ < wanted) return monotonic_ns() + kRoundPollNs;
+    stage_ = settles ? Stage::kLook : Stage::kGiveBack;
+    return proceed();
   }
   const std::lock_guard lock(mutex_);
   splits_.assign(waiting_.begin(), waiting_.end());
@@ -121,9 +124,15 @@ uint64_t Sweeper::wait_for_round(uint64_t deadline_ns) {
   return monotonic_ns() + kRoundPollNs;
 }
 
+void Sweeper::begin_rounds(Stage stage) {
+  stage_ = stage;
+  rounds_ = 0;
+  round_until_ = load(line().global_epoch) + 1;
+}
+
 void Sweeper::finished(Status status) {
   // In the rounds only splits are finished, and their sweep will do that again.
-  if (stage_ == Stage::kRounds || status == Status::kPending) return;
+  if (waits() || status == Status::kPending) return;
   if (status != Status::kOk) {
     stage_ = Stage::kBegin;
     not_before_ns_ = monotonic_ns() + kRetryNs;
@@ -131,13 +140,12 @@ void Sweeper::finished(Status status) {
   }
   switch (stage_) {
     case Stage::kBegin:
-      stage_ = Stage::kLook;
+      rounds_began_ns_ = monotonic_ns();
+      begin_rounds(Stage::kSettle);
+      if (KV_VARIANT(search_meets_drafts)) stage_ = Stage::kLook;
       return;
     case Stage::kLook:
-      stage_ = Stage::kRounds;
-      rounds_ = 0;
-      rounds_began_ns_ = monotonic_ns();
-      round_until_ = load(line().global_epoch) + 1;
+      begin_rounds(Stage::kRounds);
       return;
     default:
       for (const uint32_t registration : registrations_) registry_.mark_swept(registration);

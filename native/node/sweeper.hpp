@@ -46,11 +46,13 @@ class Sweeper {
   uint64_t blocks_freed() const { return blocks_freed_.load(); }
 
  private:
-  enum class Stage { kIdle, kBegin, kLook, kRounds, kGiveBack };
+  enum class Stage { kIdle, kBegin, kSettle, kLook, kRounds, kGiveBack };
+  bool waits() const { return stage_ == Stage::kSettle || stage_ == Stage::kRounds; }
 
   bool take_work();
   uint64_t next_work_ns() const;
   uint64_t proceed();
+  void begin_rounds(Stage stage);
   uint64_t wait_for_round(uint64_t deadline_ns);
   void finished(Status status);
   const layout::NodeLine& line() const {

@@ -79,14 +79,11 @@ Task<Status> read_places_guessing(Channel& channel, const Key& key, Lookup& look
   Attachment& attachment = *channel.attachment;
   found = false;
   const Guess guess(attachment, key);
-  kv_op ops[kFirstOpsMax];
-  unsigned count = 0;
-  KV_ASSERT(first.size() < kFirstOpsMax);
-  for (const kv_op& op : first) ops[count++] = op;
-  if (guess.made()) ops[count++] = guess.read();
+  // Behind the slots: one that is what it was vouches for what is read after it.
+  kv_op read[1];
+  if (guess.made()) read[0] = guess.read();
   const Status s = co_await read_places(channel.remote, attachment.directory, key.hash,
-                                        lookup.places, {ops, count});
-  for (size_t i = 0; i < first.size(); ++i) first[i].result = ops[i].result;
+                                        lookup.places, first, {read, guess.made() ? 1u : 0u});
   if (s != Status::kOk || !guess.made()) co_return s;
   found = guess.right(lookup.places, key, lookup.found);
   LaneCounts& counts = channel.lane().counts();

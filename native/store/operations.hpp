@@ -7,11 +7,11 @@
 //   get                     2 READ, READ object                               2
 //   get, absent             2 READ, 4 READ                                    2
 //   put, existing           WRITE 2 READ, READ header, CAS                    3
-//   put, address known      WRITE READ header 2 READ, CAS                     2
+//   put, address known      WRITE 2 READ READ header, CAS                     2
 //   put, new                WRITE 2 READ, CAS 4 READ, CAS                     3
 //   contains, address known 2 READ                                            1
 //   delete                  2 READ, READ header, CAS                          3
-//   delete, address known   READ header 2 READ, CAS                           2
+//   delete, address known   2 READ READ header, CAS                           2
 // A fence takes one WRITE more, and where the key has one already, one READ and round trip; a
 // delete then costs what a put does.
 //   get, making a copy      FAA or CAS record, CAS slot, READ                 1

@@ -35,7 +35,8 @@ Task<Status> Scrub::begin(Channel& channel) {
     }
     searches_.push_back({blocks_of(geometry, segment, head), {}, 0});
   }
-  stage_ = Stage::kLooking;
+  stage_ = KV_VARIANT(search_meets_drafts) ? Stage::kLooking : Stage::kSettling;
+  until_ = 0;
   co_return Status::kOk;
 }
 
@@ -51,15 +52,15 @@ Task<Status> Scrub::look(Channel& channel) {
   co_return Status::kOk;
 }
 
-void Scrub::wait(uint64_t global_epoch, uint64_t safe_epoch) {
-  if (KV_VARIANT(scrub_without_rounds)) {
-    stage_ = Stage::kFinishing;
-  } else if (until_ == 0) {
+// Whatever was under way when a round began has ended when it has passed.
+bool Scrub::round_passes(uint64_t global_epoch, uint64_t safe_epoch) {
+  if (until_ == 0) {
     until_ = global_epoch + 1;
-  } else if (safe_epoch > until_) {
-    until_ = 0;
-    if (++rounds_ == kRounds) stage_ = Stage::kFinishing;
+    return false;
   }
+  if (safe_epoch <= until_) return false;
+  until_ = 0;
+  return true;
 }
 
 Task<Status> Scrub::finish_one(Channel& channel, UnreferencedSearch& search) {
@@ -115,10 +116,14 @@ Task<Status> Scrub::advance(Channel& channel, uint64_t global_epoch, uint64_t sa
       if (begun != Status::kOk) requested_ = true;
       co_return begun;
     }
+    case Stage::kSettling:
+      if (round_passes(global_epoch, safe_epoch)) stage_ = Stage::kLooking;
+      co_return Status::kOk;
     case Stage::kLooking:
       co_return co_await look(channel);
     case Stage::kWaiting:
-      wait(global_epoch, safe_epoch);
+      if (round_passes(global_epoch, safe_epoch)) ++rounds_;
+      if (rounds_ == kRounds || KV_VARIANT(scrub_without_rounds)) stage_ = Stage::kFinishing;
       co_return Status::kOk;
     default:
       co_return co_await finish(channel);

@@ -24,14 +24,14 @@ std::span<const CombinedBucket> looked_at(const Places& places) {
   return KV_VARIANT(sweep_ignores_splits) ? places.own() : places.all();
 }
 
-// Whether the index leads to the block. Tentative entries for it are emptied: their inserter is
-// gone, or will find its commit refused and begin again.
-Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, bool& result) {
+}  // namespace
+
+Task<Status> is_referenced(Remote& remote, Directory& directory, uint64_t key_hash,
+                           uint64_t address, bool& result) {
   Places places;
   result = true;  // until it is known to be otherwise
   for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
-    if (const Status s =
-            co_await read_places(channel.remote, channel.attachment->directory, key_hash, places);
+    if (const Status s = co_await read_places(remote, directory, key_hash, places);
         s != Status::kOk) {
       co_return s;
     }
@@ -41,7 +41,7 @@ Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, b
         if (slot.address() != address) continue;
         if (!slot.tentative()) co_return Status::kOk;
         kv_op op[1] = {cas_op(combined.slot_offset(i), slot.word, slot.emptied().word)};
-        if (const uint32_t s = co_await channel.remote.batch(op); s != KV_FABRIC_OK) {
+        if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) {
           co_return from_fabric(s);
         }
         if (op[0].result != slot.word) co_return Status::kOk;  // it has just committed
@@ -50,8 +50,7 @@ Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, b
     Newcomers newcomers;
     Status confirmed = Status::kOk;
     if (!KV_VARIANT(sweep_ignores_splits)) {
-      confirmed =
-          co_await confirm_absence(channel.remote, places, fingerprint_of(key_hash), newcomers);
+      confirmed = co_await confirm_absence(remote, places, fingerprint_of(key_hash), newcomers);
     }
     if (confirmed != Status::kOk && confirmed != Status::kAbsent) co_return confirmed;
     const bool has_come =
@@ -64,10 +63,13 @@ Task<Status> referenced(Channel& channel, uint64_t key_hash, uint64_t address, b
   co_return Status::kOk;
 }
 
+namespace {
+
 Task<Status> look_at(Channel& channel, UnreferencedSearch& search, BlockHeader found) {
   bool live = false;
   if (found.sound) {
-    const Status s = co_await referenced(channel, found.key_hash, found.address, live);
+    const Status s = co_await is_referenced(channel.remote, channel.attachment->directory,
+                                            found.key_hash, found.address, live);
     if (s != Status::kOk) co_return s;
   }
   const uint64_t bit = uint64_t{1} << (found.block % 64);
@@ -92,7 +94,7 @@ void UnreferencedSearch::again() {
 }
 
 void UnreferencedSearch::spare_all() {
-  std::fill(blocks.skip.begin(), blocks.skip.end(), ~uint64_t{0});
+  blocks.skip.assign((blocks.shape.blocks + 63) / 64, ~uint64_t{0});
   std::fill(dead.begin(), dead.end(), 0);
 }
 

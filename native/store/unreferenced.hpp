@@ -13,6 +13,12 @@
 
 namespace kvstore {
 
+// Whether the index leads from a key's hash to the block, also while a split carries the entry.
+// Tentative entries for it are emptied: their inserter is gone, or will find its commit refused and
+// begin again. `result` is true unless it is known that it does not.
+Task<Status> is_referenced(Remote& remote, Directory& directory, uint64_t key_hash,
+                           uint64_t address, bool& result);
+
 struct UnreferencedSearch {
   ExtentBlocks blocks;
   std::vector<uint64_t> dead;  // bitmap of those found so far
@@ -21,7 +27,7 @@ struct UnreferencedSearch {
   uint64_t dead_blocks() const;
   // Has the search begin again, among those that it found dead.
   void again();
-  // After that: has it find nothing dead.
+  // Has it find nothing dead.
   void spare_all();
 };
 

@@ -26,7 +26,7 @@ const std::map<std::string, std::string> kScenarios{
     {"steady", "keys=4"},
     {"hot", "keys=2 clients=6 think_us=2 late_per_million=20000"},
     {"damage", "damages_per_million=5000"},
-    {"zombies", "pauses_per_million=3000 think_us=500"},
+    {"zombies", "pauses_per_million=6000 pause_ms=4000 think_us=500"},
     {"breaks",
      "breaks_per_million=3000 batch_breaks_per_million=3000 late_per_million=50000 keys=4"},
     {"late_breaks",
@@ -43,6 +43,10 @@ const std::map<std::string, std::string> kScenarios{
     {"splits_late",
      "rare=early_split keys=64 clients=12 operations=1500 late_per_million=300000 step_ns=20000 "
      "think_us=10 get_percent=30 put_percent=45"},
+    {"splits_long",
+     "rare=early_split,long_split clients=8 lanes=2 keys=300 operations=20000 get_percent=5 "
+     "put_percent=50 value_bytes_max=40 think_us=20000 region_mib=64 crashes_per_million=2000 "
+     "leaves_per_million=2000 lease_ms=100 check_cost=0"},
     {"reuse",
      "rare=small_extents think_us=3000 late_per_million=20000 late_us=60000 operations=1500 "
      "value_bytes_max=100"},
@@ -175,6 +179,7 @@ constexpr Broken kBroken[] = {
     {"epoch_ignores_operations", "reuse", 10},
     {"forget_retired_block", "hot", 10},
     {"retire_twice", "reuse", 10},
+    {"search_meets_drafts", "splits_long", 60},
     {"scrub_frees_taken_blocks", "scrubs", 10},
     {"scrub_without_rounds", "crash_busy", 60},
     {"dirty_bitmap", "full", 20},
