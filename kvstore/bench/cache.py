@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from kvstore.bench.cache_idle import measure_idle
+from kvstore.bench.cache_simulated import MANAGER_RATES
 from kvstore.bench.cache_workloads import (
     YCSB,
     MissingTraces,
@@ -30,11 +33,13 @@ WORKLOADS: Final = {
 }
 _ZIPF: Final = 0.99
 _HOT_KEYS: Final = 16
+_IDLE: Final = "idle"
 _SIMULATED: Final = "sim"
 _CACHE_BYTES: Final = 64 << 20
 _COLUMNS: Final = (
     *("workload", "policy", "fabric", "compute_nodes", "ops_per_s", "speedup", "p50_us", "p99_us"),
-    *("verbs_per_op", "hit_ratio", "invalidations_per_op", "failures"),
+    *("verbs_per_op", "hit_ratio", "invalidations_per_op", "over_lmdb", "cpu_percent"),
+    *("heartbeat_verbs_per_s", "failures"),
 )
 
 
@@ -48,7 +53,7 @@ _COLUMNS: Final = (
     "workloads",
     multiple=True,
     metavar="NAME",
-    help=f"Of hot, {', '.join(WORKLOADS)}; on sim of ycsb-a to ycsb-f, twitter, twitter-1 to"
+    help=f"Of hot, {', '.join(WORKLOADS)}, idle; on sim of ycsb-a to ycsb-f, twitter, twitter-1 to"
     " twitter-54. May be given again. Default: all.",
 )
 @click.option(
@@ -71,7 +76,24 @@ _COLUMNS: Final = (
     type=click.IntRange(1),
     default=200_000,
     show_default=True,
-    help="On sim: so many are measured, after as many that are not; of scans fewer.",
+    help="On sim: so many are measured; of scans fewer.",
+)
+@click.option(
+    "--warm-up",
+    type=click.IntRange(1),
+    help="On sim: operations before those that are measured. Default: as many.",
+)
+@click.option(
+    "--manager-rate",
+    "rates",
+    multiple=True,
+    type=click.Choice([str(rate // 1_000_000) for rate in MANAGER_RATES]),
+    help="On sim: million messages a second of central. May be given again. Default: all.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="On sim: a file for rows as they come; what is in it is not run again. Of one build.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="On sim.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="On sim.")
@@ -93,7 +115,8 @@ def cache(
     """Measure each workload with and without copies, on a node of its own.
 
     `hot` reads a few keys in one thread, beside LMDB where the package lmdb is there: a fresh read
-    transaction a get. The others have two processes by default, so that one's writes end the
+    transaction a get. `idle` has copies and does nothing: processor time, and verbs of its
+    heartbeat. The others have two processes by default, so that one's writes end the
     other's copies. Policy `none` is a client without copies.
 
     On `sim` eight compute nodes run YCSB A to F and what is published of Twitter's clusters:
@@ -107,9 +130,10 @@ def cache(
         _simulate(workloads, as_json=as_json, **simulated)
         return
     for workload in workloads:
-        if workload != "hot" and workload not in WORKLOADS:
+        if workload not in ("hot", *WORKLOADS, _IDLE):
             raise click.UsageError(
-                f"{workload} is none of hot, {', '.join(WORKLOADS)}; more of them are on sim"
+                f"{workload} is none of hot, {', '.join(WORKLOADS)}, {_IDLE}; more of them are on"
+                " sim"
             )
 
     def say(text: str) -> None:
@@ -118,7 +142,10 @@ def cache(
     rows: list[Row] = []
     try:
         for fabric in fabrics or ("shm", "tcp"):
-            for workload in workloads or ("hot", *WORKLOADS):
+            for workload in workloads or ("hot", *WORKLOADS, _IDLE):
+                if workload == _IDLE:
+                    rows += _idle(fabric, seconds, say)
+                    continue
                 hot = workload == "hot"
                 setting = Setting(
                     target="",
@@ -135,7 +162,7 @@ def cache(
                 )
                 rows += _compare(workload, setting, say)
         if "hot" in (workloads or ("hot",)):
-            rows += _lmdb(seconds, say)
+            rows += _beside_lmdb(rows, _lmdb(seconds, say))
     except ProcessError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -150,6 +177,9 @@ def _simulate(
     policies: tuple[str, ...],
     profile: str,
     operations: int,
+    warm_up: int | None,
+    rates: tuple[str, ...],
+    keep: Path | None,
     seeds: int,
     jobs: int,
     as_json: bool,
@@ -162,7 +192,8 @@ def _simulate(
     if missing:
         print(f"left out: {missing}", file=sys.stderr)
     chosen = policies or simulated.POLICIES
-    total = len(workloads) * len(simulated.runs_of(chosen)) * seeds
+    chosen_rates = [1_000_000 * int(rate) for rate in rates] or simulated.MANAGER_RATES
+    total = len(workloads) * len(simulated.runs_of(chosen, chosen_rates)) * seeds
     try:
         with progress_bar("copies", total) as advance:
             rows = list(
@@ -172,6 +203,9 @@ def _simulate(
                     profile=profile,
                     compute_nodes=simulated.COMPUTE_NODES,
                     operations=operations,
+                    warm_up=warm_up or operations,
+                    rates=chosen_rates,
+                    kept=simulated.Kept(keep),
                     seeds=range(1, seeds + 1),
                     jobs=jobs,
                     advance=advance,
@@ -182,7 +216,12 @@ def _simulate(
     ratios = simulated.compare(rows) if "coherent" in chosen and len(chosen) > 1 else []
     totals = simulated.summary(ratios)
     if as_json:
-        facts = {"profile": profile, "operations": operations, "missing": missing}
+        facts = {
+            "profile": profile,
+            "operations": operations,
+            "warm_up": warm_up,
+            "missing": missing,
+        }
         document = metadata("kvstore-bench cache", **facts, ratios=ratios, summary=totals)
         print_json(document, rows)
         return
@@ -234,6 +273,27 @@ def _compare(workload: str, setting: Setting, say: Any) -> list[Row]:
         row["speedup"] = row["ops_per_s"] / (rows[0] if rows else row)["ops_per_s"]
         rows.append(row)
     return rows
+
+
+def _idle(fabric: str, seconds: float, say: Any) -> list[Row]:
+    rows: list[Row] = []
+    for policy, cache_bytes in (("none", 0), ("coherent", _CACHE_BYTES)):
+        say(f"{_IDLE} over {fabric}, {policy}")
+        node = start_node(capacity_for(1000, 1024))
+        try:
+            target = target_of([node], "auto" if fabric == "shm" else fabric)
+            rows.append(measure_idle(target, fabric, cache_bytes, seconds))
+        finally:
+            node.child.stop()
+    return rows
+
+
+def _beside_lmdb(rows: list[Row], lmdb: list[Row]) -> list[Row]:
+    """Says of the hot rows how they compare, and returns LMDB's."""
+    for row in rows:
+        if lmdb and row["workload"] == "hot":
+            row["over_lmdb"] = row["ops_per_s"] / lmdb[0]["ops_per_s"]
+    return lmdb
 
 
 def _lmdb(seconds: float, say: Any) -> list[Row]:

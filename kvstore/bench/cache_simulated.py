@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import Any, Final
 
@@ -26,12 +28,55 @@ _FIGURES: Final = (
 )
 
 
-def runs_of(policies: Sequence[str]) -> list[tuple[str, int]]:
+class Kept:
+    """Simulated rows in a file, a line each, so that a long comparison can be broken off.
+
+    A row is found by its whole job. What the store itself was then is not in it: a file is of one
+    build.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Read what is there.
+
+        Raises:
+            SimulationError: The file has something else in it.
+        """
+        self._path = path
+        self._rows: dict[str, Row] = {}
+        if path is None or not path.exists():
+            return
+        # The last line may be half of one, if its writer was killed.
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        try:
+            for line in lines:
+                kept = json.loads(line)
+                self._rows[kept["job"]] = kept["row"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise SimulationError(
+                f"{path} holds no kept rows ({error}): name another file"
+            ) from None
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def find(self, job: Mapping[str, Any], seed: int) -> Row | None:
+        """The row of a job, if it was run before."""
+        return self._rows.get(_name_of(job, seed))
+
+    def add(self, job: Mapping[str, Any], seed: int, row: Row) -> None:
+        """Keep a row."""
+        if self._path is None:
+            return
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"job": _name_of(job, seed), "row": row}) + "\n")
+
+
+def _name_of(job: Mapping[str, Any], seed: int) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(job.items())) + f" seed={seed}"
+
+
+def runs_of(policies: Sequence[str], rates: Sequence[int] = MANAGER_RATES) -> list[tuple[str, int]]:
     """Each policy with the rate of its manager, 0 where it has none."""
     return [
-        (policy, rate)
-        for policy in policies
-        for rate in (MANAGER_RATES if policy == "central" else (0,))
+        (policy, rate) for policy in policies for rate in (rates if policy == "central" else (0,))
     ]
 
 
@@ -42,11 +87,16 @@ def measure(
     profile: str,
     compute_nodes: int,
     operations: int,
+    warm_up: int,
     seeds: range,
     jobs: int,
     advance: Callable[[Row], None],
+    rates: Sequence[int] = MANAGER_RATES,
+    kept: Kept | None = None,
 ) -> Iterator[Row]:
     """One row for each workload, policy and rate of the manager: the mean of the seeds.
+
+    `operations` are measured, after `warm_up` others. What `kept` has is not run again.
 
     Raises:
         SimulationError: A read was stale where none may be, or the simulator is not built.
@@ -55,19 +105,19 @@ def measure(
     base = network(profile, ())
     with Runner(program, jobs=jobs, seed_timeout_s=3600) as runner:
         for workload in workloads:
-            for policy, rate in runs_of(policies):
+            for policy, rate in runs_of(policies, rates):
                 settings = {
                     **base,
                     **workload.settings(),
                     "policy": policy,
                     "compute_nodes": compute_nodes,
-                    "warmup_operations": max(1, operations // workload.reads_per_operation),
+                    "warmup_operations": max(1, warm_up // workload.reads_per_operation),
                     "measure_operations": max(1, operations // workload.reads_per_operation),
                 }
                 if rate:
                     settings["manager_messages_per_s"] = rate
                 measured = []
-                for row in runner.rows(policy, settings, seeds):
+                for row in _rows(runner, policy, settings, seeds, kept or Kept(None)):
                     if not row["ok"]:
                         raise SimulationError(
                             f"{workload.name}, {policy}, seed {row['seed']}: {row['violation']}"
@@ -89,6 +139,20 @@ def measure(
                     "synthetic": workload.synthetic,
                     "seeds": len(measured),
                 }
+
+
+def _rows(
+    runner: Runner, policy: str, settings: Mapping[str, Any], seeds: range, kept: Kept
+) -> Iterator[Row]:
+    first = seeds.start
+    while first < seeds.stop and (row := kept.find(settings, first)) is not None:
+        yield row
+        first += 1
+    if first == seeds.stop:
+        return
+    for row in runner.rows(policy, settings, range(first, seeds.stop)):
+        kept.add(settings, row["seed"], row)
+        yield row
 
 
 def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:

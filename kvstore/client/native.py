@@ -18,7 +18,6 @@ from kvstore.errors import (
     Busy,
     ConditionFailed,
     ConfigurationError,
-    ConsistencyMismatch,
     CorruptObject,
     DeadlineExceeded,
     Fenced,
@@ -198,7 +197,6 @@ class NativeClient:
         # What the core calls while the client is open: lanes that go on with an earlier attachment
         # may still call its exchange.
         self._exchanges: list[Any] = []
-        self._consistency = consistency
         self._member_count = max(1, len(members))
         self._idle = threading.Condition()
         self._users = 0
@@ -324,20 +322,6 @@ class NativeClient:
         if status == lib.KV_OK:
             self._exchanges.append((exchange, context))
         self._check_attached(status, error)
-
-    def check_consistency(self, theirs: str) -> None:
-        """Refuse a node of this consistency if it is not what the client asks for.
-
-        The core looks too, but only once it is connected to the node.
-        """
-        ours = self._consistency
-        if ours is not None and ours != theirs:
-            raise ConsistencyMismatch(
-                f"the node's consistency is {theirs}, and this client asks for {ours}: start the"
-                f" node with --consistency {ours}, or connect with another one",
-                ours=ours,
-                theirs=theirs,
-            )
 
     def register(self, buffer: Any) -> Any:
         """Register writable memory, and return what `unregister` takes. It keeps the memory."""

@@ -153,7 +153,11 @@ class Store(DataPath):
 
     def size(self, *, timeout_s: float = WALK_TIMEOUT_S) -> int:
         """Count the keys of all nodes. What changes meanwhile may be counted or not."""
-        return sum(self._client.count(i, timeout_s) for i in range(len(self._membership.members)))
+        count = 0
+        for index in range(len(self._membership.members)):
+            with self._walking(index):
+                count += self._client.count(index, timeout_s)
+        return count
 
     def __len__(self) -> int:
         return self.size()
@@ -166,7 +170,11 @@ class Store(DataPath):
 
         Keys that others put meanwhile may stay.
         """
-        return sum(self._client.clear(i, timeout_s) for i in range(len(self._membership.members)))
+        deleted = 0
+        for index in range(len(self._membership.members)):
+            with self._walking(index):
+                deleted += self._client.clear(index, timeout_s)
+        return deleted
 
     def keys(self, *, timeout_s: float = WALK_TIMEOUT_S) -> Iterator[bytes]:
         """Walk over the keys of all nodes, in no order.
@@ -176,7 +184,12 @@ class Store(DataPath):
         """
         for index in range(len(self._membership.members)):
             seen: set[bytes] = set()
-            for page in self._client.scan(index, timeout_s):
+            pages = self._client.scan(index, timeout_s)
+            while True:
+                with self._walking(index):
+                    page = next(pages, None)
+                if page is None:
+                    break
                 for key in page:
                     if key not in seen:
                         seen.add(key)
@@ -360,6 +373,19 @@ class Store(DataPath):
         if status == lib.KV_INVALID:
             return NotHeld(f"lock {shown} is not held through this object")
         return self._error(status, name, 0, 0)
+
+    @contextmanager
+    def _walking(self, index: int) -> Iterator[None]:
+        """Raise the refusal of a member that refuses this client, not that it is down."""
+        try:
+            yield
+        except NodeUnreachable as error:
+            self._membership.notice()
+            if (refused := self._membership.refusal(index)) is None:
+                raise
+            where = self._membership.describe(index)
+            refused.args = (f"the node {where} refuses this client",)
+            raise refused from error
 
     def _where(self, key: object) -> str:
         try:

@@ -154,7 +154,6 @@ class ControlAttacher(Attacher):
     def _attach_admitted(
         self, client: NativeClient, index: int, found: Attachment, deadline: float
     ) -> None:
-        client.check_consistency(found.consistency)
         if found.verbs_gid:
             self._attach_verbs(client, index, found, _left(deadline))
             return

@@ -109,6 +109,10 @@ bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill
   const unsigned shard = storage_.shard_index(hash);
   const std::lock_guard lock(storage_.mutex_of(shard));
   if (term_.load(std::memory_order_relaxed) != term) return false;
+  // One is enough, and each is in the way of others at the record.
+  for (const Pending& one : pending_[shard]) {
+    if (one.hash == hash) return false;
+  }
   fill.cache_ = this;
   fill.shard_ = shard;
   fill.number_ = next_fill_.fetch_add(1, std::memory_order_relaxed);
@@ -132,6 +136,7 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
   } else {
     cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kSpoiled);
+    cache_->interest_.taken(key.hash, false);
   }
   cache_->figures_.forget(key.hash, KeyFigures::Obstacle::kMortal);
   cache_ = nullptr;

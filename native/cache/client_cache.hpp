@@ -94,6 +94,8 @@ class ClientCache {
 
   // Whether a value of this size should be copied now that it is read.
   bool wants(const Key& key, uint64_t value_bytes);
+  // The key was found changed at the node, or this client has written it.
+  void changed(uint64_t hash) { interest_.changed(hash, uses_that_pay()); }
   // What a get from the node took, and what a write took to end copies.
   void note_get(uint64_t took_ns) { get_ns_.note(std::min(took_ns, kLongestNs)); }
   void note_ending(uint64_t took_ns) { ending_ns_.note(std::min(took_ns, kLongestNs)); }
@@ -120,6 +122,7 @@ class ClientCache {
     unsigned shard_ = 0;
     uint64_t number_ = 0;
   };
+  // False if it was bound anew, or somebody is at it already.
   bool begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill& fill);
 
   // ---- coherence ----

@@ -270,7 +270,7 @@ class BenchLane final : public Driver, private Waker {
     serve_from_copies();
     missed_ = keys_;
     if (keys_.empty()) return;
-    std::erase_if(missed_, [this](uint64_t key) { return !node_.copies.wants(key); });
+    std::erase_if(missed_, [this](uint64_t key) { return !node_.copies.begin(key); });
     eras_.clear();
     for (const uint64_t key : missed_) eras_.push_back(node_.copies.era(key));
     granted_ = bench_.policy == Policy::kLease;
@@ -363,14 +363,21 @@ class BenchLane final : public Driver, private Waker {
     for (size_t i = 0; i < calls_.size(); ++i) {
       const kv_call& call = calls_[i];
       // What is being put for the first time may not be there yet.
-      if (call.status == KV_ABSENT && !writes_ && keys_[i] >= bench_.options.keys) continue;
+      if (call.status == KV_ABSENT && !writes_ && keys_[i] >= bench_.options.keys) {
+        if (granted_) abandon_copy(keys_[i]);
+        continue;
+      }
       if (call.status != KV_OK) {
         bench_.violate("a call ended with status " + std::to_string(call.status));
       } else if (!writes_) {
         note_read(i);
       }
     }
-    if (!writes_) return;
+    if (!writes_) {
+      if (granted_) return;
+      for (const uint64_t key : missed_) node_.copies.abandon(key);
+      return;
+    }
     bench_.ledger.end(keys_[0], number_, schedule_.now_ns());
     if (bench_.policy == Policy::kCentral) bench_.manager->written(self_, keys_[0]);
     // A writer reads its own writes.
@@ -387,6 +394,10 @@ class BenchLane final : public Driver, private Waker {
     const bool leased = bench_.policy == Policy::kLease;
     const uint64_t until_ns = leased ? schedule_.now_ns() + bench_.options.lease_ns : UINT64_MAX;
     node_.copies.put(keys_[i], eras_[size_t(missed - missed_.begin())], number, until_ns);
+  }
+
+  void abandon_copy(uint64_t key) {
+    if (std::find(missed_.begin(), missed_.end(), key) != missed_.end()) node_.copies.abandon(key);
   }
 
   void judge(uint64_t number, uint64_t bound) {

@@ -21,12 +21,28 @@ uint64_t RivalCopies::era(uint64_t key) const {
   return found == copies_.end() ? 0 : found->second.era;
 }
 
+bool RivalCopies::begin(uint64_t key) {
+  Copy& copy = copies_[key];
+  if (copy.begun || !interest_.read(hash_of(key))) return false;
+  copy.begun = true;
+  return true;
+}
+
 void RivalCopies::put(uint64_t key, uint64_t era, uint64_t number, uint64_t until_ns) {
   Copy& copy = copies_[key];
-  if (copy.era != era) return;
+  if (copy.era != era) {
+    abandon(key);
+    return;
+  }
+  copy.begun = false;
   copy.number = number;
   copy.until_ns = until_ns;
   copy.uses = 0;
+}
+
+void RivalCopies::abandon(uint64_t key) {
+  copies_[key].begun = false;
+  interest_.taken(hash_of(key), false);
 }
 
 void RivalCopies::drop(uint64_t key) {
@@ -111,7 +127,7 @@ void CopyManager::handle(const Parcel& parcel) {
     bool granted = true;
     for (const uint64_t key : parcel.keys) {
       const Line& line = lines_[key];
-      granted &= !line.written && line.writers.empty();
+      granted &= line.writing == 0 && line.waiting.empty();
     }
     if (granted) {
       for (const uint64_t key : parcel.keys) lines_[key].owners |= own;
@@ -123,13 +139,12 @@ void CopyManager::handle(const Parcel& parcel) {
   Line& line = lines_[key];
   switch (parcel.kind) {
     case Kind::kWrite:
-      line.writers.push_back(parcel.asker);
-      go_on(key, line);
+      line.waiting.push_back(parcel.asker);
+      begin_write(key, line);
       return;
     case Kind::kWritten:
-      line.written = false;
-      line.writers.pop_front();
-      go_on(key, line);
+      KV_ASSERT(line.writing > 0);
+      --line.writing;
       return;
     default:
       KV_ASSERT(parcel.kind == Kind::kDropped && line.awaited > 0);
@@ -137,11 +152,9 @@ void CopyManager::handle(const Parcel& parcel) {
   }
 }
 
-// Begins the next write. Other lanes of the writer's compute node may have copies as well.
-void CopyManager::go_on(uint64_t key, Line& line) {
-  if (line.written || line.writers.empty()) return;
-  line.written = true;
-  for (uint32_t node = 0; line.owners >> node != 0 && node < 64; ++node) {
+// Other lanes of the writer's compute node may have copies as well.
+void CopyManager::begin_write(uint64_t key, Line& line) {
+  for (uint32_t node = 0; node < 64 && line.owners >> node != 0; ++node) {
     if ((line.owners >> node & 1) == 0) continue;
     ++line.awaited;
     ++invalidations_;
@@ -152,7 +165,11 @@ void CopyManager::go_on(uint64_t key, Line& line) {
 }
 
 void CopyManager::grant(Line& line) {
-  from_manager({Kind::kAnswer, Stage::kOnItsWay, line.writers.front(), {}, true});
+  for (const Asker& writer : line.waiting) {
+    from_manager({Kind::kAnswer, Stage::kOnItsWay, writer, {}, true});
+    ++line.writing;
+  }
+  line.waiting.clear();
 }
 
 }  // namespace kvstore::sim

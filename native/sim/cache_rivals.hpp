@@ -5,12 +5,14 @@
 //
 // `central`: a manager knows who has which copies. Who makes a copy asks it before reading the
 // value; a writer asks it before writing, which has it end all copies and keeps new ones from being
-// made until the writer is done. It handles messages one after another, at a fixed rate.
+// made until no writer is left. Writers of one key go on side by side, as without copies: the store
+// decides among them. The manager handles messages one after another, at a fixed rate.
+//
+// Both judge what is worth a copy as the store's own cache does, and make one copy at a time.
 
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <unordered_map>
 #include <vector>
@@ -26,11 +28,12 @@ class RivalCopies {
  public:
   // The number of the value that is copied, if there is a copy that may be read now.
   bool find(uint64_t key, uint64_t now_ns, uint64_t& number) const;
-  // Whether a key that has no copy is to be read for one; as the store's own cache judges.
-  bool wants(uint64_t key) { return interest_.read(hash_of(key)); }
+  // Whether a key that has no copy is to be read for one now; then `put` or `abandon` follows.
+  bool begin(uint64_t key);
   // To be noted before the value is read; `put` then knows whether a writer came meanwhile.
   uint64_t era(uint64_t key) const;
   void put(uint64_t key, uint64_t era, uint64_t number, uint64_t until_ns);
+  void abandon(uint64_t key);
   void drop(uint64_t key);
 
  private:
@@ -39,6 +42,7 @@ class RivalCopies {
     uint64_t number = 0;
     uint64_t until_ns = 0;  // 0: none
     uint64_t era = 0;
+    bool begun = false;
     mutable uint32_t uses = 0;
   };
   static uint64_t hash_of(uint64_t key) { return (key + 1) * 0xd6e8feb86659fd93ull; }
@@ -81,10 +85,10 @@ class CopyManager final : public Timed {
     bool granted = false;
   };
   struct Line {
-    uint64_t owners = 0;  // a bit for each compute node
-    bool written = false;
+    uint64_t owners = 0;   // a bit for each compute node
+    unsigned writing = 0;  // writers that were granted, and are not done
     unsigned awaited = 0;  // answers of owners
-    std::deque<Asker> writers;
+    std::vector<Asker> waiting;
   };
 
   void to_manager(Parcel parcel);
@@ -93,7 +97,7 @@ class CopyManager final : public Timed {
   uint64_t handled_at();
   void schedule_parcel(uint64_t when_ns, Parcel parcel);
   void handle(const Parcel& parcel);
-  void go_on(uint64_t key, Line& line);
+  void begin_write(uint64_t key, Line& line);
   void grant(Line& line);
 
   Schedule& schedule_;

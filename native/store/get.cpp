@@ -412,6 +412,11 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
       co_return outcome_of(reading);
     }
     ++counts.address_stale;
+    // Of several reads under way the first one tells.
+    KnownAddress still;
+    ClientCache* const cache = channel.attachment->coherence.cache();
+    const bool first = addresses.find(key.hash, still) && still.slot.word == known.slot.word;
+    if (cache != nullptr && first) cache->changed(key.hash);
     addresses.forget(key.hash);
   }
   co_return co_await find_and_read(channel, target);

@@ -485,6 +485,7 @@ Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
     call.version = version;
     channel.attachment->addresses.remember(
         key.hash, {progress.slot.offset, progress.slot.slot, progress.subtable, call.value_bytes});
+    if (ClientCache* const cache = channel.attachment->coherence.cache()) cache->changed(key.hash);
   }
   co_return status;
 }

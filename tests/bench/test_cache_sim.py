@@ -68,6 +68,27 @@ def test_every_policy_of_a_workload() -> None:
     assert ratio["over_none"] == by_policy["coherent"]["ops_per_s"] / rows[0]["ops_per_s"]
 
 
+def test_a_comparison_goes_on_where_it_broke_off(tmp_path: Path) -> None:
+    keep = tmp_path / "rows"
+    arguments = (*SHORT, "--workload", "ycsb-b", "--keep", str(keep), "--warm-up", "1000")
+    first = document(*arguments, "--policy", "none")
+    (line,) = keep.read_text().splitlines()
+    assert "warmup_operations=1000 " in json.loads(line)["job"]
+    changed = json.loads(line)
+    changed["row"]["ops_per_s"] = 12345.0
+    keep.write_text(json.dumps(changed) + "\n" + line[:40])
+    rates = ("--policy", "central", "--manager-rate", "4")
+    rows = document(*arguments, "--policy", "none", *rates)["rows"]
+    assert [row["ops_per_s"] == 12345.0 for row in rows] == [True, False]
+    assert rows[1]["manager_messages_per_s"] == 4_000_000
+    assert rows[0]["p99_us"] == first["rows"][0]["p99_us"]
+    assert len(keep.read_text().splitlines()) == 2
+    keep.write_text("something else\n")
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "holds no kept rows" in refused.output
+
+
 def test_clusters_are_synthetic_and_a_missing_skew_is_marked(traces: Path) -> None:
     seventh, ninth = twitter(traces)
     assert (seventh.name, seventh.zipf, seventh.reads) == ("twitter-7", 0, 500)

@@ -229,6 +229,9 @@ def test_a_node_that_comes_back_with_another_consistency(scheme: str) -> None:
                 assert isinstance(refused, kvstore.ConsistencyMismatch)
                 assert (refused.ours, refused.theirs) == ("linearizable", "regular")
                 assert again.address in str(refused)
+                for walk in (store.size, store.clear, lambda: next(store.keys())):
+                    with pytest.raises(kvstore.ConsistencyMismatch, match=again.address):
+                        walk()
                 with ControlClient(again.address) as control:
                     # At most the attempt that may be under way.
                     assert control.stats()["clients_live"] <= 2
