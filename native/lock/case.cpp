@@ -77,44 +77,43 @@ Task<Status> LockCase::say_gone(Remote& remote) {
                                  {LockMessage::kGone, 0, 0, lock_.number(), answer.epoch, 0});
 }
 
-void LockCase::look_again(uint64_t pause_ns_max) {
-  pause_ns_ = std::min(pause_ns_, pause_ns_max);
-  due_ns_ = std::min(due_ns_, monotonic_ns() + pause_ns_);
-  pause_ns_ = std::min(pause_ns_ + pause_ns_ / 2, pause_ns_max);
+void LockCase::look_again(Watch& watch, uint64_t pause_ns_max) {
+  watch.pause_ns = std::min(watch.pause_ns, pause_ns_max);
+  due_ns_ = std::min(due_ns_, monotonic_ns() + watch.pause_ns);
+  watch.pause_ns = std::min(watch.pause_ns + watch.pause_ns / 2, pause_ns_max);
 }
 
-void LockCase::note_progress(uint64_t index, uint64_t head, uint64_t deaths) {
+void LockCase::note_progress(Watch& watch, uint64_t index, uint64_t head, uint64_t deaths) {
   const uint64_t now_ns = monotonic_ns();
-  if (index != index_) {
-    index_ = index;
-    head_ = UINT64_MAX;
-    pause_ns_ = kFirstLookNs;
+  if (index != watch.index) {
+    watch.index = index;
+    watch.head = UINT64_MAX;
+    watch.pause_ns = kFirstLookNs;
   }
-  if (head != head_) {
-    head_ = head;
-    head_since_ns_ = now_ns;
-    question_pause_ns_ = kQuestionNs;
-    question_due_ns_ = now_ns + kQuestionNs;
-    deaths_ = deaths;
+  if (head != watch.head) {
+    watch.head = head;
+    watch.head_since_ns = now_ns;
+    watch.question_pause_ns = kQuestionNs;
+    watch.question_due_ns = now_ns + kQuestionNs;
+    watch.deaths = deaths;
   }
-  if (deaths != deaths_) {
-    deaths_ = deaths;
-    question_due_ns_ = now_ns;
+  if (deaths != watch.deaths) {
+    watch.deaths = deaths;
+    watch.question_due_ns = now_ns;
   }
 }
 
-void LockCase::recover(uint64_t head, bool owner_died) {
+void LockCase::recover(Watch& watch, uint64_t head, bool owner_died) {
   if (recovery_) return;
   const uint64_t question = space_.next_question_++;
   recovery_ = std::make_unique<LockRecovery>(space_, lock_, head, question, owner_died);
-  question_due_ns_ = monotonic_ns() + question_pause_ns_;
-  question_pause_ns_ = std::min(2 * question_pause_ns_, kQuestionNsMax);
+  watch.question_due_ns = monotonic_ns() + watch.question_pause_ns;
+  watch.question_pause_ns = std::min(2 * watch.question_pause_ns, kQuestionNsMax);
 }
 
-Task<Status> LockCase::write_entry(Remote& remote, const LocalLock::View& view) {
+Task<Status> LockCase::write_entry(Remote& remote, bool exclusive, const LocalLock::View& view) {
   const layout::LockTableShape& shape = space_.table().shape();
-  const LockEntry own =
-      LockEntry::make(view.exclusive, space_.registration(), shape.lap_of(view.index));
+  const LockEntry own = LockEntry::make(exclusive, space_.registration(), shape.lap_of(view.index));
   const uint64_t at = space_.table().record_offset(lock_.number()) + shape.entry_offset(view.index);
   kv_op op[1] = {write_op(at, &own.word, 8)};
   const uint32_t posted = co_await remote.batch(op);
@@ -122,13 +121,14 @@ Task<Status> LockCase::write_entry(Remote& remote, const LocalLock::View& view) 
   co_return from_fabric(posted);
 }
 
-Task<Status> LockCase::look(Remote& remote, const LocalLock::View& view, uint64_t deaths) {
+Task<Status> LockCase::look(Remote& remote, Watch& watch, const LocalLock::View& view,
+                            uint64_t deaths) {
   const layout::LockTableShape& shape = space_.table().shape();
-  if (view.index != index_) {
+  if (view.index != watch.index) {
     // The first look comes a while after the request.
-    note_progress(view.index, UINT64_MAX - 1, deaths);
+    note_progress(watch, view.index, UINT64_MAX - 1, deaths);
     if (view.entry_written) {
-      look_again(kLookNsMax);
+      look_again(watch, kLookNsMax);
       co_return Status::kOk;
     }
   }
@@ -138,33 +138,35 @@ Task<Status> LockCase::look(Remote& remote, const LocalLock::View& view, uint64_
   if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
   space_.counts_.looks.fetch_add(1, std::memory_order_relaxed);
   const LockHeader header = record.header();
-  if (header.resetting()) co_return co_await look_behind_bar(remote);
-  if (is_granted(record, shape, view.index, view.exclusive)) {
+  if (header.resetting()) co_return co_await look_behind_bar(remote, watch);
+  if (is_granted(record, shape, view.index, watch.exclusive)) {
     space_.counts_.found_by_look.fetch_add(1, std::memory_order_relaxed);
     lock_.granted(view.index);
     co_return Status::kOk;
   }
-  note_progress(view.index, header.head(), deaths);
+  note_progress(watch, view.index, header.head(), deaths);
   const bool has_room = view.index < header.head() + shape.ring_capacity;
   if (!view.entry_written && has_room) {
-    if (const Status s = co_await write_entry(remote, view); s != Status::kOk) co_return s;
+    if (const Status s = co_await write_entry(remote, watch.exclusive, view); s != Status::kOk)
+      co_return s;
   }
-  if (monotonic_ns() >= question_due_ns_) recover(header.head(), false);
-  if (!view.entry_written) pause_ns_ = std::min(pause_ns_, has_room ? kFirstLookNs : kRoomLookNs);
-  look_again(view.entry_written || has_room ? kLookNsMax : kRoomLookNsMax);
+  if (monotonic_ns() >= watch.question_due_ns) recover(watch, header.head(), false);
+  if (!view.entry_written)
+    watch.pause_ns = std::min(watch.pause_ns, has_room ? kFirstLookNs : kRoomLookNs);
+  look_again(watch, view.entry_written || has_room ? kLookNsMax : kRoomLookNsMax);
   co_return Status::kOk;
 }
 
 // Waits for the end of a reset, and takes it up if its owner has died.
-Task<Status> LockCase::look_behind_bar(Remote& remote) {
+Task<Status> LockCase::look_behind_bar(Remote& remote, Watch& watch) {
   uint64_t words[2];
   kv_op op[1] = {read_op(space_.table().record_offset(lock_.number()), words, sizeof words)};
   if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
   const LockHeader header{words[0]};
   if (!header.resetting()) {
-    pause_ns_ = kBarLookNs;
+    watch.pause_ns = kBarLookNs;
     lock_.reset_over();
-    look_again(kBarLookNsMax);
+    look_again(watch, kBarLookNsMax);
     co_return Status::kOk;
   }
   const uint32_t owner = LockReset{words[1]}.owner();
@@ -173,51 +175,61 @@ Task<Status> LockCase::look_behind_bar(Remote& remote) {
     const Status s = co_await read_liveness(remote, space_.geometry_, owner, live);
     if (s != Status::kOk) co_return s;
   }
-  if (!live && !KV_VARIANT(lock_orphans_resets)) recover(header.head(), true);
-  pause_ns_ = std::max(std::min(pause_ns_, kBarLookNsMax), kBarLookNs);
-  look_again(kBarLookNsMax);
+  if (!live && !KV_VARIANT(lock_orphans_resets)) recover(watch, header.head(), true);
+  watch.pause_ns = std::max(std::min(watch.pause_ns, kBarLookNsMax), kBarLookNs);
+  look_again(watch, kBarLookNsMax);
   co_return Status::kOk;
 }
 
 // What a broken connection left open. A writer's release is the only thing that moves the head past
 // its index. A request whose index is not known, and a reader's release, can't be told apart from
 // others': at worst a place is left that nobody has, and those who wait for it reset the lock.
-Task<Status> LockCase::resolve(Remote& remote, const LocalLock::View& view) {
+Task<Status> LockCase::resolve(Remote& remote, bool exclusive, const LocalLock::View& view) {
   bool still_held = false;
-  if (view.place == Place::kLeaveUnknown && view.exclusive) {
+  if (view.place == Place::kLeaveUnknown && exclusive) {
     uint64_t word = 0;
     kv_op op[1] = {read_op(space_.table().record_offset(lock_.number()), &word, 8)};
     if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
     still_held = LockHeader{word}.head() == view.index;
   }
-  lock_.resolved(still_held);
+  lock_.resolved(exclusive, still_held);
   due_ns_ = 0;
+  co_return Status::kOk;
+}
+
+Task<Status> LockCase::tend_place(Remote& remote, Watch& watch, bool fenced, uint64_t deaths) {
+  const LocalLock::View view = lock_.view(watch.exclusive);
+  const bool unknown = view.place == Place::kEntryUnknown || view.place == Place::kLeaveUnknown;
+  const bool waits = view.place == Place::kQueued || view.place == Place::kBarred;
+  waits_ |= waits;
+  if (!waits) watch.index = UINT64_MAX;
+  if (view.unwanted && !KV_VARIANT(lock_keeps_unwanted)) {
+    if (!lock_.begin_leaving(watch.exclusive)) co_return Status::kOk;
+    const Status status = co_await space_.leave(remote, lock_, watch.exclusive);
+    // Before its next task this lane has another connection.
+    if (status == Status::kOutcomeUnknown) lock_.leave_unknown(watch.exclusive);
+    co_return status;
+  }
+  if (unknown && (fenced || KV_VARIANT(lock_resolves_unfenced))) {
+    co_return co_await resolve(remote, watch.exclusive, view);
+  }
+  if (unknown) {
+    is_unknown_ = true;
+    due_ns_ = std::min(due_ns_, monotonic_ns() + kFencedLookNs);
+  }
+  if (view.place == Place::kQueued) co_return co_await look(remote, watch, view, deaths);
+  if (view.place == Place::kBarred) co_return co_await look_behind_bar(remote, watch);
   co_return Status::kOk;
 }
 
 Task<Status> LockCase::tend(Remote& remote, bool fenced, uint64_t deaths) {
   due_ns_ = lock_.expire();
   Status status = co_await say_gone(remote);
-  const LocalLock::View view = lock_.view();
-  const bool unknown = view.place == Place::kEntryUnknown || view.place == Place::kLeaveUnknown;
-  is_unknown_ = unknown;
-  if (view.unwanted && !KV_VARIANT(lock_keeps_unwanted)) {
-    if (lock_.begin_leaving()) status = co_await space_.leave(remote, lock_);
-    // Before its next task this lane has another connection.
-    if (status == Status::kOutcomeUnknown) lock_.leave_unknown();
-  } else if (unknown && (fenced || KV_VARIANT(lock_resolves_unfenced))) {
-    is_unknown_ = false;
-    status = co_await resolve(remote, view);
-  } else if (unknown) {
-    due_ns_ = monotonic_ns() + kFencedLookNs;
-  } else if (view.place == Place::kQueued) {
-    status = co_await look(remote, view, deaths);
-  } else if (view.place == Place::kBarred) {
-    status = co_await look_behind_bar(remote);
-  } else {
-    index_ = UINT64_MAX;
-    if (recovery_ && !recovery_->is_under_way()) recovery_->abandon();
+  is_unknown_ = waits_ = false;
+  for (Watch& watch : watches_) {
+    if (!remote.broken()) status = co_await tend_place(remote, watch, fenced, deaths);
   }
+  if (!remote.broken() && !waits_ && recovery_ && !recovery_->is_under_way()) recovery_->abandon();
   if (recovery_ && !remote.broken()) {
     co_await recovery_->advance(remote, deaths);
     due_ns_ = std::min(due_ns_, recovery_->due_ns());

@@ -39,27 +39,34 @@ class LockCase {
 
  private:
   Task<Status> say_gone(Remote& remote);
-  Task<Status> look(Remote& remote, const LocalLock::View& view, uint64_t deaths);
-  Task<Status> look_behind_bar(Remote& remote);
-  Task<Status> write_entry(Remote& remote, const LocalLock::View& view);
-  Task<Status> resolve(Remote& remote, const LocalLock::View& view);
-  void note_progress(uint64_t index, uint64_t head, uint64_t deaths);
-  void look_again(uint64_t pause_ns_max);
-  void recover(uint64_t head, bool owner_died);
+  // One of the client's places, and how the request in it gets on.
+  struct Watch {
+    bool exclusive;
+    uint64_t pause_ns = kFirstLookNs;
+    uint64_t index = UINT64_MAX;
+    uint64_t head = UINT64_MAX;  // of its queue
+    uint64_t head_since_ns = 0;
+    uint64_t question_due_ns = 0;
+    uint64_t question_pause_ns = 0;
+    uint64_t deaths = 0;
+  };
+
+  Task<Status> tend_place(Remote& remote, Watch& watch, bool fenced, uint64_t deaths);
+  Task<Status> look(Remote& remote, Watch& watch, const LocalLock::View& view, uint64_t deaths);
+  Task<Status> look_behind_bar(Remote& remote, Watch& watch);
+  Task<Status> write_entry(Remote& remote, bool exclusive, const LocalLock::View& view);
+  Task<Status> resolve(Remote& remote, bool exclusive, const LocalLock::View& view);
+  static void note_progress(Watch& watch, uint64_t index, uint64_t head, uint64_t deaths);
+  void look_again(Watch& watch, uint64_t pause_ns_max);
+  void recover(Watch& watch, uint64_t head, bool owner_died);
 
   LockSpace& space_;
   LocalLock& lock_;
   uint64_t due_ns_ = UINT64_MAX;
-  uint64_t pause_ns_ = kFirstLookNs;
   bool is_closed_ = false;
   bool is_unknown_ = false;
-  // The request that is looked after, and the head of its queue.
-  uint64_t index_ = UINT64_MAX;
-  uint64_t head_ = UINT64_MAX;
-  uint64_t head_since_ns_ = 0;
-  uint64_t question_due_ns_ = 0;
-  uint64_t question_pause_ns_ = 0;
-  uint64_t deaths_ = 0;
+  bool waits_ = false;  // with some place
+  Watch watches_[2] = {{.exclusive = true}, {.exclusive = false}};
   std::unique_ptr<LockRecovery> recovery_;
 };
 

@@ -10,6 +10,14 @@ namespace kvstore {
 
 using layout::LockHeader;
 
+namespace {
+
+// Others may have come since they were last looked for, which a release does: while none are known,
+// a place is given back after so many grants.
+constexpr uint32_t kGrantsUnseen = 8;
+
+}  // namespace
+
 // ---- for threads ----------------------------------------------------------------------------
 
 LocalLock::Turn LocalLock::turn_of(const LockRequest& request) {
@@ -29,37 +37,48 @@ LocalLock::Turn LocalLock::turn_of(const LockRequest& request) {
 // that shares the lock is granted within.
 LocalLock::Turn LocalLock::meet_own_locked(LockRequest& request) {
   if (request.owner == 0) return Turn::kNothing;
-  const LockRequest* own = holding_.first();
-  while (own != nullptr && own->owner != request.owner) own = own->next;
-  if (own == nullptr) return Turn::kNothing;
+  Side* own = nullptr;
+  uint64_t token = 0;
   bool writes = false;
-  for (const LockRequest* held = own; held != nullptr; held = held->next) {
-    if (held->owner != request.owner) continue;
-    writes |= held->exclusive;
-    if (held->name == request.name) {
-      request.state = LockRequest::State::kFailed;
+  for (Side* one : {&writers_, &readers_}) {
+    for (const LockRequest* held = one->holding.first(); held != nullptr; held = held->next) {
+      if (held->owner != request.owner) continue;
+      if (own == nullptr) token = held->token;
+      own = one;
+      writes |= held->exclusive;
+      if (held->name != request.name) continue;
       request.failure = Status::kWouldDeadlock;
       return Turn::kFailed;
     }
   }
+  if (own == nullptr) return Turn::kNothing;
   if (request.exclusive && !writes) {
-    request.state = LockRequest::State::kFailed;
     request.failure = Status::kWouldDeadlock;
     return Turn::kFailed;
   }
   // No grant of its own: it has the token of the possession around it.
   request.state = LockRequest::State::kGranted;
-  request.token = own->token;
+  request.token = token;
+  request.place_exclusive = own->exclusive;
   begin_lease_locked(request);
-  holding_.push_back(request);
-  ++holding_count_;
+  own->holding.push_back(request);
+  ++own->holding_count;
   return Turn::kGranted;
 }
 
-bool LocalLock::can_join_locked(const LockRequest& request) {
-  if (place_ != Place::kHeld || grants_ >= kGrantsMax || !is_current()) return false;
-  if (holding_count_ == 0) return waiting_.empty() && (exclusive_ || !request.exclusive);
-  return !request.exclusive && !phase_exclusive_ && waiting_.first_of(true) == nullptr;
+// Whether a request is granted at once beside those that hold the lock, or instead of nobody.
+bool LocalLock::can_join_locked(const Side& own, const LockRequest& request) const {
+  if (own.place != Place::kHeld || own.grants >= kGrantsMax || !is_current()) return false;
+  if (request.exclusive && !own.exclusive) return false;
+  if (own.holding_count == 0) return own.waiting.empty() && writers_.waiting.empty();
+  // Beside other readers, unless a writer waits here.
+  if (request.exclusive || own.phase_exclusive || !writers_.waiting.empty()) return false;
+  return !own.exclusive || !contended_;
+}
+
+bool LocalLock::is_unused_locked() const {
+  return writers_.place == Place::kOut && writers_.waiting.empty() &&
+         readers_.place == Place::kOut && readers_.waiting.empty();
 }
 
 LocalLock::Turn LocalLock::request(LockRequest& request) {
@@ -67,22 +86,25 @@ LocalLock::Turn LocalLock::request(LockRequest& request) {
   request.state = LockRequest::State::kFailed;
   request.failure = failed_;
   if (failed_ != Status::kOk) return Turn::kFailed;
-  if (const Turn own = meet_own_locked(request); own != Turn::kNothing) return own;
-  if (can_join_locked(request)) {
-    phase_exclusive_ = request.exclusive;
-    grant_locked(request);
+  if (const Turn met = meet_own_locked(request); met != Turn::kNothing) return met;
+  for (Side* one : {&readers_, &writers_}) {
+    if (!can_join_locked(*one, request)) continue;
+    one->phase_exclusive = request.exclusive;
+    grant_locked(*one, request);
     return Turn::kGranted;
   }
-  const bool free = place_ == Place::kOut && waiting_.empty();
-  if (worn_out_ || (request.only_if_free && !free)) {
-    request.state = LockRequest::State::kFailed;
+  if (worn_out_ || (request.only_if_free && !is_unused_locked())) {
     request.failure = worn_out_ ? Status::kLockWornOut : Status::kBusy;
     return Turn::kFailed;
   }
-  waiting_.push_back(request);
-  ++waiting_count_;
+  Side& own = side(request.exclusive);
+  const bool is_first = own.waiting.empty();
+  request.place_exclusive = request.exclusive;
+  request.ticket = next_ticket_++;
   request.state = LockRequest::State::kWaits;
-  if (free) settle_locked();
+  own.waiting.push_back(request);
+  ++own.waiting_count;
+  if (is_first) settle_side_locked(own);
   return turn_of(request);
 }
 
@@ -91,19 +113,24 @@ LocalLock::Turn LocalLock::look(LockRequest& request) {
   return turn_of(request);
 }
 
+void LocalLock::unqueue_locked(Side& own, LockRequest& request) {
+  own.waiting.remove(request);
+  --own.waiting_count;
+}
+
 LocalLock::Turn LocalLock::cancel(LockRequest& request) {
   const std::lock_guard lock(mutex_);
   const LockRequest::State state = request.state;
   if (state != LockRequest::State::kWaits && state != LockRequest::State::kEnters) {
     return turn_of(request);
   }
+  Side& own = side(request.exclusive);
   // While its lane is entering, a request is not given up.
   if (state == LockRequest::State::kEnters) {
-    KV_ASSERT(place_ == Place::kEntering);
-    place_ = Place::kOut;
+    KV_ASSERT(own.place == Place::kEntering);
+    own.place = Place::kOut;
   }
-  waiting_.remove(request);
-  --waiting_count_;
+  unqueue_locked(own, request);
   request.state = LockRequest::State::kIdle;
   settle_locked();
   return Turn::kNothing;
@@ -112,13 +139,14 @@ LocalLock::Turn LocalLock::cancel(LockRequest& request) {
 LocalLock::Turn LocalLock::release(LockRequest& request) {
   const std::lock_guard lock(mutex_);
   if (request.state != LockRequest::State::kGranted) return Turn::kFailed;
-  holding_.remove(request);
-  --holding_count_;
+  Side& own = side(request.place_exclusive);
+  own.holding.remove(request);
+  --own.holding_count;
   request.state = LockRequest::State::kIdle;
-  if (holding_count_ > 0) return Turn::kNothing;
-  hand_on_locked(false);
-  if (holding_count_ > 0) return Turn::kNothing;
-  place_ = Place::kLeaving;
+  if (own.holding_count > 0) return Turn::kNothing;
+  hand_on_locked(own, false);
+  if (own.holding_count > 0) return Turn::kNothing;
+  own.place = Place::kLeaving;
   return Turn::kLeave;
 }
 
@@ -128,37 +156,40 @@ bool LocalLock::is_expired(const LockRequest& request) {
   return request.state == LockRequest::State::kGranted && monotonic_ns() >= request.expiry_ns;
 }
 
-uint64_t LocalLock::expire() {
-  const std::lock_guard lock(mutex_);
-  const uint64_t now_ns = monotonic_ns();
-  uint64_t next_ns = UINT64_MAX;
+uint64_t LocalLock::expire_locked(Side& own, uint64_t now_ns) {
   bool any = false;
-  for (LockRequest* request = holding_.first(); request != nullptr;) {
+  for (LockRequest* request = own.holding.first(); request != nullptr;) {
     LockRequest* const following = request->next;
     if (request->expiry_ns <= now_ns) {
-      holding_.remove(*request);
-      --holding_count_;
+      own.holding.remove(*request);
+      --own.holding_count;
       request->state = LockRequest::State::kExpired;
       request->failure = Status::kLockLost;  // of one that has not noticed yet that it was granted
       any = true;
-    } else {
-      next_ns = std::min(next_ns, request->expiry_ns);
     }
     request = following;
   }
   // What nobody wants any more is left as one that was granted too late.
-  if (any && holding_count_ == 0 && place_ == Place::kHeld) hand_on_locked(false);
-  for (LockRequest* one = holding_.first(); one != nullptr; one = one->next) {
+  if (any && own.holding_count == 0 && own.place == Place::kHeld) hand_on_locked(own, false);
+  uint64_t next_ns = UINT64_MAX;
+  for (LockRequest* one = own.holding.first(); one != nullptr; one = one->next) {
     next_ns = std::min(next_ns, one->expiry_ns);
   }
   return next_ns;
 }
 
-void LocalLock::leave_later() {
+uint64_t LocalLock::expire() {
   const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kLeaving);
-  place_ = Place::kHeld;
-  grants_ = kGrantsMax;  // it was decided to leave
+  const uint64_t now_ns = monotonic_ns();
+  return std::min(expire_locked(writers_, now_ns), expire_locked(readers_, now_ns));
+}
+
+void LocalLock::leave_later(bool exclusive) {
+  const std::lock_guard lock(mutex_);
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kLeaving);
+  own.place = Place::kHeld;
+  own.grants = kGrantsMax;  // it was decided to leave
   attendant_.attend(*this, 0);
 }
 
@@ -172,75 +203,93 @@ void LocalLock::begin_lease_locked(LockRequest& request) {
   attendant_.attend(*this, request.expiry_ns);
 }
 
-void LocalLock::grant_locked(LockRequest& request) {
+void LocalLock::grant_locked(Side& own, LockRequest& request) {
   begin_lease_locked(request);
-  ++grants_;
-  KV_ASSERT(grants_ < layout::kLockGrantsMax);
+  ++own.grants;
+  KV_ASSERT(own.grants < layout::kLockGrantsMax);
   request.state = LockRequest::State::kGranted;
-  request.token = layout::lock_token(index_, grants_);
-  holding_.push_back(request);
-  ++holding_count_;
+  request.place_exclusive = own.exclusive;
+  request.token = layout::lock_token(own.index, own.grants);
+  own.holding.push_back(request);
+  ++own.holding_count;
+}
+
+void LocalLock::grant_writer_locked(LockRequest& writer) {
+  writers_.phase_exclusive = true;
+  unqueue_locked(writers_, writer);
+  grant_locked(writers_, writer);
+  wake(writer);
+}
+
+void LocalLock::grant_readers_locked(Side& own) {
+  own.phase_exclusive = false;
+  while (LockRequest* const reader = readers_.waiting.first()) {
+    unqueue_locked(readers_, *reader);
+    grant_locked(own, *reader);
+    wake(*reader);
+  }
 }
 
 // Passes a held lock on to those who wait. `fresh`: the place was granted just now.
-void LocalLock::hand_on_locked(bool fresh) {
-  KV_ASSERT(place_ == Place::kHeld);
-  KV_ASSERT(holding_count_ == 0);
-  if (waiting_.empty() || grants_ >= kGrantsMax || !is_current()) return;
-  LockRequest* const writer = exclusive_ ? waiting_.first_of(true) : nullptr;
-  LockRequest* reader = waiting_.first_of(false);
-  bool writes = writer != nullptr;
-  if (writes && reader != nullptr) writes = waiting_.first()->exclusive;
-  if (writes) {
-    phase_exclusive_ = true;
-    waiting_.remove(*writer);
-    --waiting_count_;
-    grant_locked(*writer);
-    wake(*writer);
+void LocalLock::hand_on_locked(Side& own, bool fresh) {
+  KV_ASSERT(own.place == Place::kHeld);
+  KV_ASSERT(own.holding_count == 0);
+  if (own.grants >= kGrantsMax || !is_current()) return;
+  if (!own.exclusive) {
+    // Readers that came while others held the lock, and a writer waited, have the next place.
+    if (fresh) grant_readers_locked(own);
     return;
   }
-  // Readers that came while a writer waits have their turn after it.
-  if (!fresh && !exclusive_) return;
-  phase_exclusive_ = false;
-  while (reader != nullptr) {
-    LockRequest* following = reader->next;
-    while (following != nullptr && following->exclusive) following = following->next;
-    waiting_.remove(*reader);
-    --waiting_count_;
-    grant_locked(*reader);
-    wake(*reader);
-    reader = following;
+  const bool others_wait = contended_ || readers_.place != Place::kOut;
+  const uint64_t gate = others_wait ? own.gate : UINT64_MAX;
+  if (!others_wait && own.grants >= kGrantsUnseen) return;
+  LockRequest* const writer = writers_.waiting.first();
+  LockRequest* const reader = readers_.place == Place::kOut ? readers_.waiting.first() : nullptr;
+  const bool writes = writer != nullptr && writer->ticket < gate;
+  const bool reads = reader != nullptr && reader->ticket < gate;
+  if (reads && (!writes || reader->ticket < writer->ticket)) {
+    grant_readers_locked(own);
+  } else if (writes) {
+    grant_writer_locked(*writer);
   }
 }
 
-void LocalLock::hold_locked(uint64_t index) {
-  place_ = Place::kHeld;
-  index_ = index;
-  since_ns_ = monotonic_ns();
-  grants_ = 0;
+void LocalLock::hold_locked(Side& own, uint64_t index) {
+  own.place = Place::kHeld;
+  own.index = index;
+  own.since_ns = monotonic_ns();
+  own.grants = 0;
+  own.gate = next_ticket_;
   worn_out_ = index >= layout::kLockIndexMax;
-  hand_on_locked(true);
-  if (holding_count_ == 0) attendant_.attend(*this, 0);
+  hand_on_locked(own, true);
+  if (own.holding_count == 0) attendant_.attend(*this, 0);
+}
+
+void LocalLock::settle_locked() {
+  settle_side_locked(writers_);
+  settle_side_locked(readers_);
 }
 
 // Once out, sends the first that waits to enter.
-void LocalLock::settle_locked() {
-  if (place_ != Place::kOut) return;
-  while (failed_ != Status::kOk && !waiting_.empty()) fail_first_locked(failed_);
-  if (waiting_.empty()) return;
-  LockRequest& first = *waiting_.first();
-  place_ = Place::kEntering;
-  exclusive_ = first.exclusive;
-  only_if_free_ = first.only_if_free;
-  early_grant_ = 0;
+void LocalLock::settle_side_locked(Side& own) {
+  if (own.place != Place::kOut) return;
+  while (failed_ != Status::kOk && !own.waiting.empty()) fail_first_locked(own, failed_);
+  if (own.waiting.empty()) return;
+  const Side& other = side(!own.exclusive);
+  if (other.place != Place::kOut && guess_.size() > kSecondPlaceMax) return;
+  // These have their turn under the writers' place.
+  if (!own.exclusive && writers_.place == Place::kHeld && !contended_) return;
+  LockRequest& first = *own.waiting.first();
+  own.place = Place::kEntering;
+  own.only_if_free = first.only_if_free;
+  own.early_grant = 0;
   first.state = LockRequest::State::kEnters;
   wake(first);
 }
 
-void LocalLock::fail_first_locked(Status status) {
-  LockRequest& first = *waiting_.first();
-  waiting_.remove(first);
-  --waiting_count_;
+void LocalLock::fail_first_locked(Side& own, Status status) {
+  LockRequest& first = *own.waiting.first();
+  unqueue_locked(own, first);
   first.state = LockRequest::State::kFailed;
   first.failure = status;
   wake(first);
@@ -248,126 +297,154 @@ void LocalLock::fail_first_locked(Status status) {
 
 // ---- entering and leaving -------------------------------------------------------------------
 
-LocalLock::Entry LocalLock::entry() {
-  const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kEntering);
-  // From here on the request only waits: what becomes of the place is its own story.
-  waiting_.first()->state = LockRequest::State::kWaits;
-  return {exclusive_, only_if_free_, guess_.word};
+bool LocalLock::meets_others_locked(const Side& own, uint64_t requests_but_its_own) const {
+  const Place other = side_of(!own.exclusive).place;
+  const bool is_in = other == Place::kQueued || other == Place::kHeld || other == Place::kLeaving;
+  return requests_but_its_own > (is_in ? 1 : 0);
 }
 
-void LocalLock::entered(uint64_t index, bool contended) {
+LocalLock::Entry LocalLock::entry(bool exclusive) {
   const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kEntering);
-  contended_ = contended;
-  hold_locked(index);
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kEntering);
+  // From here on the request only waits: what becomes of the place is its own story.
+  own.waiting.first()->state = LockRequest::State::kWaits;
+  return {own.only_if_free, guess_.word};
+}
+
+void LocalLock::entered(bool exclusive, LockHeader before) {
+  const std::lock_guard lock(mutex_);
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kEntering);
+  contended_ = meets_others_locked(own, before.size());
+  hold_locked(own, before.tail());
   answer_locked();
 }
 
-void LocalLock::queued(uint64_t index, bool entry_written) {
+void LocalLock::queued(bool exclusive, LockHeader before, bool entry_written) {
   const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kEntering);
-  contended_ = true;
-  entry_written_ = entry_written;
-  index_ = index;
-  since_ns_ = monotonic_ns();
-  place_ = Place::kQueued;
-  if (early_grant_ == index) {
-    hold_locked(index);
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kEntering);
+  contended_ = meets_others_locked(own, before.size());
+  own.entry_written = entry_written;
+  own.index = before.tail();
+  own.since_ns = monotonic_ns();
+  own.place = Place::kQueued;
+  if (own.early_grant == own.index) {
+    hold_locked(own, own.index);
   } else {
     attendant_.attend(*this, UINT64_MAX);
   }
   answer_locked();
 }
 
-void LocalLock::barred() {
+void LocalLock::barred(bool exclusive) {
   const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kEntering);
-  place_ = Place::kBarred;
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kEntering);
+  own.place = Place::kBarred;
   attendant_.attend(*this, UINT64_MAX);
   answer_locked();
 }
 
-void LocalLock::not_entered(Status status) {
+void LocalLock::not_entered(bool exclusive, Status status) {
   const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kEntering);
-  place_ = Place::kOut;
-  if (!waiting_.empty()) fail_first_locked(status);
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kEntering);
+  own.place = Place::kOut;
+  if (!own.waiting.empty()) fail_first_locked(own, status);
   answer_locked();
   settle_locked();
 }
 
-void LocalLock::entry_unknown() {
+void LocalLock::entry_unknown(bool exclusive) {
   const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kEntering);
-  place_ = Place::kEntryUnknown;
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kEntering);
+  own.place = Place::kEntryUnknown;
   attendant_.attend(*this, 0);
 }
 
-LocalLock::Possession LocalLock::possession() {
+bool LocalLock::contended() {
   const std::lock_guard lock(mutex_);
-  return {exclusive_, contended_, index_};
+  return contended_;
 }
 
-void LocalLock::left(LockHeader before) {
+void LocalLock::left(bool exclusive, LockHeader before) {
   const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kLeaving);
-  contended_ = before.size() > 1;
-  guess_.word = before.word + LockHeader::release(exclusive_);
-  place_ = Place::kOut;
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kLeaving);
+  contended_ = meets_others_locked(own, before.size() - 1);
+  guess_.word = before.word + LockHeader::release(exclusive);
+  own.place = Place::kOut;
   answer_locked();
   settle_locked();
 }
 
-void LocalLock::leave_unknown() {
+void LocalLock::leave_unknown(bool exclusive) {
   const std::lock_guard lock(mutex_);
-  KV_ASSERT(place_ == Place::kLeaving);
-  place_ = Place::kLeaveUnknown;
+  Side& own = side(exclusive);
+  KV_ASSERT(own.place == Place::kLeaving);
+  own.place = Place::kLeaveUnknown;
   attendant_.attend(*this, 0);
 }
 
 // ---- for the service ------------------------------------------------------------------------
 
-LocalLock::View LocalLock::view() {
+LocalLock::View LocalLock::view(bool exclusive) {
   const std::lock_guard lock(mutex_);
-  const bool unwanted = place_ == Place::kHeld && holding_count_ == 0;
-  return {place_, exclusive_,     entry_written_, unwanted, answer_due_,
-          index_, waiting_count_, holding_count_, since_ns_};
+  const Side& own = side(exclusive);
+  const bool unwanted = own.place == Place::kHeld && own.holding_count == 0;
+  return {own.place,         own.entry_written, unwanted,    own.index,
+          own.waiting_count, own.holding_count, own.since_ns};
 }
 
-void LocalLock::granted(uint64_t index) {
+bool LocalLock::granted(uint64_t index) {
   const std::lock_guard lock(mutex_);
-  // None that waits has index 0.
-  if (place_ == Place::kEntering) early_grant_ = std::max(early_grant_, index);
-  if (place_ != Place::kQueued) return;
-  if (index_ != index && !KV_VARIANT(lock_any_grant)) return;
-  if (is_current()) hold_locked(index_);
+  bool is_ours = false;
+  for (Side* own : {&writers_, &readers_}) {
+    // None that waits has index 0.
+    if (own->place == Place::kEntering) own->early_grant = std::max(own->early_grant, index);
+    if (own->place != Place::kQueued) continue;
+    if (own->index != index && !KV_VARIANT(lock_any_grant)) continue;
+    is_ours = true;
+    if (is_current()) hold_locked(*own, own->index);
+  }
+  return is_ours;
 }
 
 void LocalLock::entry_written(uint64_t index) {
   const std::lock_guard lock(mutex_);
-  if (place_ == Place::kQueued && index_ == index) entry_written_ = true;
+  for (Side* own : {&writers_, &readers_}) {
+    if (own->place == Place::kQueued && own->index == index) own->entry_written = true;
+  }
 }
 
-// Lets go of a place that a reset has made void, and says when the answer is due.
-void LocalLock::answer_locked() {
-  if (answer_bound_ == 0) return;
-  switch (place_) {
+// Lets go of a place that a reset has made void. False while something stands against that.
+bool LocalLock::lets_go_locked(Side& own) {
+  switch (own.place) {
     case Place::kOut:
     case Place::kBarred:
-      break;
+      return true;
     case Place::kQueued:
-      if (index_ >= answer_bound_) break;
-      if (!KV_VARIANT(lock_keeps_void_place)) place_ = Place::kBarred;
-      break;
+      if (own.index < answer_bound_ && !KV_VARIANT(lock_keeps_void_place)) {
+        own.place = Place::kBarred;
+      }
+      return true;
     case Place::kHeld:
     case Place::kLeaving:
-      if (index_ >= answer_bound_) break;
-      if (KV_VARIANT(lock_answers_while_holding)) break;
-      return;
+      return own.index >= answer_bound_ || KV_VARIANT(lock_answers_while_holding);
     default:
-      return;
+      return false;
   }
+}
+
+// Says when the answer to a reset is due.
+void LocalLock::answer_locked() {
+  if (answer_bound_ == 0) return;
+  const bool writers_gone = lets_go_locked(writers_);
+  const bool readers_gone = lets_go_locked(readers_);
+  if (!writers_gone || !readers_gone) return;
   answer_bound_ = 0;
   answer_due_ = true;
   attendant_.attend(*this, 0);
@@ -393,29 +470,32 @@ bool LocalLock::take_reset_answer(ResetAnswer& answer) {
 
 void LocalLock::reset_over() {
   const std::lock_guard lock(mutex_);
-  if (place_ != Place::kBarred) return;
-  place_ = Place::kOut;
+  for (Side* own : {&writers_, &readers_}) {
+    if (own->place == Place::kBarred) own->place = Place::kOut;
+  }
   settle_locked();
 }
 
-bool LocalLock::begin_leaving() {
+bool LocalLock::begin_leaving(bool exclusive) {
   const std::lock_guard lock(mutex_);
-  if (place_ != Place::kHeld || holding_count_ > 0) return false;
-  place_ = Place::kLeaving;
+  Side& own = side(exclusive);
+  if (own.place != Place::kHeld || own.holding_count > 0) return false;
+  own.place = Place::kLeaving;
   return true;
 }
 
-void LocalLock::resolved(bool still_held) {
+void LocalLock::resolved(bool exclusive, bool still_held) {
   const std::lock_guard lock(mutex_);
-  still_held |= KV_VARIANT(lock_leaves_twice) && place_ == Place::kLeaveUnknown;
-  if (place_ != Place::kEntryUnknown && place_ != Place::kLeaveUnknown) return;
+  Side& own = side(exclusive);
+  still_held |= KV_VARIANT(lock_leaves_twice) && own.place == Place::kLeaveUnknown;
+  if (own.place != Place::kEntryUnknown && own.place != Place::kLeaveUnknown) return;
   if (still_held) {
-    place_ = Place::kHeld;
-    grants_ = kGrantsMax;
+    own.place = Place::kHeld;
+    own.grants = kGrantsMax;
     attendant_.attend(*this, 0);
     return;
   }
-  place_ = Place::kOut;
+  own.place = Place::kOut;
   answer_locked();
   settle_locked();
 }
@@ -423,9 +503,11 @@ void LocalLock::resolved(bool still_held) {
 void LocalLock::fail(Status status) {
   const std::lock_guard lock(mutex_);
   failed_ = status;
-  // A lane that is at it reports by itself, and fails.
-  if (place_ == Place::kEntering || place_ == Place::kLeaving) return;
-  while (!waiting_.empty()) fail_first_locked(status);
+  for (Side* own : {&writers_, &readers_}) {
+    // A lane that is at it reports by itself, and fails.
+    if (own->place == Place::kEntering || own->place == Place::kLeaving) continue;
+    while (!own->waiting.empty()) fail_first_locked(*own, status);
+  }
 }
 
 }  // namespace kvstore

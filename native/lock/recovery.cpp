@@ -22,6 +22,17 @@ bool is_live(const layout::RegistryLine& line, uint32_t registration) {
   return line.registration == registration && line.state == uint64_t(layout::ClientState::kLive);
 }
 
+// Whether this client itself holds the lock, by one place while it waits with the other.
+bool is_held_here(LocalLock& lock) {
+  using Place = LocalLock::Place;
+  for (const bool exclusive : {true, false}) {
+    const Place place = lock.view(exclusive).place;
+    if (place == Place::kHeld || place == Place::kLeaving) return true;
+    if (place == Place::kEntryUnknown || place == Place::kLeaveUnknown) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Task<Status> read_liveness(Remote& remote, const layout::Geometry& geometry, uint32_t registration,
@@ -68,12 +79,15 @@ void LockRecovery::told(uint32_t from, const LockMessage& message) {
                        message.number == own_.epoch();
   if (!answers && !is_gone) return;
   held_ |= answers && message.claim == LockMessage::kHolds;
-  for (Peer& peer : peers_) peer.done |= peer.registration == from;
+  const uint8_t of = (message.flags & LockMessage::kExclusive) != 0 ? 1 : 2;
+  for (Peer& peer : peers_) {
+    if (peer.registration == from) peer.told |= is_gone ? kBothPlaces : of;
+  }
   if (held_ || all_done()) hurry();
 }
 
 bool LockRecovery::all_done() const {
-  return std::all_of(peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.done; });
+  return std::all_of(peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.done(); });
 }
 
 void LockRecovery::pause() {
@@ -130,7 +144,7 @@ Task<Status> LockRecovery::read_roster(Remote& remote) {
     const auto known = std::find_if(peers_.begin(), peers_.end(), [&](const Peer& peer) {
       return peer.registration == registration;
     });
-    peers.push_back({registration, known != peers_.end() && known->done});
+    peers.push_back({registration, known != peers_.end() ? known->told : uint8_t{0}});
   }
   peers_ = std::move(peers);
   roster_due_ns_ = monotonic_ns() + kRosterNs;
@@ -140,7 +154,7 @@ Task<Status> LockRecovery::read_roster(Remote& remote) {
 Task<Status> LockRecovery::tell(Remote& remote, const LockMessage& message, bool also_done) {
   std::vector<uint32_t> to;
   for (const Peer& peer : peers_) {
-    if (also_done || !peer.done) to.push_back(peer.registration);
+    if (also_done || !peer.done()) to.push_back(peer.registration);
   }
   for (const uint32_t registration : to) {
     co_await space_.send(remote, registration, message);
@@ -150,7 +164,7 @@ Task<Status> LockRecovery::tell(Remote& remote, const LockMessage& message, bool
 }
 
 Task<Status> LockRecovery::ask(Remote& remote) {
-  if (held_) {
+  if (held_ || is_held_here(lock_)) {
     go_to(Stage::kOver);
     co_return Status::kOk;
   }

@@ -52,8 +52,10 @@ class LockRecovery {
 
   struct Peer {
     uint32_t registration;
-    bool done;
+    uint8_t told;  // of its places which ones it has spoken of: bit 0 the writers', bit 1 the other
+    bool done() const { return told == kBothPlaces; }
   };
+  static constexpr uint8_t kBothPlaces = 3;
   struct Words {
     layout::LockHeader header;
     layout::LockReset reset;

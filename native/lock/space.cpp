@@ -167,33 +167,42 @@ void LockSpace::keep_for_survey(uint32_t from, const LockMessage& message) {
   survey->second.push_back({from, message});
 }
 
-void LockSpace::answer(uint32_t from, const LockMessage& question) {
+// What there is of the writers' place, or of that of the readers.
+LockMessage LockSpace::answer_of(LocalLock& lock, const LockMessage& question, bool exclusive) {
   LockMessage answer = question;
-  answer.kind = LockMessage::kAnswer;
-  answer.claim = LockMessage::kNothing;
-  if (LocalLock* lock = find(question.lock)) {
-    const LocalLock::View view = lock->view();
-    answer.bound = view.index;
-    answer.flags = view.exclusive ? LockMessage::kExclusive : 0;
-    answer.threads = view.waiting + view.holding;
-    const uint64_t age_ms = (monotonic_ns() - view.since_ns) / kMillisecond;
-    answer.age_ms = uint32_t(std::min<uint64_t>(age_ms, UINT32_MAX));
-    switch (view.place) {
-      case LocalLock::Place::kOut:
-      case LocalLock::Place::kBarred:
-        break;
-      case LocalLock::Place::kQueued:
-        // It may be ours to take, if a grant was lost.
-        attend(*lock, 0);
-        [[fallthrough]];
-      case LocalLock::Place::kEntering:
-        answer.claim = LockMessage::kWaits;
-        break;
-      default:
-        answer.claim = LockMessage::kHolds;
-    }
+  const LocalLock::View view = lock.view(exclusive);
+  answer.bound = view.index;
+  answer.threads = view.waiting + view.holding;
+  const uint64_t age_ms = (monotonic_ns() - view.since_ns) / kMillisecond;
+  answer.age_ms = uint32_t(std::min<uint64_t>(age_ms, UINT32_MAX));
+  switch (view.place) {
+    case LocalLock::Place::kOut:
+    case LocalLock::Place::kBarred:
+      answer.claim = LockMessage::kNothing;
+      break;
+    case LocalLock::Place::kQueued:
+      // It may be ours to take, if a grant was lost.
+      attend(lock, 0);
+      [[fallthrough]];
+    case LocalLock::Place::kEntering:
+      answer.claim = LockMessage::kWaits;
+      break;
+    default:
+      answer.claim = LockMessage::kHolds;
   }
-  reply(from, answer);
+  return answer;
+}
+
+void LockSpace::answer(uint32_t from, const LockMessage& question) {
+  LocalLock* const lock = find(question.lock);
+  for (const bool exclusive : {true, false}) {
+    LockMessage answer = question;
+    answer.claim = LockMessage::kNothing;
+    if (lock != nullptr) answer = answer_of(*lock, question, exclusive);
+    answer.kind = LockMessage::kAnswer;
+    answer.flags = exclusive ? LockMessage::kExclusive : 0;
+    reply(from, answer);
+  }
 }
 
 // ---- upkeep ---------------------------------------------------------------------------------

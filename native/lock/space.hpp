@@ -69,11 +69,12 @@ class LockSpace final : public LockAttendant {
 
   // ---- on a lane, by whom a lock has told so ----
 
-  // Both report to the lock what came of it, but for kOutcomeUnknown: the connection broke on it.
+  // By the writers' place or that of the readers, as the request says. Both report to the lock what
+  // came of it, but for kOutcomeUnknown: the connection broke on it.
   // Then the caller sees to it that nothing is `fenced` before the lane has another connection, and
   // reports that.
-  Task<Status> enter(Remote& remote, LocalLock& lock);
-  Task<Status> leave(Remote& remote, LocalLock& lock);
+  Task<Status> enter(Remote& remote, LocalLock& lock, bool exclusive);
+  Task<Status> leave(Remote& remote, LocalLock& lock, bool exclusive);
 
   // ---- for the service ----
 
@@ -132,7 +133,7 @@ class LockSpace final : public LockAttendant {
 
   uint64_t lock_count() const { return table_.shape().lock_count; }
   LocalLock* find(uint32_t number) const;
-  Task<Status> try_enter(Remote& remote, LocalLock& lock, const LocalLock::Entry& entry);
+  Task<Status> try_enter(Remote& remote, LocalLock& lock, bool exclusive, uint64_t guess);
   Task<Status> notify(Remote& remote, LocalLock& lock, layout::LockHeader before, bool exclusive,
                       std::vector<uint64_t>& ring, bool have_ring);
   // Without a verb, or later by the service.
@@ -143,6 +144,7 @@ class LockSpace final : public LockAttendant {
   void handle(const Message& message);
   void keep_for_survey(uint32_t from, const LockMessage& message);
   void answer(uint32_t from, const LockMessage& question);
+  LockMessage answer_of(LocalLock& lock, const LockMessage& question, bool exclusive);
   LockCase* case_of(uint32_t number);
   void take_in_attention();
   void schedule(uint64_t due_ns);

@@ -4,6 +4,8 @@
 //   enter, free or all readers   FAA
 //   enter otherwise              FAA, WRITE entry
 //   leave                        FAA; where others were met last time, READ ring in the same batch
+//
+// Of one's own waiting request a release need not read.
 
 #include <algorithm>
 
@@ -101,92 +103,93 @@ class RingScan {
 }  // namespace
 
 // Only if nobody stands against it: then by CAS, for what FAA has added can't be taken back.
-Task<Status> LockSpace::try_enter(Remote& remote, LocalLock& lock, const LocalLock::Entry& entry) {
+Task<Status> LockSpace::try_enter(Remote& remote, LocalLock& lock, bool exclusive, uint64_t guess) {
   const uint64_t record = table_.record_offset(lock.number());
-  LockHeader seen{entry.guess};
-  if (!seen.grants(entry.exclusive)) {  // when last seen
+  LockHeader seen{guess};
+  if (!seen.grants(exclusive)) {  // when last seen
     kv_op op[1] = {read_op(record, &seen.word, 8)};
     if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) {
-      lock.not_entered(from_fabric(s));
+      lock.not_entered(exclusive, from_fabric(s));
       co_return from_fabric(s);
     }
   }
   for (unsigned tries = 0; tries < kTriesIfFree; ++tries) {
-    if (seen.resetting() || !seen.grants(entry.exclusive)) break;
-    const uint64_t desire = seen.word + LockHeader::acquisition(entry.exclusive);
+    if (seen.resetting() || !seen.grants(exclusive)) break;
+    const uint64_t desire = seen.word + LockHeader::acquisition(exclusive);
     kv_op op[1] = {cas_op(record, seen.word, desire)};
     const uint32_t posted = co_await remote.batch(op);
     if (posted == KV_FABRIC_LOST) co_return Status::kOutcomeUnknown;
     if (posted != KV_FABRIC_OK) {
-      lock.not_entered(from_fabric(posted));
+      lock.not_entered(exclusive, from_fabric(posted));
       co_return from_fabric(posted);
     }
     if (op[0].result == seen.word) {
-      lock.entered(seen.tail(), seen.size() > 0);
+      lock.entered(exclusive, seen);
       co_return Status::kOk;
     }
     seen = LockHeader{op[0].result};
   }
-  lock.not_entered(Status::kBusy);
+  lock.not_entered(exclusive, Status::kBusy);
   co_return Status::kBusy;
 }
 
-Task<Status> LockSpace::enter(Remote& remote, LocalLock& lock) {
-  const LocalLock::Entry entry = lock.entry();
-  if (entry.only_if_free) co_return co_await try_enter(remote, lock, entry);
+Task<Status> LockSpace::enter(Remote& remote, LocalLock& lock, bool exclusive) {
+  const LocalLock::Entry entry = lock.entry(exclusive);
+  if (entry.only_if_free) co_return co_await try_enter(remote, lock, exclusive, entry.guess);
   const uint64_t record = table_.record_offset(lock.number());
-  kv_op op[1] = {faa_op(record, LockHeader::acquisition(entry.exclusive))};
+  kv_op op[1] = {faa_op(record, LockHeader::acquisition(exclusive))};
   const uint32_t posted = co_await remote.batch(op);
   if (posted == KV_FABRIC_LOST) co_return Status::kOutcomeUnknown;
   if (posted != KV_FABRIC_OK) {
-    lock.not_entered(from_fabric(posted));
+    lock.not_entered(exclusive, from_fabric(posted));
     co_return from_fabric(posted);
   }
   const LockHeader before{op[0].result};
   if (before.resetting() && !KV_VARIANT(lock_enters_over_bar)) {
-    lock.barred();  // the reset takes the request away with all others
+    lock.barred(exclusive);  // the reset takes the request away with all others
     co_return Status::kOk;
   }
   const uint64_t index = before.tail();
-  if (before.grants(entry.exclusive)) {
-    lock.entered(index, before.size() > 0);
+  if (before.grants(exclusive)) {
+    lock.entered(exclusive, before);
     co_return Status::kOk;
   }
   bool written = false;
   if (index < before.head() + table_.shape().ring_capacity) {
-    const LockEntry own =
-        LockEntry::make(entry.exclusive, registration_, table_.shape().lap_of(index));
+    const LockEntry own = LockEntry::make(exclusive, registration_, table_.shape().lap_of(index));
     kv_op write[1] = {write_op(record + table_.shape().entry_offset(index), &own.word, 8)};
     written = co_await remote.batch(write) == KV_FABRIC_OK;
   }
   // Without an entry nobody tells us; we look for ourselves.
-  lock.queued(index, written);
+  lock.queued(exclusive, before, written);
   co_return Status::kOk;
 }
 
-Task<Status> LockSpace::leave(Remote& remote, LocalLock& lock) {
-  const LocalLock::Possession held = lock.possession();
+Task<Status> LockSpace::leave(Remote& remote, LocalLock& lock, bool exclusive) {
+  const bool contended = lock.contended();
   const uint64_t record = table_.record_offset(lock.number());
   const LockTableShape& shape = table_.shape();
   std::vector<uint64_t> ring;
-  const bool counted = held.exclusive && !KV_VARIANT(lock_release_forgets_writer);
+  const bool counted = exclusive && !KV_VARIANT(lock_release_forgets_writer);
   kv_op ops[2] = {faa_op(record, LockHeader::release(counted))};
-  if (held.contended) {
+  if (contended) {
     ring.resize(shape.ring_capacity);
     ops[1] = read_op(record + layout::kLockRingOffset, ring.data(), ring.size() * 8);
   }
-  const uint32_t posted = co_await remote.batch({ops, held.contended ? 2u : 1u});
+  const uint32_t posted = co_await remote.batch({ops, contended ? 2u : 1u});
   if (posted == KV_FABRIC_LOST) co_return Status::kOutcomeUnknown;
   if (posted != KV_FABRIC_OK) {
-    lock.leave_later();
+    lock.leave_later(exclusive);
     co_return from_fabric(posted);
   }
   const LockHeader before{ops[0].result};
-  lock.left(before);
+  lock.left(exclusive, before);
   // In a reset nobody is granted anything; those who wait will enter anew.
   if (before.resetting() || before.size() <= 1) co_return Status::kOk;
-  if (!held.exclusive && before.exclusive() == 0) co_return Status::kOk;
-  co_return co_await notify(remote, lock, before, held.exclusive, ring, held.contended);
+  if (!exclusive && before.exclusive() == 0) co_return Status::kOk;
+  // The only one left, behind this one: after a reader it is a writer.
+  if (before.size() == 2 && lock.granted(before.head() + 1)) co_return Status::kOk;
+  co_return co_await notify(remote, lock, before, exclusive, ring, contended);
 }
 
 Task<Status> LockSpace::notify(Remote& remote, LocalLock& lock, LockHeader before, bool exclusive,

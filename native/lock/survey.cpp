@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "coro/clock.hpp"
 #include "lock/recovery.hpp"
@@ -83,34 +84,38 @@ Task<Status> survey_locks(Remote& remote, LockSpace& space, size_t locks_max, ui
       s != Status::kOk) {
     co_return s;
   }
-  std::map<std::pair<uint32_t, uint32_t>, LockMessage> told;  // by lock and client
+  // By lock, client and place.
+  std::map<std::tuple<uint32_t, uint32_t, bool>, LockMessage> told;
   const uint64_t question = space.begin_survey();
   const uint64_t end_ns = std::min(until_ns, monotonic_ns() + kPatienceNs);
   Status status = Status::kOk;
   for (uint64_t pause_ns = kPauseNsMin;; pause_ns = std::min(2 * pause_ns, kPauseNsMax)) {
     for (const Busy& one : busy) {
       for (const uint32_t peer : peers) {
-        if (told.contains({one.lock, peer}) || remote.broken()) continue;
+        const bool known =
+            told.contains({one.lock, peer, true}) && told.contains({one.lock, peer, false});
+        if (known || remote.broken()) continue;
         const LockMessage ask{.kind = LockMessage::kAsk, .lock = one.lock, .number = question};
         co_await space.send(remote, peer, ask);
       }
     }
     if (remote.broken()) status = Status::kNodeUnreachable;
-    if (status != Status::kOk || told.size() == busy.size() * peers.size()) break;
+    if (status != Status::kOk || told.size() == 2 * busy.size() * peers.size()) break;
     if (monotonic_ns() >= end_ns) break;
     co_await remote.executor().sleep_until(std::min(end_ns, monotonic_ns() + pause_ns));
     for (const LockSpace::SurveyAnswer& one : space.take_survey(question)) {
-      told[{one.message.lock, one.from}] = one.message;
+      const bool exclusive = (one.message.flags & LockMessage::kExclusive) != 0;
+      told[{one.message.lock, one.from, exclusive}] = one.message;
     }
   }
   space.end_survey(question);
   std::set<uint32_t> silent(peers.begin(), peers.end());
-  for (const auto& [key, message] : told) silent.erase(key.second);
+  for (const auto& [key, message] : told) silent.erase(std::get<1>(key));
   for (const Busy& one : busy) {
     sightings.push_back(sighting_of(one));
     for (const auto& [key, message] : told) {
-      if (key.first != one.lock || message.claim == LockMessage::kNothing) continue;
-      sightings.push_back(sighting_of(key.second, message));
+      if (std::get<0>(key) != one.lock || message.claim == LockMessage::kNothing) continue;
+      sightings.push_back(sighting_of(std::get<1>(key), message));
     }
   }
   if (busy.empty()) silent.clear();

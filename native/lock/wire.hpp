@@ -13,8 +13,9 @@ struct LockMessage {
   enum Kind : uint8_t {
     kGrant = 1,  // `number`: the index that holds the lock now
     kAsk = 2,    // `number`: of the question; what do you have of this lock?
-    // `number`: of the question; `claim`; of a request `bound`: its index, `flags`, for how long it
-    // has been so, and how many threads it is for
+    // `number`: of the question; `flags`: of the writers' place, or that of the readers, each has
+    // an answer of its own; `claim`; `bound`: its index; for how long it has been so, and how many
+    // threads it is for
     kAnswer = 3,
     kReset = 4,     // `number`: epoch; requests with indexes below `bound` are void
     kGone = 5,      // `number`: epoch; this client has none of these any more

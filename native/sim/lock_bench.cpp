@@ -23,7 +23,7 @@ namespace {
 using rivals::Message;
 using rivals::Rival;
 
-// The store's own lock: with one place a compute node, or with one a client.
+// The store's own lock: a compute node's clients are one client of the store, or each is one.
 constexpr const char* kOwn = "kvstore";
 constexpr const char* kOwnFlat = "kvstore-flat";
 constexpr uint64_t kLeaseNs = 3600 * kSecond;
@@ -297,7 +297,7 @@ class OwnLock final : public Rival, public LockWaiter {
     while (turn != LocalLock::Turn::kGranted) {
       if (turn == LocalLock::Turn::kFailed) co_return request_.failure;
       if (turn == LocalLock::Turn::kEnter) {
-        const Status s = co_await space.enter(seat_.remote(lock), local);
+        const Status s = co_await space.enter(seat_.remote(lock), local, exclusive);
         if (s != Status::kOk) co_return s;
       } else {
         co_await seat_.gate;
@@ -312,7 +312,7 @@ class OwnLock final : public Rival, public LockWaiter {
     LockSpace& space = client_.space(lock % nodes_);
     LocalLock& local = space.lock_at(uint32_t(lock / nodes_));
     if (local.release(request_) != LocalLock::Turn::kLeave) co_return Status::kOk;
-    co_return co_await space.leave(seat_.remote(lock), local);
+    co_return co_await space.leave(seat_.remote(lock), local, request_.place_exclusive);
   }
 
   void woken() override {
@@ -480,7 +480,9 @@ LockBench::LockBench(const LockBenchOptions& given, uint64_t seed)
   const OnHost scope(clock);
   const bool flat = given.lock == kOwnFlat;
   const uint64_t places = flat ? given.compute_nodes * given.clients : given.compute_nodes;
-  const uint64_t ring = std::max(layout::kLockRingDefault, std::bit_ceil(places));
+  // A client has a place for its writers and one for its readers.
+  const uint64_t places_a_lock = flat ? places : 2 * places;
+  const uint64_t ring = std::max(layout::kLockRingDefault, std::bit_ceil(places_a_lock));
   for (uint64_t i = 0; i < given.memory_nodes; ++i) {
     nodes.push_back(std::make_unique<BenchNode>(schedule, given, kind, ring));
   }
@@ -617,7 +619,7 @@ void LockBench::finish(LockBenchResult& result) {
 }  // namespace
 
 std::vector<BenchLock> bench_locks() {
-  std::vector<BenchLock> locks = {{kOwn, "the store's lock, one place a compute node", false},
+  std::vector<BenchLock> locks = {{kOwn, "the store's lock, two places a compute node", false},
                                   {kOwnFlat, "the same, one place a client", false}};
   for (const rivals::Kind* kind : rivals::kKinds) {
     locks.push_back({kind->name, kind->description, kind->masked});

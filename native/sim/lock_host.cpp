@@ -169,11 +169,11 @@ class LockHost::Worker final : public Driver, public LockWaiter {
         }
         return;
       case Stage::kEnter:
-        if (status == Status::kOutcomeUnknown) lock().entry_unknown();
+        if (status == Status::kOutcomeUnknown) lock().entry_unknown(request_.exclusive);
         follow(lock().look(request_));
         return;
       default:
-        if (status == Status::kOutcomeUnknown) lock().leave_unknown();
+        if (status == Status::kOutcomeUnknown) lock().leave_unknown(request_.place_exclusive);
         rest();
     }
   }
@@ -182,10 +182,11 @@ class LockHost::Worker final : public Driver, public LockWaiter {
     LockWorkload& workload = host_.workload_;
     switch (turn) {
       case Turn::kEnter: {
-        const Status status =
-            start(Stage::kEnter, [this](Remote& remote) { return locks().enter(remote, lock()); });
+        const Status status = start(Stage::kEnter, [this](Remote& remote) {
+          return locks().enter(remote, lock(), request_.exclusive);
+        });
         if (status == Status::kOk) return;
-        lock().not_entered(status);
+        lock().not_entered(request_.exclusive, status);
         rest();
         return;
       }
@@ -227,10 +228,11 @@ class LockHost::Worker final : public Driver, public LockWaiter {
       rest();
       return;
     }
-    const Status status =
-        start(Stage::kLeave, [this](Remote& remote) { return locks().leave(remote, lock()); });
+    const Status status = start(Stage::kLeave, [this](Remote& remote) {
+      return locks().leave(remote, lock(), request_.place_exclusive);
+    });
     if (status == Status::kOk) return;
-    lock().leave_later();
+    lock().leave_later(request_.place_exclusive);
     rest();
   }
 
@@ -352,10 +354,13 @@ std::string LockHost::describe() const {
   std::string text = "client " + std::to_string(number_) + ":";
   for (const auto& worker : workers_) text.append(" ").append(worker->describe());
   attachment_->locks.for_each([&](LocalLock& lock) {
-    const LocalLock::View view = lock.view();
-    text += " lock " + std::to_string(lock.number()) + " place " + std::to_string(int(view.place)) +
-            " index " + std::to_string(view.index) + " waiting " + std::to_string(view.waiting) +
-            " holding " + std::to_string(view.holding);
+    for (const bool exclusive : {true, false}) {
+      const LocalLock::View view = lock.view(exclusive);
+      text += " lock " + std::to_string(lock.number()) + (exclusive ? " writers" : " readers") +
+              " place " + std::to_string(int(view.place)) + " index " + std::to_string(view.index) +
+              " waiting " + std::to_string(view.waiting) + " holding " +
+              std::to_string(view.holding);
+    }
   });
   return text;
 }

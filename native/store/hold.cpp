@@ -101,13 +101,14 @@ Status LockHold::open_locks(uint64_t deadline_ns) {
 bool LockHold::enter(uint64_t deadline_ns, bool may_block) {
   bool begun = false;
   const Status status =
-      on_lane(may_block ? time_until(deadline_ns) : 0, begun,
-              [this](Remote& remote) { return attachment_->locks.enter(remote, *lock_); });
+      on_lane(may_block ? time_until(deadline_ns) : 0, begun, [this](Remote& remote) {
+        return attachment_->locks.enter(remote, *lock_, request_.exclusive);
+      });
   if (!begun && status == Status::kBusy && !may_block) return false;
   if (!begun) {
-    lock_->not_entered(status);
+    lock_->not_entered(request_.exclusive, status);
   } else if (status == Status::kOutcomeUnknown) {
-    lock_->entry_unknown();
+    lock_->entry_unknown(request_.exclusive);
   }
   return true;
 }
@@ -116,12 +117,12 @@ bool LockHold::enter(uint64_t deadline_ns, bool may_block) {
 bool LockHold::leave(bool may_block) {
   bool begun = false;
   const Status status = on_lane(may_block ? kLaneForReleaseNs : 0, begun, [this](Remote& remote) {
-    return attachment_->locks.leave(remote, *lock_);
+    return attachment_->locks.leave(remote, *lock_, request_.place_exclusive);
   });
   if (!begun) {
-    lock_->leave_later();
+    lock_->leave_later(request_.place_exclusive);
   } else if (status == Status::kOutcomeUnknown) {
-    lock_->leave_unknown();
+    lock_->leave_unknown(request_.place_exclusive);
   }
   return begun ? status == Status::kOk : status == Status::kBusy;
 }

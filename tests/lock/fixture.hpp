@@ -90,10 +90,16 @@ class LockClient {
   uint64_t questions() const { return attachment_->locks.counts().questions.load(); }
   // How many threads of this client do.
   uint32_t waiting(const std::string& name) {
-    return attachment_->locks.is_open() ? lock(name).view().waiting : 0;
+    if (!attachment_->locks.is_open()) return 0;
+    return lock(name).view(true).waiting + lock(name).view(false).waiting;
   }
   uint32_t holding(const std::string& name) {
-    return attachment_->locks.is_open() ? lock(name).view().holding : 0;
+    if (!attachment_->locks.is_open()) return 0;
+    return lock(name).view(true).holding + lock(name).view(false).holding;
+  }
+  // Whether its writers have a place in the queue, and wait.
+  bool queued(const std::string& name) {
+    return attachment_->locks.is_open() && lock(name).view(true).place == LocalLock::Place::kQueued;
   }
   // Another name that has the same lock.
   std::string other_name_of(const std::string& name) {

@@ -156,6 +156,42 @@ TEST_CASE("lock: a later wish takes over the place that an earlier one gave up")
   REQUIRE(of_b.release() == Status::kOk);
 }
 
+TEST_CASE("lock: a writer's place is as old as its wish, whatever its client's readers do") {
+  LockNode node;
+  LockClient a(node), b(node);
+  LockHold reader(a.client()), writer(a.client()), other(b.client());
+  REQUIRE(a.acquire(reader, "a", false) == Status::kOk);
+  std::thread waits([&] { REQUIRE(a.acquire(writer, "a") == Status::kOk); });
+  REQUIRE(eventually_true([&] { return a.queued("a"); }));
+  std::thread comes_later([&] { REQUIRE(b.acquire(other, "a") == Status::kOk); });
+  REQUIRE(eventually_true([&] { return b.queued("a"); }));
+  REQUIRE(reader.release() == Status::kOk);
+  waits.join();
+  CHECK(b.waiting("a") == 1);
+  const uint64_t token = writer.token();
+  REQUIRE(writer.release() == Status::kOk);
+  comes_later.join();
+  CHECK(other.token() > token);
+  REQUIRE(other.release() == Status::kOk);
+}
+
+TEST_CASE("lock: where nobody else waits, readers have their turn within their client") {
+  LockNode node;
+  LockClient a(node);
+  LockHold writer(a.client()), reader(a.client()), second(a.client());
+  REQUIRE(a.acquire(writer, "a") == Status::kOk);
+  const uint64_t faa = a.stats().faa;
+  std::thread reads([&] { REQUIRE(a.acquire(reader, "a", false) == Status::kOk); });
+  REQUIRE(eventually_true([&] { return a.waiting("a") == 1; }));
+  REQUIRE(writer.release() == Status::kOk);
+  reads.join();
+  REQUIRE(a.acquire(second, "a", false) == Status::kOk);
+  CHECK(a.stats().faa == faa);
+  REQUIRE(second.release() == Status::kOk);
+  REQUIRE(reader.release() == Status::kOk);
+  CHECK(a.stats().faa == faa + 1);
+}
+
 TEST_CASE("lock: only if it is free") {
   LockNode node;
   LockClient a(node), b(node);
@@ -232,6 +268,16 @@ TEST_CASE("lock: who holds it long is waited for, not reset") {
   CHECK(b.questions() >= 1);
   CHECK(b.resets() == 0);
   REQUIRE(of_a.release() == Status::kOk);
+}
+
+TEST_CASE("lock: a client that waits for its own readers does not reset the lock") {
+  LockNode node;
+  LockClient a(node);
+  LockHold reader(a.client()), writer(a.client());
+  REQUIRE(a.acquire(reader, "a", false) == Status::kOk);
+  CHECK(a.acquire(writer, "a", true, 1, 600 * kMillisecond) == Status::kDeadlineExceeded);
+  CHECK(a.resets() == 0);
+  REQUIRE(reader.release() == Status::kOk);
 }
 
 }  // namespace kvstore::test

@@ -131,7 +131,7 @@ TEST_CASE("sim locks: more clients than the ring has room for") {
 TEST_CASE("sim locks: clients crash at any await") {
   LockWorldOptions options;
   options.crashes_per_million = 20'000;
-  const LockWorldResult sum = check_seeds(options, 1, 60);
+  const LockWorldResult sum = check_seeds(options, 1, 90);
   CHECK(sum.crashes > 100);
   CHECK(sum.crashed_holding > 30);
   CHECK(sum.resets > 50);
