@@ -21,6 +21,7 @@ from kvstore.bench.document import Row, median
 from kvstore.bench.llm.replay import Say
 from kvstore.bench.processes import start_node, target_of
 from kvstore.llm import Limits, Namespace, PrefixCache, block_hashes
+from kvstore.node.ssd import format as form
 
 BLOCK_BYTES: Final = 1 << 20
 BLOCKS: Final = 64
@@ -62,7 +63,7 @@ def _measure(store: Any, fabric: str, path: Path, seconds: float) -> list[Row]:
     keys = [cache.key_of(item) for item in hashes]
     if cache.put(hashes, list(source)).stored != BLOCKS:
         raise RuntimeError("the blocks could not be stored")
-    places = _places(path, source)
+    places = _places(path, keys)
 
     def load() -> None:
         if not cache.get(hashes, buffers).all_ok:
@@ -112,20 +113,33 @@ def _row(fabric: str, tier: str, state: str, taken: list[float], file_taken: lis
     return row
 
 
-def _places(path: Path, source: Any) -> list[int]:
-    """Where in the file the blocks are, once the node has written all of them."""
+def _places(path: Path, keys: list[bytes]) -> list[int]:
+    """Where in the file the values are, once the node has written all of them."""
     deadline = time.monotonic() + _DOWN_S
     while time.monotonic() < deadline:
-        data = path.read_bytes()
-        places = [data.find(row[:64].tobytes()) for row in source]
-        whole = [
-            data[place : place + BLOCK_BYTES] == row.tobytes()
-            for place, row in zip(places, source, strict=True)
-        ]
-        if all(whole):
-            return places
+        found = dict(_records(path))
+        if found.keys() >= set(keys):
+            return [found[key] for key in keys]
         time.sleep(0.2)
     raise RuntimeError(f"the node did not write all blocks within {_DOWN_S:.0f} s")
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The keys in a log that no segment of was written over yet, and where their values are."""
+    with path.open("rb") as file:
+        superblock = form.parse_superblock(file.read(form.PAGE_BYTES))
+        if superblock is None:
+            return
+        for begin in range(form.PAGE_BYTES, path.stat().st_size, superblock.segment_bytes):
+            offset = begin + form.PAGE_BYTES
+            while offset < begin + superblock.segment_bytes:
+                file.seek(offset)
+                record = form.parse_record(file.read(form.RECORD_HEADER_BYTES + form.KEY_BYTES_MAX))
+                if record is None:
+                    break
+                header, key = record
+                yield key, offset + form.RECORD_HEADER_BYTES + len(key)
+                offset += header.record_bytes
 
 
 def _drop_pages(path: Path) -> None:

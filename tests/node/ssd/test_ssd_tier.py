@@ -63,6 +63,11 @@ class Node:
         self.node.close()
 
 
+def fill(node: Node) -> None:
+    for i in range(100):
+        node.client.put_if_absent(b"fill%d" % i, block(i, 400_000), 0)
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path / "log")
@@ -167,8 +172,7 @@ def test_a_node_without_room_says_so(tmp_path: Path) -> None:
     try:
         node.put_down(range(1), 500_000)
         with pytest.raises(OutOfMemory):
-            for i in range(100):
-                node.client.put_if_absent(b"fill%d" % i, block(i, 400_000), 0)
+            fill(node)
         assert node.tier.promote(KEYS[:1], 20) == [Outcome.FAILED]
         assert node.tier.stats()["ssd_failed"] == 1
     finally:
