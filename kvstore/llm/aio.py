@@ -99,11 +99,12 @@ class AsyncPrefixCache:
                 )
                 for place, outcome in zip(absent, promoted, strict=True):
                     outcomes[place - batch.start] = outcome
-                    from_ssd += int(isinstance(outcome, tuple))
             for place, outcome in zip(batch, outcomes, strict=True):
                 why = core.read_outcome(outcome, buffers[place], sizes[place])
                 if why:
                     reasons[place] = why
+                else:
+                    from_ssd += int(place in absent)
         return core.loaded(keys, reasons, sizes, 0, from_ssd)
 
     async def _read(

@@ -190,11 +190,12 @@ class PrefixCache:
                 picked(reuse, wanted),
                 keys[batch.stop :],
             )
-            from_ssd += promoted
-            for place, outcome in zip(wanted, outcomes, strict=True):
+            for number, (place, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
                 why = core.read_outcome(outcome, buffers[place], sizes[place])
                 if why:
                     reasons[place] = why
+                else:
+                    from_ssd += int(number in promoted)
         return core.loaded(keys, reasons, sizes, len(prefetched), from_ssd)
 
     def refuse(self, hashes: Sequence[bytes]) -> None:

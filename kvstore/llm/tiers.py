@@ -153,7 +153,12 @@ class Tiers:
         for index, places in by_member.items():
             if tiers[index] is None or self._closed:
                 continue
-            member = self._member(index)
+            try:
+                member = self._member(index)
+            except KvError as error:
+                # The file of the authorities cannot be read any more.
+                self._warn(error)
+                continue
             if now < member.refused_until:
                 continue
             longest = max(len(keys[place]) for place in places)
@@ -181,38 +186,26 @@ class Tiers:
 def extend(
     store: Store, tiers: Tiers, keys: Sequence[bytes], matched: int, deadline: float
 ) -> tuple[int, int]:
-    """Go on with a prefix of which `matched` blocks are in memory.
+    """Go on with a prefix of which `matched` blocks are in memory, and the next one is not.
 
     Returns how many leading blocks can be loaded, and how many of those from an SSD only.
     """
     on_ssd = 0
     while matched < len(keys):
         part = keys[matched : matched + KEYS_AT_ONCE]
-        here, there = locate(store, tiers, part, deadline)
-        for place in range(len(part)):
-            if not (here[place] or there[place]):
+        there = tiers.found(part, _left_s(deadline))
+        if not there[0] and not on_ssd:
+            break
+        try:
+            here = store.contains_many(part, timeout_s=_left_s(deadline))
+        except KvError:
+            break
+        for place, is_there in enumerate(there):
+            if here[place] is not True and not is_there:
                 return matched + place, on_ssd
-            on_ssd += int(not here[place])
+            on_ssd += int(here[place] is not True)
         matched += len(part)
     return matched, on_ssd
-
-
-def locate(
-    store: Store, tiers: Tiers, keys: Sequence[bytes], deadline: float
-) -> tuple[list[bool], list[bool]]:
-    """Say of each key whether it is in memory, and whether it is on an SSD and not in memory."""
-    try:
-        outcomes: Sequence[bool | KvError] = store.contains_many(keys, timeout_s=_left_s(deadline))
-    except KvError as error:
-        outcomes = [error] * len(keys)
-    here = [outcome is True for outcome in outcomes]
-    there = [False] * len(keys)
-    absent = [place for place, outcome in enumerate(outcomes) if outcome is False]
-    if absent:
-        found = tiers.found([keys[place] for place in absent], _left_s(deadline))
-        for place, is_there in zip(absent, found, strict=True):
-            there[place] = is_there
-    return here, there
 
 
 def read(
@@ -223,15 +216,16 @@ def read(
     deadline: float,
     reuse: array[int] | None = None,
     later: Sequence[bytes] = (),
-) -> tuple[list[Outcome], int]:
+) -> tuple[list[Outcome], set[int]]:
     """Read blocks from memory, those that are not there by way of the SSD.
 
-    Returns the outcome of each, and how many an SSD had. See `read_promoted` for `later`.
+    Returns the outcome of each, and the places of those that an SSD had. `later`: see
+    `read_promoted`.
     """
     outcomes = _read_memory(store, keys, buffers, range(len(keys)), deadline, reuse)
     absent = [place for place, outcome in enumerate(outcomes) if outcome is None]
     if not absent or not tiers.present:
-        return outcomes, 0
+        return outcomes, set()
     promoted = read_promoted(
         store,
         tiers,
@@ -243,7 +237,7 @@ def read(
     )
     for place, outcome in zip(absent, promoted, strict=True):
         outcomes[place] = outcome
-    return outcomes, sum(isinstance(outcome, tuple) for outcome in promoted)
+    return outcomes, {place for place in absent if isinstance(outcomes[place], tuple)}
 
 
 def read_promoted(

@@ -38,8 +38,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 class Node:
     """A memory node, its tier, and a client."""
 
-    def __init__(self, path: Path, eviction: str = "adaptive") -> None:
-        self.node = MemoryNode(capacity_bytes=8 << 20, eviction=eviction)
+    def __init__(self, path: Path) -> None:
+        self.node = MemoryNode(capacity_bytes=8 << 20)
         self.log = SsdLog.open(str(path), 16 << 20)
         self.events = io.StringIO()
         self.tier = SsdTier(self.node, self.log, Log("json", self.events))
@@ -49,9 +49,9 @@ class Node:
         found = self.client.read(key, bytearray())
         return bytes(found.value) if found is not None else None
 
-    def put_down(self, numbers: range, size: int = 3000) -> None:
+    def put_down(self, numbers: range) -> None:
         """Puts blocks, waits until they are on the SSD, and takes them out of memory."""
-        versions = {i: self.client.put_if_absent(KEYS[i], block(i, size), 7) for i in numbers}
+        versions = {i: self.client.put_if_absent(KEYS[i], block(i), 7) for i in numbers}
         wait_until(lambda: all(self.tier.lookup([KEYS[i] for i in numbers])))
         for i, version in versions.items():
             self.client.delete(KEYS[i], version)
@@ -61,11 +61,6 @@ class Node:
         self.client.close()
         self.tier.close()
         self.node.close()
-
-
-def fill(node: Node) -> None:
-    for i in range(100):
-        node.client.put_if_absent(b"fill%d" % i, block(i, 400_000), 0)
 
 
 @pytest.fixture
@@ -167,16 +162,16 @@ def test_a_device_that_fails_makes_misses_and_is_tried_again(
     assert node.events.getvalue().count("the SSD failed") == 2
 
 
-def test_a_node_without_room_says_so(tmp_path: Path) -> None:
-    node = Node(tmp_path / "log", "none")
-    try:
-        node.put_down(range(1), 500_000)
-        with pytest.raises(OutOfMemory):
-            fill(node)
+def test_a_node_without_room_says_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OutOfMemory("the node is full")
+
+    node.put_down(range(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(node.tier._region, "put_if_absent", full)
         assert node.tier.promote(KEYS[:1], 20) == [Outcome.FAILED]
-        assert node.tier.stats()["ssd_failed"] == 1
-    finally:
-        node.close()
+    assert node.tier.stats()["ssd_failed"] == 1
+    assert node.tier.promote(KEYS[:1], 20) == [Outcome.IN_MEMORY]
 
 
 def test_after_the_end_nothing_comes_up(tmp_path: Path) -> None:
