@@ -19,7 +19,7 @@ from kvstore.node.units import format_bytes
 
 _COLUMNS = (
     *("node", "keys", "used", "capacity", "clients", "verbs/s", "batches/s", "in/s", "out/s"),
-    *("hits/s", "invalidated/s", "bypassed/s"),
+    *("hits/s", "invalidated/s", "bypassed/s", "ssd", "ssd hits/s", "ssd written/s"),
 )
 
 
@@ -41,7 +41,8 @@ def top(settings: Settings, interval_s: float, once: bool, as_json: bool) -> int
 
     Traffic is that of tcp clients: a node takes no part in what clients on its own host do. Hits
     are reads that copies in clients served, over any fabric; invalidated, copies that writes of
-    others took away; bypassed, reads of keys whose copies do not pay.
+    others took away; bypassed, reads of keys whose copies do not pay. Of an SSD tier: what is in
+    it, blocks that it brought back into memory, and bytes written to it.
     """
     before = view_members(settings)
     if not (once or as_json):
@@ -105,6 +106,9 @@ def _row(old: MemberView, new: MemberView, elapsed_s: float) -> dict[str, Any]:
         "cache_hits_per_s": rate("cache_hits"),
         "cache_invalidated_per_s": rate("cache_invalidated"),
         "cache_bypassed_per_s": rate("cache_bypassed"),
+        "ssd_bytes": new.figure("ssd_bytes"),
+        "ssd_hits_per_s": rate("ssd_hits"),
+        "ssd_demoted_bytes_per_s": rate("ssd_demoted_bytes"),
     }
 
 
@@ -124,4 +128,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['cache_hits_per_s']:,.0f}",
         f"{row['cache_invalidated_per_s']:,.0f}",
         f"{row['cache_bypassed_per_s']:,.0f}",
+        format_bytes(row["ssd_bytes"]),
+        f"{row['ssd_hits_per_s']:,.0f}",
+        format_bytes(row["ssd_demoted_bytes_per_s"]),
     ]

@@ -395,16 +395,34 @@ class NativeClient:
 
     def scan(self, member: int, timeout_s: float) -> Iterator[list[bytes]]:
         """Yield pages of the keys of a member. No session is held between two pages."""
+        for page in self.scan_entries(member, timeout_s):
+            yield [key for key, _, _ in page]
+
+    def scan_entries(self, member: int, timeout_s: float) -> Iterator[list[tuple[bytes, int, int]]]:
+        """As `scan`, with the length and the version of each value beside its key."""
         cursor = ffi.new("uint64_t *")
         count = ffi.new("uint32_t *")
         entries = ffi.new("kv_scan_entry[]", _SCAN_PAGE)
         while cursor[0] != 0xFFFFFFFFFFFFFFFF:
-            with self.use() as client, _Session(client, timeout_s) as session:
+            with self.session(timeout_s) as session:
                 status = lib.kv_scan(
                     session, member, cursor, entries, _SCAN_PAGE, count, int(timeout_s * _NS)
                 )
             self._check_walk(status)
-            yield [bytes(ffi.buffer(entries[i].key, entries[i].key_bytes)) for i in range(count[0])]
+            yield [
+                (
+                    bytes(ffi.buffer(entry.key, entry.key_bytes)),
+                    int(entry.value_bytes),
+                    int(entry.version),
+                )
+                for entry in entries[0 : count[0]]
+            ]
+
+    @contextmanager
+    def session(self, timeout_s: float) -> Iterator[Any]:
+        """Lend a session, for calls that do not come by the data path."""
+        with self.use() as client, _Session(client, timeout_s) as session:
+            yield session
 
     def survey_locks(self, member: int, timeout_s: float) -> tuple[list[dict[str, Any]], bool]:
         """Return a row for each lock in use, for each client at it and each that is silent.

@@ -68,6 +68,8 @@ class Attachment:
     members: tuple[str, ...]
     #: The RDMA address; empty outside the `verbs` domain.
     verbs_gid: bytes = b""
+    #: Of the SSD tier; 0: there is none.
+    ssd_bytes: int = 0
 
     def __repr__(self) -> str:
         return (
@@ -134,6 +136,7 @@ class ControlClient:
             cluster_id=node.cluster_id,
             members=node.members,
             verbs_gid=node.verbs_gid,
+            ssd_bytes=node.ssd_bytes,
         )
 
     def connect_verbs(
@@ -167,7 +170,7 @@ class ControlClient:
         return self._description(self._call("Describe", request, answer, timeout_s))
 
     def stats(self, *, timeout_s: float = TIMEOUT_S_DEFAULT) -> dict[str, int]:
-        """The node's figures, by their names in `kv_node_stats`."""
+        """The node's figures by their names in `kv_node_stats`, and `ssd_*` of its SSD tier."""
         request, answer = control_pb2.StatsRequest(), control_pb2.NodeStats()
         return dict(self._call("Stats", request, answer, timeout_s).figures)
 
@@ -291,6 +294,7 @@ class ControlClient:
             version=node.version,
             verbs_device=node.verbs_device,
             verbs_gid=node.verbs_gid if len(node.verbs_gid) == _GID_BYTES else b"",
+            ssd_bytes=node.ssd_bytes,
         )
 
 

@@ -40,6 +40,7 @@ from kvstore.types import MemberState
 
 if TYPE_CHECKING:
     from kvstore.cluster.control import Attachment, ControlClient
+    from kvstore.cluster.tier import TierAddress
     from kvstore.cluster.tls import TlsConfig
     from kvstore.node.description import VerbsEndpoint, VerbsGrant
     from kvstore.node.memory_node import MemoryNode
@@ -78,6 +79,10 @@ class Attacher:
     ) -> None:
         """Attach the client to the member, or raise a KvError."""
         raise NotImplementedError
+
+    def tier(self) -> TierAddress | None:
+        """Where the SSD tier of the member is asked; None: it has none, as far as is known."""
+        return None
 
     def close(self, *, ended: bool) -> None:
         """Give back what the attacher holds. `ended`: the attachment is not in use any more."""
@@ -128,6 +133,7 @@ class ControlAttacher(Attacher):
         self._fabric = fabric
         self._control_client: ControlClient | None = None
         self._pending: Attachment | None = None
+        self._has_tier = False
         # Of an attachment whose end the node does not see by itself.
         self._remote: Attachment | None = None
 
@@ -242,12 +248,22 @@ class ControlAttacher(Attacher):
             from kvstore.cluster.control import ControlClient
 
             self._control_client = ControlClient(self.address, token=self._token, tls=self._tls)
-        return self._control_client.attach(
+        admitted = self._control_client.attach(
             cluster_id=cluster_id,
             members=members,
             peer=f"{socket.gethostname()}/{os.getpid()}",
             timeout_s=timeout_s,
         )
+        self._has_tier = admitted.ssd_bytes > 0
+        return admitted
+
+    def tier(self) -> TierAddress | None:
+        """See Attacher."""
+        if not self._has_tier:
+            return None
+        from kvstore.cluster.tier import TierAddress
+
+        return TierAddress(self.address, self._token, self._tls)
 
 
 class Membership:
@@ -343,6 +359,10 @@ class Membership:
         """Return what a member said that refused this client for good, or None; to be raised."""
         failure = self._failures[index]
         return copy.copy(failure) if isinstance(failure, _LASTING) else None
+
+    def tiers(self) -> list[TierAddress | None]:
+        """Return where the SSD tier of each member is asked."""
+        return [attacher.tier() for attacher in self._attachers]
 
     def states(self) -> list[MemberState]:
         """Return how each member looks from here."""

@@ -5,8 +5,8 @@ hangs and heeds no time-out. So a call in a process that was forked since this m
 made by a new process, which takes a fraction of a second. Everybody else pays nothing for that.
 
 A channel lives for one call: attachments are rare, and an idle application keeps no threads or
-sockets of gRPC. Requests and responses are bytes here; `kvstore.cluster.control` knows what they
-mean.
+sockets of gRPC. What is asked often, an SSD tier, has a `Channel` that stays. Requests and
+responses are bytes here; `kvstore.cluster.control` and `kvstore.cluster.tier` know what they mean.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ MEMBERSHIP_TRAILER: Final = "kvstore-membership-bin"
 _PROCESS_ID: Final = os.getpid()
 #: How long a new interpreter may take to load gRPC.
 _START_S: Final = 10.0
+#: How soon a channel that stays open tries again, so that a node that is back is found.
+_BACK_OFF: Final = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
 _PROGRAM: Final = (
     "import json, sys; call = json.load(sys.stdin); sys.path[:] = call.pop('path');"
     "from kvstore.cluster.rpc import serve_one; serve_one(call)"
@@ -78,8 +83,9 @@ def _call_here(what: Call) -> bytes:
         raise CallFailed(error.code().name, error.details() or "", conflict) from None
 
 
-def _channel(what: Call) -> grpc.Channel:
+def _channel(what: Call, *more: tuple[str, Any]) -> grpc.Channel:
     options: list[tuple[str, Any]] = [
+        *more,
         # The environment's proxy is for the web, not for the machine room.
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
@@ -90,6 +96,38 @@ def _channel(what: Call) -> grpc.Channel:
         options.append(("grpc.ssl_target_name_override", what.server_name))
     credentials = grpc.ssl_channel_credentials(root_certificates=what.authorities)
     return grpc.secure_channel(what.address, credentials, options)
+
+
+class Channel:
+    """A channel that stays open, for whoever calls often. Thread-safe.
+
+    Not for a process that was forked since this module was loaded: there `start` fails at once.
+    """
+
+    def __init__(self, what: Call) -> None:
+        """Connects with the first call; of `what` the address and the credentials count."""
+        self._metadata = (("authorization", f"Bearer {what.token}"),) if what.token else ()
+        self._channel = _channel(what, *_BACK_OFF)
+
+    def start(self, method: str, request: bytes, timeout_s: float) -> Any:
+        """Begins a call; `result` waits for it."""
+        if os.getpid() != _PROCESS_ID:
+            raise CallFailed("UNAVAILABLE", "this process was forked after gRPC had been loaded")
+        call: Any = self._channel.unary_unary(method)
+        return call.future(request, timeout=timeout_s, metadata=self._metadata)
+
+    def result(self, started: Any) -> bytes:
+        """The response of a call, or CallFailed."""
+        try:
+            return bytes(started.result())
+        except grpc.RpcError as error:
+            raise CallFailed(error.code().name, error.details() or "") from None
+        except (grpc.FutureCancelledError, ValueError) as error:
+            raise CallFailed("CANCELLED", str(error)) from None
+
+    def close(self) -> None:
+        """Ends the calls under way."""
+        self._channel.close()
 
 
 def _call_in_new_process(what: Call) -> bytes:

@@ -19,6 +19,7 @@ from kvstore.llm.core import Core, Limits, batches, left_s, picked, size_of
 from kvstore.llm.namespace import Namespace
 from kvstore.llm.results import CacheStats, LoadResult, StoreResult
 from kvstore.llm.single_flight import Flight, Flights, abandon
+from kvstore.llm.tiers import Tiers, extend, read_promoted
 from kvstore.types import Buffer, Value
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class AsyncPrefixCache:
         self._store = store
         self._core = Core(namespace, codec=codec, limits=limits)
         self._flights = Flights(store._store)
+        self._tiers = Tiers(store._store, self._core.warn)
         self._registered = False
 
     @property
@@ -50,15 +52,20 @@ class AsyncPrefixCache:
         """Return how many blocks from the first on can be loaded."""
         keys = self._core.keys.blocks(hashes)
         offered = self._core.offered(keys)
-        found = 0
+        found = on_ssd = 0
         if offered:
             limit_s = self._core.limits.match_s if timeout_s is None else timeout_s
+            deadline = time.monotonic() + limit_s
             try:
                 found = await self._store.match_prefix(keys[:offered], timeout_s=limit_s)
+                if found < offered and self._tiers.present:
+                    found, on_ssd = await asyncio.to_thread(
+                        extend, self._store._store, self._tiers, keys[:offered], found, deadline
+                    )
             except KvError as error:
                 self._core.warn(error)
         self._core.serving.matched(keys, found)
-        return self._core.matched(len(keys), found)
+        return self._core.matched(len(keys), found, on_ssd)
 
     async def get(
         self, hashes: Sequence[bytes], buffers: Sequence[Buffer], *, timeout_s: float | None = None
@@ -72,26 +79,51 @@ class AsyncPrefixCache:
         sizes = [size_of(buffer) for buffer in buffers]
         reasons: dict[int, str] = {}
         reuse = core.reuse(keys, None, 0)
+        from_ssd = 0
         for batch in batches(sizes):
             if reasons:
                 reasons.update((i, results.NOT_TRIED) for i in batch)
                 continue
-            part = slice(batch.start, batch.stop)
-            outcomes: Sequence[tuple[int, int] | KvError | None]
-            try:
-                outcomes = await self._store._get_many_into_coded(
-                    keys[part],
-                    buffers[part],
-                    timeout_s=left_s(deadline),
-                    reuse=picked(reuse, batch),
+            outcomes = await self._read(keys, buffers, batch, deadline, reuse)
+            absent = [i for i in batch if outcomes[i - batch.start] is None]
+            if absent and self._tiers.present:
+                promoted = await asyncio.to_thread(
+                    read_promoted,
+                    self._store._store,
+                    self._tiers,
+                    [keys[i] for i in absent],
+                    [buffers[i] for i in absent],
+                    deadline,
+                    picked(reuse, absent),
+                    keys[batch.stop :],
                 )
-            except KvError as error:
-                outcomes = [error] * len(batch)
+                for place, outcome in zip(absent, promoted, strict=True):
+                    outcomes[place - batch.start] = outcome
             for place, outcome in zip(batch, outcomes, strict=True):
                 why = core.read_outcome(outcome, buffers[place], sizes[place])
                 if why:
                     reasons[place] = why
-        return core.loaded(keys, reasons, sizes, 0)
+                else:
+                    from_ssd += int(place in absent)
+        return core.loaded(keys, reasons, sizes, 0, from_ssd)
+
+    async def _read(
+        self,
+        keys: list[bytes],
+        buffers: Sequence[Buffer],
+        places: Sequence[int],
+        deadline: float,
+        reuse: array[int] | None,
+    ) -> list[tuple[int, int] | KvError | None]:
+        try:
+            return await self._store._get_many_into_coded(
+                [keys[i] for i in places],
+                [buffers[i] for i in places],
+                timeout_s=left_s(deadline),
+                reuse=picked(reuse, places),
+            )
+        except KvError as error:
+            return [error] * len(places)
 
     async def flight(self, hashes: Sequence[bytes], *, timeout_s: float | None = None) -> Flight:
         """Match, and wait where another engine computes; see `PrefixCache.flight`."""
@@ -100,13 +132,16 @@ class AsyncPrefixCache:
 
         def look() -> tuple[int, bytes | None]:
             offered = core.offered(keys)
-            found = 0
+            deadline = time.monotonic() + core.limits.match_s
+            found = on_ssd = 0
             try:
                 found = store.match_prefix(keys[:offered], timeout_s=core.limits.match_s)
+                if found < offered and self._tiers.present:
+                    found, on_ssd = extend(store, self._tiers, keys[:offered], found, deadline)
             except KvError as error:
                 core.warn(error)
             core.serving.matched(keys, found)
-            matched = core.matched(len(keys), found)
+            matched = core.matched(len(keys), found, on_ssd)
             return matched, keys[matched] if matched < len(keys) else None
 
         timeout_s = core.flight_timeout_s(len(keys), timeout_s)

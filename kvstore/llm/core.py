@@ -101,9 +101,9 @@ class Core:
             self.counters.add(negative_hits=1)
         return offered
 
-    def matched(self, asked: int, found: int) -> int:
+    def matched(self, asked: int, found: int, on_ssd: int = 0) -> int:
         """Count a match."""
-        self.counters.add(matches=1, match_blocks=asked, matched_blocks=found)
+        self.counters.add(matches=1, match_blocks=asked, matched_blocks=found, matched_ssd=on_ssd)
         return found
 
     def reuse(self, keys: Sequence[bytes], prompt: Prompt | None, first: int) -> array[int] | None:
@@ -162,7 +162,12 @@ class Core:
         return ""
 
     def loaded(
-        self, keys: Sequence[bytes], reasons: dict[int, str], sizes: Sequence[int], prefetched: int
+        self,
+        keys: Sequence[bytes],
+        reasons: dict[int, str],
+        sizes: Sequence[int],
+        prefetched: int,
+        from_ssd: int,
     ) -> LoadResult:
         """Count a load, and remember what failed and what did not."""
         ok = tuple(place not in reasons for place in range(len(keys)))
@@ -178,7 +183,8 @@ class Core:
         self.counters.add(
             loads=1,
             loaded_prefetched=prefetched,
-            loaded_remote=len(good) - prefetched,
+            loaded_remote=len(good) - prefetched - from_ssd,
+            loaded_ssd=from_ssd,
             loaded_bytes=sum(size for size, fine in zip(sizes, ok, strict=True) if fine),
             failed_loads=len(reasons),
             reasons=reasons,

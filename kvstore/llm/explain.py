@@ -11,6 +11,7 @@ class Verdict(Enum):
     """What became of one block, from the point of view of one process."""
 
     HIT = "it is there"
+    ON_SSD = "it is on the SSD of its node, from where a load brings it up"
     BEHIND_A_GAP = "it is there, but an earlier block of the chain is not"
     LOAD_FAILED = "its load failed lately, so it is not offered for a while"
     NODE_DOWN = "its memory node cannot be reached"

@@ -26,6 +26,8 @@ Tokens: TypeAlias = "Sequence[int] | array[int] | memoryview"
 #: First bytes of every key of this package; the digit is the version of the format.
 PREFIX: Final = b"L1"
 _BLOCK: Final = b"b"
+#: Of the keys of all blocks, whatever their namespace: those that a node's SSD tier takes.
+BLOCK_PREFIX: Final = PREFIX + _BLOCK
 _CHUNK: Final = b"c"
 _ROOT: Final = b"kvstore.llm.block/1"
 _CHUNK_ROOT: Final = b"kvstore.llm.chunk/1"

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvstore.errors import KvError
 from kvstore.llm.core import Core, batches, byte_view
+from kvstore.llm.tiers import Tiers, read
 from kvstore.types import Buffer
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ class _Fetch:
 class Prefetcher:
     """Holds at most `bytes_max` of fetched blocks. Thread-safe."""
 
-    def __init__(self, store: Store, bytes_max: int) -> None:
+    def __init__(self, store: Store, bytes_max: int, tiers: Tiers) -> None:
         self._store = store
+        self._tiers = tiers
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
         self._fetches: OrderedDict[bytes, _Fetch] = OrderedDict()
@@ -84,18 +85,19 @@ class Prefetcher:
         try:
             for batch in batches([len(fetch.memory) for _, fetch in begun]):
                 part = [begun[i] for i in batch]
-                left_s = deadline - time.monotonic()
-                if self._closed or left_s <= 0:
+                if self._closed or time.monotonic() >= deadline:
                     return
-                outcomes = self._store._get_many_into_coded(
-                    [key for key, _ in part], [fetch.memory for _, fetch in part], timeout_s=left_s
+                outcomes, _ = read(
+                    self._store,
+                    self._tiers,
+                    [key for key, _ in part],
+                    [fetch.memory for _, fetch in part],
+                    deadline,
                 )
                 for (_, fetch), outcome in zip(part, outcomes, strict=True):
                     why = core.read_outcome(outcome, fetch.memory, len(fetch.memory))
                     fetch.good = not why
                     fetch.done.set()
-        except KvError as error:
-            core.warn(error)
         finally:
             for _, fetch in begun:
                 fetch.done.set()

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvstore.errors import KvError, NodeUnreachable
-from kvstore.llm import directory, results
+from kvstore.llm import directory, results, tiers
 from kvstore.llm.chains import Prompt
 from kvstore.llm.codecs import Codec
 from kvstore.llm.core import BATCH_BLOCKS_MAX, Core, Limits, batches, left_s, picked, size_of
@@ -32,6 +32,7 @@ from kvstore.llm.namespace import Namespace
 from kvstore.llm.prefetch import Prefetcher
 from kvstore.llm.results import CacheStats, LoadResult, StoreResult
 from kvstore.llm.single_flight import Flight, Flights
+from kvstore.llm.tiers import Tiers
 from kvstore.types import Buffer, Value
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 #: The longest pin, in seconds; it can be renewed.
 PIN_S_MAX: Final = 4000
+#: For a node to forget what it has on its SSD.
+_FORGET_S: Final = 30.0
+_HITS: Final = (Verdict.HIT, Verdict.ON_SSD)
 
 
 class PrefixCache:
@@ -69,7 +73,8 @@ class PrefixCache:
         """
         self._store = store
         self._core = Core(namespace, codec=codec, limits=limits)
-        self._prefetcher = Prefetcher(store, prefetch_bytes)
+        self._tiers = Tiers(store, self._core.warn)
+        self._prefetcher = Prefetcher(store, prefetch_bytes, self._tiers)
         self._flights = Flights(store)
         self._registered = False
         self._register_lock = threading.Lock()
@@ -87,16 +92,24 @@ class PrefixCache:
         It renews no lease and keeps nothing from eviction: a block may be gone when it is loaded.
         """
         keys = self._core.keys.blocks(hashes)
-        offered = self._core.offered(keys)
-        found = 0
-        if offered:
-            limit_s = self._core.limits.match_s if timeout_s is None else timeout_s
-            try:
-                found = self._store.match_prefix(keys[:offered], timeout_s=limit_s)
-            except KvError as error:
-                self._core.warn(error)
+        found, on_ssd = self._matched(keys[: self._core.offered(keys)], timeout_s)
         self._core.serving.matched(keys, found)
-        return self._core.matched(len(keys), found)
+        return self._core.matched(len(keys), found, on_ssd)
+
+    def _matched(self, keys: list[bytes], timeout_s: float | None) -> tuple[int, int]:
+        """Return how many leading keys can be loaded, and how many of them from an SSD only."""
+        limit_s = self._core.limits.match_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        if not keys:
+            return 0, 0
+        try:
+            found = self._store.match_prefix(keys, timeout_s=limit_s)
+        except KvError as error:
+            self._core.warn(error)
+            return 0, 0
+        if found == len(keys) or not self._tiers.present:
+            return found, 0
+        return tiers.extend(self._store, self._tiers, keys, found, deadline)
 
     def contains(self, hashes: Sequence[bytes], *, timeout_s: float | None = None) -> list[bool]:
         """Say of each block, not only of a prefix, whether it can be loaded. See `match`."""
@@ -104,6 +117,7 @@ class PrefixCache:
         keys = core.keys.blocks(hashes)
         refused = core.negative.refused(keys)
         limit_s = core.limits.match_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
         try:
             outcomes: Sequence[bool | KvError] = self._store.contains_many(keys, timeout_s=limit_s)
         except KvError as error:
@@ -111,9 +125,22 @@ class PrefixCache:
         for outcome in outcomes:
             if isinstance(outcome, KvError):
                 core.warn(outcome)
-        found = [here is True and i not in refused for i, here in enumerate(outcomes)]
-        core.matched(len(keys), sum(found))
+        on_ssd = self._on_ssd(keys, outcomes, deadline)
+        found = [
+            (here is True or i in on_ssd) and i not in refused for i, here in enumerate(outcomes)
+        ]
+        core.matched(len(keys), sum(found), len(on_ssd - refused))
         return found
+
+    def _on_ssd(
+        self, keys: Sequence[bytes], outcomes: Sequence[bool | KvError], deadline: float
+    ) -> set[int]:
+        """Return the places of keys that are not in memory and on an SSD."""
+        absent = [place for place, here in enumerate(outcomes) if here is False]
+        if not absent or not self._tiers.present:
+            return set()
+        found = self._tiers.found([keys[place] for place in absent], left_s(deadline))
+        return {place for place, there in zip(absent, found, strict=True) if there}
 
     def get(
         self,
@@ -145,6 +172,7 @@ class PrefixCache:
         sizes = [size_of(buffer) for buffer in buffers]
         reasons: dict[int, str] = {}
         reuse = core.reuse(keys, prompt, first)
+        from_ssd = 0
         prefetched = self._prefetcher.take(keys, buffers, sizes, core, deadline)
         for batch in batches(sizes):
             if reasons:
@@ -153,31 +181,22 @@ class PrefixCache:
             wanted = [i for i in batch if i not in prefetched]
             if not wanted:
                 continue
-            outcomes = self._read(
+            outcomes, promoted = tiers.read(
+                self._store,
+                self._tiers,
                 [keys[i] for i in wanted],
                 [buffers[i] for i in wanted],
                 deadline,
                 picked(reuse, wanted),
+                keys[batch.stop :],
             )
-            for place, outcome in zip(wanted, outcomes, strict=True):
+            for number, (place, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
                 why = core.read_outcome(outcome, buffers[place], sizes[place])
                 if why:
                     reasons[place] = why
-        return core.loaded(keys, reasons, sizes, len(prefetched))
-
-    def _read(
-        self,
-        keys: list[bytes],
-        buffers: list[Buffer],
-        deadline: float,
-        reuse: array[int] | None,
-    ) -> list[tuple[int, int] | KvError | None]:
-        try:
-            return self._store._get_many_into_coded(
-                keys, buffers, timeout_s=left_s(deadline), reuse=reuse
-            )
-        except KvError as error:
-            return [error] * len(keys)
+                else:
+                    from_ssd += int(number in promoted)
+        return core.loaded(keys, reasons, sizes, len(prefetched), from_ssd)
 
     def refuse(self, hashes: Sequence[bytes]) -> None:
         """Do not offer blocks for a while: another process of this engine failed to load them."""
@@ -314,9 +333,10 @@ class PrefixCache:
                 directory.register(self._store, self.namespace, timeout_s=min(timeout_s, 1.0))
 
     def clear(self) -> int:
-        """Delete the blocks of this namespace and return how many there were.
+        """Delete the blocks of this namespace and return how many there were in memory.
 
-        It walks over the keys of all nodes: seconds for millions. Raises what `Store.keys` does.
+        Those on SSDs go too. It walks over the keys of all nodes: seconds for millions. Raises what
+        `Store.keys` does.
         """
         prefix = self._core.keys.block_prefix
         deleted = 0
@@ -327,7 +347,11 @@ class PrefixCache:
             if len(ours) == BATCH_BLOCKS_MAX:
                 deleted += self._store.delete_many(ours).count(True)
                 ours = []
-        return deleted + self._store.delete_many(ours).count(True)
+        deleted += self._store.delete_many(ours).count(True)
+        if self._tiers.present:
+            # After the memory: what goes down from it meanwhile is forgotten with the rest.
+            self._tiers.forget(prefix, _FORGET_S)
+        return deleted
 
     # ---- keeping ----
 
@@ -381,20 +405,21 @@ class PrefixCache:
             )
         except KvError as error:
             found = [error] * len(keys)
-        verdicts = [self._verdict(key, is_there) for key, is_there in zip(keys, found, strict=True)]
-        matched = next((i for i, (v, _) in enumerate(verdicts) if v is not Verdict.HIT), len(keys))
+        on_ssd = self._on_ssd(keys, found, deadline)
+        verdicts = [self._verdict(key, found[i], i in on_ssd) for i, key in enumerate(keys)]
+        matched = next((i for i, (v, _) in enumerate(verdicts) if v not in _HITS), len(keys))
         missing = [i for i, (v, _) in enumerate(verdicts) if v is Verdict.NEVER_STORED]
         elsewhere = self._elsewhere([hashes[i] for i in missing], deadline)
         for place, others in zip(missing, elsewhere, strict=True):
             if others:
                 verdicts[place] = (Verdict.OTHER_NAMESPACE, others)
         for place in range(matched, len(keys)):
-            if verdicts[place][0] is Verdict.HIT:
+            if verdicts[place][0] in _HITS:
                 verdicts[place] = (Verdict.BEHIND_A_GAP, "")
         blocks = [BlockVerdict(i, verdict, detail) for i, (verdict, detail) in enumerate(verdicts)]
         return Explanation(matched, tuple(blocks))
 
-    def _verdict(self, key: bytes, is_there: bool | KvError) -> tuple[Verdict, str]:
+    def _verdict(self, key: bytes, is_there: bool | KvError, on_ssd: bool) -> tuple[Verdict, str]:
         if isinstance(is_there, KvError):
             kind = type(is_there).__name__
             return Verdict.NODE_DOWN, "" if isinstance(is_there, NodeUnreachable) else kind
@@ -403,6 +428,8 @@ class PrefixCache:
             return Verdict.LOAD_FAILED, f"{wait_s:.1f} s left"
         if is_there:
             return Verdict.HIT, ""
+        if on_ssd:
+            return Verdict.ON_SSD, ""
         return (Verdict.EVICTED if self._core.was_seen(key) else Verdict.NEVER_STORED), ""
 
     def _elsewhere(self, hashes: list[bytes], deadline: float) -> list[str]:
@@ -435,6 +462,7 @@ class PrefixCache:
     def close(self) -> None:
         """End the prefetching. The store stays open."""
         self._prefetcher.close()
+        self._tiers.close()
 
     def __enter__(self) -> Self:
         return self

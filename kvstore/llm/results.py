@@ -50,17 +50,20 @@ class CacheStats:
     """What a prefix cache has done since it was made. Blocks are counted unless a name says else.
 
     Hits of tiers: `loaded_prefetched` came from this process's own memory, `loaded_remote` from the
-    memory of the nodes.
+    memory of the nodes, `loaded_ssd` from their SSDs.
     """
 
     matches: int = 0
     match_blocks: int = 0
     matched_blocks: int = 0
+    #: Of these, blocks that only an SSD had.
+    matched_ssd: int = 0
     #: Matches that were cut short because a block had failed to load lately.
     negative_hits: int = 0
     loads: int = 0
     loaded_prefetched: int = 0
     loaded_remote: int = 0
+    loaded_ssd: int = 0
     loaded_bytes: int = 0
     failed_loads: int = 0
     stores: int = 0

@@ -26,6 +26,8 @@ from kvstore.node.units import format_bytes
 #: Left to the rest of the machine and to this process beside the region.
 _RESERVE_BYTES: Final = 64 << 20
 _TOKEN_CHARACTERS_MAX: Final = 4096
+#: The SSD tier's size, in sizes of the memory.
+SSD_SHARE_MIN: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,9 @@ class NodeConfig:
     #: None: the `cpu` domain; empty: the RDMA device with the address `verbs_address`.
     verbs_device: str | None = None
     verbs_address: str = ""
+    #: None: no SSD tier.
+    ssd_path: str | None = None
+    ssd_bytes: int = 0
 
     @property
     def is_loopback(self) -> bool:
@@ -75,12 +80,30 @@ class NodeConfig:
                 " nor --tls-cert is given; give one, or --insecure to let anyone in"
             )
         self._check_memory()
+        self._check_ssd()
         for name, port in (
             ("--listen", self.listen_port),
             ("--data-port", self.data_port),
             ("--metrics-port", self.metrics_port or 0),
         ):
             check_port_free(name, self.listen_host, port)
+
+    def _check_ssd(self) -> None:
+        if self.ssd_path is None:
+            if self.ssd_bytes:
+                raise errors.ConfigurationError("--ssd-bytes without --ssd: give the file too")
+            return
+        if self.verbs_device is not None:
+            raise errors.ConfigurationError(
+                "--ssd does not go with --fabric verbs yet: the node cannot put what it reads"
+            )
+        if self.ssd_bytes < SSD_SHARE_MIN * self.capacity_bytes:
+            raise errors.ConfigurationError(
+                f"--ssd-bytes {format_bytes(self.ssd_bytes)} is below twice the --capacity: what is"
+                " in memory is on the SSD too, so a smaller one would hold little else and be"
+                f" written over and over; give {format_bytes(SSD_SHARE_MIN * self.capacity_bytes)}"
+                " or more"
+            )
 
     def _check_memory(self) -> None:
         if self.capacity_bytes < CAPACITY_BYTES_MIN:

@@ -13,14 +13,19 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kvstore.node import metrics
 from kvstore.node.config import NodeConfig
 from kvstore.node.log import Log
 from kvstore.node.memory_node import MemoryNode
 from kvstore.node.service import ControlServer
+
+if TYPE_CHECKING:
+    from kvstore.node.ssd.tier import SsdTier
 
 _DONE: Final = b"\0"
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -76,13 +81,14 @@ def run(config: NodeConfig, log: Log) -> int:
         verbs_device=config.verbs_device,
         verbs_address=config.verbs_address,
     )
-    with node:
+    with node, _tier(config, node, log) as tier:
         server = ControlServer(
             node,
             log,
             token=config.token,
             certificate=config.certificate,
             advertise=config.advertise,
+            tier=tier,
         )
         signals = SignalPipe()
         port = server.start(config.listen_host, config.listen_port)
@@ -99,21 +105,57 @@ def run(config: NodeConfig, log: Log) -> int:
                 lambda: server.token_check.refused,
                 config.listen_host,
                 config.metrics_port,
+                tier.stats if tier is not None else None,
             )
         log.info("started", seconds=round(time.monotonic() - began, 3), **_settings(config))
         log.ready(**places)
-        return _serve(node, server, signals, config.grace_s, log)
+        return _serve(node, tier, server, signals, config.grace_s, log)
+
+
+@contextmanager
+def _tier(config: NodeConfig, node: MemoryNode, log: Log) -> Iterator[SsdTier | None]:
+    """The SSD tier, if there is to be one. It ends before the node does."""
+    if config.ssd_path is None:
+        yield None
+        return
+    from kvstore.node.ssd.log import SsdLog
+    from kvstore.node.ssd.tier import SsdTier
+
+    began = time.monotonic()
+    blocks = SsdLog.open(config.ssd_path, config.ssd_bytes)
+    log.info(
+        "ssd opened",
+        file=config.ssd_path,
+        records=len(blocks),
+        bytes=blocks.live_bytes,
+        damaged=blocks.damaged,
+        seconds=round(time.monotonic() - began, 3),
+    )
+    try:
+        tier = SsdTier(node, blocks, log)
+    except BaseException:
+        blocks.close()
+        raise
+    try:
+        yield tier
+    finally:
+        tier.close()
 
 
 def _serve(
-    node: MemoryNode, server: ControlServer, signals: SignalPipe, grace_s: float, log: Log
+    node: MemoryNode,
+    tier: SsdTier | None,
+    server: ControlServer,
+    signals: SignalPipe,
+    grace_s: float,
+    log: Log,
 ) -> int:
     first = signal.Signals(signals.wait()[0])
     log.info("draining", signal=first.name, grace_s=grace_s)
 
     def end() -> None:
         try:
-            _drain(node, server, grace_s, log)
+            _drain(node, tier, server, grace_s, log)
         finally:
             signals.write_done()
 
@@ -127,8 +169,13 @@ def _serve(
     return 0
 
 
-def _drain(node: MemoryNode, server: ControlServer, grace_s: float, log: Log) -> None:
+def _drain(
+    node: MemoryNode, tier: SsdTier | None, server: ControlServer, grace_s: float, log: Log
+) -> None:
     server.drain()
+    if tier is not None:
+        # Its client is one of the node's own, which would otherwise be waited for.
+        tier.close()
     deadline = time.monotonic() + grace_s
     while (left := _clients_attached(node)) and time.monotonic() < deadline:
         time.sleep(_GRACE_STEP_S)
@@ -157,4 +204,5 @@ def _settings(config: NodeConfig) -> dict[str, object]:
         "token": config.token is not None,
         "tls": config.certificate is not None,
         "members": list(config.members),
+        "ssd": config.ssd_path or "",
     }

@@ -52,6 +52,8 @@ class NodeDescription:
     #: The RDMA device of the node's host, and its address; empty outside the `verbs` domain.
     verbs_device: str = ""
     verbs_gid: bytes = b""
+    #: Of the SSD tier; 0: there is none.
+    ssd_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ Examples:
   Over RDMA, on the device that has this address:
     kvstore-node --capacity 64GiB --fabric verbs --listen 192.0.2.7:7400 \\
       --token-file /etc/kvstore/token
+  With an SSD tier below the memory:
+    kvstore-node --capacity 64GiB --ssd /mnt/nvme/kvstore.log --ssd-bytes 1024GiB
   From a file, with one setting changed:
     kvstore-node --config /etc/kvstore/node.toml --capacity 8GiB
 """
@@ -120,6 +122,19 @@ _PORT = click.IntRange(0, 65535)
     show_default=True,
     help="What clients with copies may expect of reads, as they can ask of `connect`. Today"
     " 'regular' is kept by the rules of 'linearizable', and costs the same.",
+)
+@click.option(
+    "--ssd",
+    metavar="FILE",
+    help="Keep blocks of prefix caches in this file too: they survive eviction and restarts.",
+)
+@click.option(
+    "--ssd-bytes",
+    type=click.UNPROCESSED,
+    callback=_bytes,
+    default=0,
+    metavar="SIZE",
+    help="What the file takes, at once; at least twice the capacity.",
 )
 @click.option("--token-file", metavar="FILE", help="What clients must present: one line.")
 @click.option("--tls-cert", metavar="FILE", help="Certificate chain (PEM) of the control plane.")
@@ -218,6 +233,8 @@ def _config_of(options: dict[str, Any]) -> Any:
         data_threads=options["data_threads"],
         grace_s=options["grace"],
         verbs_device=(options["device"] or "") if verbs else None,
+        ssd_path=options["ssd"],
+        ssd_bytes=options["ssd_bytes"],
         verbs_address=config.rdma_address(options["advertise"], host)
         if verbs and not options["device"]
         else "",

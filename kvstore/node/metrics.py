@@ -106,6 +106,23 @@ METRICS: Final = (
 )
 
 
+#: The figures of `SsdTier.stats`.
+TIER_METRICS: Final = (
+    Row("ssd_capacity_bytes", "ssd_capacity_bytes", "gauge", "Size of the SSD tier's file."),
+    Row("ssd_bytes", "ssd_bytes", "gauge", "Records in it that can be found."),
+    Row("ssd_records", "ssd_records", "gauge", "Blocks that are on the SSD."),
+    Row("ssd_waiting", "ssd_waiting", "gauge", "Blocks in memory that are not there yet."),
+    Row("ssd_demoted", "ssd_demoted_total", "counter", "Blocks written to the SSD."),
+    Row("ssd_demoted_bytes", "ssd_demoted_bytes_total", "counter", "Their bytes."),
+    Row("ssd_hits", "ssd_hits_total", "counter", "Blocks brought back into memory."),
+    Row("ssd_hit_bytes", "ssd_hit_bytes_total", "counter", "Their bytes."),
+    Row("ssd_misses", "ssd_misses_total", "counter", "Blocks asked for that are not there."),
+    Row("ssd_failed", "ssd_failed_total", "counter", "Blocks for which memory had no room."),
+    Row("ssd_damaged", "ssd_damaged_total", "counter", "Records that failed their checks."),
+    Row("ssd_errors", "ssd_errors_total", "counter", "Reads and writes that the device failed."),
+)
+
+
 class NodeCollector(Collector):
     """Reads the node once a scrape. Of a closed node it has nothing to say."""
 
@@ -114,8 +131,10 @@ class NodeCollector(Collector):
         describe: Callable[[], NodeDescription],
         read_stats: Callable[[], NodeStats],
         read_refused_tokens: Callable[[], int],
+        read_tier: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
-        """The three sources; each is called once a scrape."""
+        """The sources; each is called once a scrape. Without a tier there is none of it."""
+        self._read_tier = read_tier
         self._describe = describe
         self._read_stats = read_stats
         self._read_refused_tokens = read_refused_tokens
@@ -126,7 +145,9 @@ class NodeCollector(Collector):
             stats, node = self._read_stats(), self._describe()
         except errors.StoreClosed:
             return
-        yield from _families(stats)
+        yield from _families(METRICS, stats)
+        if self._read_tier is not None:
+            yield from _families(TIER_METRICS, self._read_tier())
         refused = CounterMetricFamily(
             f"{_PREFIX}control_refused_total", "Control calls with a missing or wrong token."
         )
@@ -147,9 +168,9 @@ class NodeCollector(Collector):
         yield info
 
 
-def _families(stats: Mapping[str, int]) -> Iterable[Metric]:
+def _families(rows: Iterable[Row], stats: Mapping[str, int]) -> Iterable[Metric]:
     families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-    for row in METRICS:
+    for row in rows:
         family = families.get(row.name)
         if family is None:
             make = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
@@ -159,10 +180,16 @@ def _families(stats: Mapping[str, int]) -> Iterable[Metric]:
     return families.values()
 
 
-def serve(node: MemoryNode, read_refused_tokens: Callable[[], int], host: str, port: int) -> int:
+def serve(
+    node: MemoryNode,
+    read_refused_tokens: Callable[[], int],
+    host: str,
+    port: int,
+    read_tier: Callable[[], Mapping[str, int]] | None = None,
+) -> int:
     """Serves the metrics from a thread; returns the port. `ConfigurationError` if it cannot."""
     registry = CollectorRegistry()
-    registry.register(NodeCollector(node.describe, node.stats, read_refused_tokens))
+    registry.register(NodeCollector(node.describe, node.stats, read_refused_tokens, read_tier))
     ProcessCollector(registry=registry)
     try:
         server, _thread = start_http_server(port, addr=host, registry=registry)

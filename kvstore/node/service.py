@@ -1,6 +1,6 @@
-"""The gRPC services of a node: kvstore.control.v1 and the standard health service.
+"""The gRPC services of a node: kvstore.control.v1, kvstore.tier.v1 and the health service.
 
-Every call of the control service passes the token check first. The health service does not, so
+Every call of the first two passes the token check first. The health service does not, so
 that an orchestrator's probe needs no secret; it says only whether the node serves.
 """
 
@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from kvstore import errors
-from kvstore.cluster.proto import control_pb2, control_pb2_grpc
+from kvstore.cluster.proto import control_pb2, control_pb2_grpc, tier_pb2_grpc
 from kvstore.cluster.rpc import MEMBERSHIP_TRAILER
 from kvstore.cluster.verbs_messages import endpoint_from, grant_message
 from kvstore.node.description import (
@@ -33,6 +33,10 @@ from kvstore.node.description import (
 )
 from kvstore.node.log import Log
 from kvstore.node.memory_node import MemoryNode
+from kvstore.node.tier_service import TIER_SERVICE_NAME, TierService
+
+if TYPE_CHECKING:
+    from kvstore.node.ssd.tier import SsdTier
 
 SERVICE_NAME: Final = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
 #: A control request is small; anything near this is not one.
@@ -40,13 +44,15 @@ REQUEST_BYTES_MAX: Final = 64 << 10
 _CALLS_AT_ONCE: Final = 8
 #: Calls that run, wait for a thread, or watch the health; more are refused at once.
 _CALLS_MAX: Final = 256
+#: Calls of the SSD tier that wait for the device, beside those above.
+_TIER_CALLS_AT_ONCE: Final = 16
 _REFUSALS_LOGGED_EVERY_S: Final = 1.0
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class TokenCheck(grpc.ServerInterceptor):  # type: ignore[misc,type-arg,unused-ignore]
-    """Lets a call of the control service through only with the node's token."""
+    """Lets a call of the control and the tier service through only with the node's token."""
 
     def __init__(self, token: str | None, log: Log) -> None:
         self._expected = f"Bearer {token}".encode() if token else None
@@ -68,7 +74,8 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[misc,type-arg,unused-i
         details: grpc.HandlerCallDetails,
     ) -> Any:
         """Part of gRPC's interceptor interface."""
-        if self._expected is None or not details.method.startswith(f"/{SERVICE_NAME}/"):
+        guarded = details.method.startswith((f"/{SERVICE_NAME}/", f"/{TIER_SERVICE_NAME}/"))
+        if self._expected is None or not guarded:
             return continuation(details)
         given = [value for key, value in details.invocation_metadata if key == "authorization"]
         presented = given[0] if len(given) == 1 else ""
@@ -92,9 +99,18 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[misc,type-arg,unused-i
 class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unused-ignore]
     """Answers for one `MemoryNode`."""
 
-    def __init__(self, node: MemoryNode, log: Log, *, advertise: str, on_drain: Callable[[], None]):
+    def __init__(
+        self,
+        node: MemoryNode,
+        log: Log,
+        *,
+        advertise: str,
+        on_drain: Callable[[], None],
+        tier: SsdTier | None = None,
+    ):
         """`advertise` is the host that clients reach the agent at; empty: where they came to."""
         self._node = node
+        self._tier = tier
         self._log = log
         self._advertise = advertise
         self._on_drain = on_drain
@@ -130,7 +146,10 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
         return control_pb2.DetachResponse(found=found)
 
     def Stats(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
-        return self._guarded(context, lambda: control_pb2.NodeStats(figures=self._node.stats()))
+        return self._guarded(context, lambda: control_pb2.NodeStats(figures=self._stats()))
+
+    def _stats(self) -> dict[str, int]:
+        return self._node.stats() | (self._tier.stats() if self._tier is not None else {})
 
     def Clients(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
         records = self._guarded(context, self._node.clients)
@@ -234,6 +253,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
             version=node.version,
             verbs_device=node.verbs_device,
             verbs_gid=node.verbs_gid,
+            ssd_bytes=self._tier.capacity_bytes if self._tier is not None else 0,
         )
 
 
@@ -248,6 +268,7 @@ class ControlServer:
         token: str | None,
         certificate: tuple[bytes, bytes] | None,
         advertise: str,
+        tier: SsdTier | None = None,
     ) -> None:
         """`certificate` is the chain and the key in PEM; None: clear text."""
         self._node = node
@@ -255,7 +276,10 @@ class ControlServer:
         self.token_check = TokenCheck(token, log)
         self.health = health.HealthServicer()
         self._server = grpc.server(
-            ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="control"),
+            ThreadPoolExecutor(
+                _CALLS_AT_ONCE + (_TIER_CALLS_AT_ONCE if tier is not None else 0),
+                thread_name_prefix="control",
+            ),
             interceptors=[self.token_check],
             maximum_concurrent_rpcs=_CALLS_MAX,
             options=[
@@ -265,8 +289,11 @@ class ControlServer:
                 ("grpc.max_concurrent_streams", _CALLS_MAX),
             ],
         )
-        service = ControlService(node, log, advertise=advertise, on_drain=self.drain)
+        service = ControlService(node, log, advertise=advertise, on_drain=self.drain, tier=tier)
         control_pb2_grpc.add_ControlServicer_to_server(service, self._server)
+        if tier is not None:
+            tier_service = TierService(tier, _TIER_CALLS_AT_ONCE)
+            tier_pb2_grpc.add_TierServicer_to_server(tier_service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
 
     def start(self, host: str, port: int) -> int:

@@ -368,7 +368,9 @@ Task<Status> find_and_read(Channel& channel, const Target& target) {
       if (reading == Reading::kUnsound) unsound = true;
       if (reading == Reading::kUnsound || reading == Reading::kOther) continue;
       if (reading == Reading::kDone) {
-        channel.touch(places.subtable(), matches[i].offset, target.key, call, false);
+        if (is_use(call)) {
+          channel.touch(places.subtable(), matches[i].offset, target.key, call, false);
+        }
         attachment.addresses.remember(
             hash, {matches[i].offset, matches[i].slot, places.subtable(), call.data_bytes});
       }
@@ -408,7 +410,7 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
     }
     if (reading != Reading::kUnsound && reading != Reading::kOther) {
       ++counts.address_hits;
-      channel.touch(known.subtable, known.slot_offset, key, call, false);
+      if (is_use(call)) channel.touch(known.subtable, known.slot_offset, key, call, false);
       co_return outcome_of(reading);
     }
     ++counts.address_stale;

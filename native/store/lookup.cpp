@@ -230,11 +230,6 @@ Task<Status> contains_known(Channel& channel, const Key& key, const KnownAddress
   co_return Status::kOk;
 }
 
-// A probe keeps nothing from eviction: whoever only asks does not use.
-bool is_use(const kv_call& call) {
-  return (call.flags & KV_PROBE) == 0 || call.pin_s != 0;
-}
-
 }  // namespace
 
 Task<Status> contains(Channel& channel, const Key& key, kv_call& call) {

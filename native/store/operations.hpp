@@ -34,6 +34,11 @@ Task<Status> put(Channel& channel, const Key& key, kv_call& call);
 Task<Status> remove(Channel& channel, const Key& key, kv_call& call);
 Task<Status> contains(Channel& channel, const Key& key, kv_call& call);
 
+// A probe keeps nothing from eviction: whoever only asks, or copies, does not use.
+inline bool is_use(const kv_call& call) {
+  return (call.flags & KV_PROBE) == 0 || call.pin_s != 0;
+}
+
 // Where a key was found: its slot and the header of its object.
 struct Found {
   SlotRef ref;

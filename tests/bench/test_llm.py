@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kvstore.bench.llm import ssd
 from kvstore.bench.llm.policies import POLICIES, Lru
 from kvstore.bench.llm.replay import count
 from kvstore.bench.llm.routing import ROUTERS, replay
@@ -217,3 +218,19 @@ def test_a_mistake_is_one_clear_line(words: list[str], reason: str) -> None:
     assert finished.returncode != 0
     assert reason in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("fabric", ["shm", "tcp"])
+def test_the_ssd_figure_loads_what_only_the_file_has(
+    fabric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssd, "BLOCKS", 3)
+    rows = ssd.measure(fabric, 0.01, tmp_path, lambda text: None)
+    assert [(row["tier"], row.get("file")) for row in rows] == [
+        ("ssd", "warm"),
+        ("ssd", "cold"),
+        ("remote", None),
+    ]
+    assert all(row["bytes_per_s"] > 0 and row["fabric"] == fabric for row in rows)
+    assert all(row["ratio"] > 0 for row in rows[:2])
+    assert list(tmp_path.iterdir()) == []

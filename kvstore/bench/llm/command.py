@@ -21,6 +21,7 @@ CHOICES: Final = (*POLICIES, *(name for name in EVICTIONS if name != "none"), "s
 _COLUMNS: Final = (
     *("trace", "figure", "policy", "fabric", "capacity_blocks", "token_hit_ratio", "tier"),
     *("block_bytes", "blocks", "bytes_per_s", "store_bytes_per_s", "copy_bytes_per_s"),
+    *("file", "file_bytes_per_s"),
     *("p50_ms", "p99_ms", "loaded_blocks", "stored_blocks", "failed_blocks"),
     *("engine", "prefills", "ttft_ms", "all_ms", "cached_tokens", "same_tokens", "ratio_own_cache"),
     *("instances", "busiest_ratio", "late_ratio"),
@@ -63,13 +64,18 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, text: str) -> i
 @click.option("--fabric", type=click.Choice(["local", "shm", "tcp"]), default="shm")
 @click.option(
     "--figure",
-    type=click.Choice(["adapter", "ttft", "single-flight", "routing"]),
+    type=click.Choice(["adapter", "ssd", "ttft", "single-flight", "routing"]),
     help="A fixed experiment; only `routing` has a trace.",
 )
 @click.option(
     "--instances", type=click.IntRange(1), default=8, show_default=True,
     help="Of the figure `routing`, each with a cache of --capacity-blocks.",
 )  # fmt: skip
+@click.option(
+    "--ssd-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Of the figure `ssd`: where its file goes.  [default: the directory for temporary files]",
+)
 @click.option("--seconds", type=click.FloatRange(0.01), default=3.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def llm(
@@ -81,6 +87,7 @@ def llm(
     fabric: str,
     figure: str | None,
     instances: int,
+    ssd_dir: Path | None,
     seconds: float,
     as_json: bool,
 ) -> None:
@@ -99,6 +106,7 @@ def llm(
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy lru --policy adaptive
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy store --fabric tcp
       kvstore-bench llm --figure adapter --fabric shm
+      kvstore-bench llm --figure ssd --ssd-dir /mnt/nvme
       kvstore-bench llm --figure routing --trace conversation_trace.jsonl.gz
       build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft
     """
@@ -122,6 +130,10 @@ def llm(
             from kvstore.bench.llm.flights import measure as measure_flights
 
             rows = measure_flights(say)
+        elif figure == "ssd":
+            from kvstore.bench.llm.ssd import measure as measure_ssd
+
+            rows = measure_ssd("shm" if fabric == "local" else fabric, seconds, ssd_dir, say)
         elif figure is not None:
             from kvstore.bench.llm.adapter import measure
 

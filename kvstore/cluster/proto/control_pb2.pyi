@@ -65,7 +65,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeDescription(_message.Message):
-    __slots__ = ("node_id", "incarnation", "region_bytes", "layout_version", "domain", "eviction", "consistency", "membership_lease_ms", "shm_name", "data_host", "data_port", "cluster_id", "members", "version", "verbs_device", "verbs_gid")
+    __slots__ = ("node_id", "incarnation", "region_bytes", "layout_version", "domain", "eviction", "consistency", "membership_lease_ms", "shm_name", "data_host", "data_port", "cluster_id", "members", "version", "verbs_device", "verbs_gid", "ssd_bytes")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     REGION_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class NodeDescription(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VERBS_DEVICE_FIELD_NUMBER: _ClassVar[int]
     VERBS_GID_FIELD_NUMBER: _ClassVar[int]
+    SSD_BYTES_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     incarnation: int
     region_bytes: int
@@ -98,7 +99,8 @@ class NodeDescription(_message.Message):
     version: str
     verbs_device: str
     verbs_gid: bytes
-    def __init__(self, node_id: _Optional[int] = ..., incarnation: _Optional[int] = ..., region_bytes: _Optional[int] = ..., layout_version: _Optional[int] = ..., domain: _Optional[_Union[Domain, str]] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., consistency: _Optional[_Union[Consistency, str]] = ..., membership_lease_ms: _Optional[int] = ..., shm_name: _Optional[str] = ..., data_host: _Optional[str] = ..., data_port: _Optional[int] = ..., cluster_id: _Optional[str] = ..., members: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., verbs_device: _Optional[str] = ..., verbs_gid: _Optional[bytes] = ...) -> None: ...
+    ssd_bytes: int
+    def __init__(self, node_id: _Optional[int] = ..., incarnation: _Optional[int] = ..., region_bytes: _Optional[int] = ..., layout_version: _Optional[int] = ..., domain: _Optional[_Union[Domain, str]] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., consistency: _Optional[_Union[Consistency, str]] = ..., membership_lease_ms: _Optional[int] = ..., shm_name: _Optional[str] = ..., data_host: _Optional[str] = ..., data_port: _Optional[int] = ..., cluster_id: _Optional[str] = ..., members: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., verbs_device: _Optional[str] = ..., verbs_gid: _Optional[bytes] = ..., ssd_bytes: _Optional[int] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
     __slots__ = ("cluster_id", "members", "peer", "layout_version")

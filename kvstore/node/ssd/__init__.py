@@ -1,0 +1,7 @@
+"""The SSD tier of a memory node: a log of blocks in one file, and what moves blocks to and fro.
+
+format.py   the bytes of the file
+log.py      the file: append, read, forget, and the scan at the start
+region.py   the node's own client of its memory
+tier.py     demotion, promotion and the figures
+"""

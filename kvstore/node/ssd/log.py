@@ -1,0 +1,510 @@
+"""The file of the SSD tier: a ring of segments, of which the oldest is written over first.
+
+One thread at a time appends; any number read. The index is in memory and is made anew by a scan of
+the records' headers when the file is opened. A record is believed only after its header, its key
+and the CRC of its value were read back and hold; anything else is a miss, and is forgotten.
+
+Nothing waits for the device but a segment that is full, and `forget`. What a failure of power
+leaves half written fails its checks, and so is a miss. The end of the process alone loses nothing
+that was appended.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple, Self, TypeAlias
+
+from kvstore.errors import ConfigurationError
+from kvstore.node.ssd import format as form
+from kvstore.node.units import format_bytes
+
+BYTES_MIN: Final = 1 << 20
+_SEGMENT_BYTES_MIN: Final = 64 << 10
+_SEGMENT_BYTES_MAX: Final = 64 << 20
+_SEGMENTS_WANTED: Final = 16
+_SCAN_THREADS: Final = 8
+_RESYNC_BYTES: Final = 256 << 10
+#: What is used moves on when its segment is written over, up to this share of a segment.
+_KEPT_SHARE: Final = 4
+_Writable: TypeAlias = bytearray | memoryview
+_Readable: TypeAlias = bytes | bytearray | memoryview
+
+
+class Entry(NamedTuple):
+    """Where a record is, and what it holds."""
+
+    offset: int
+    value_bytes: int
+    codec: int
+    value_crc: int
+    #: Of the segment: a record of a segment that was written over since has another one.
+    sequence: int
+    #: Of the object in this node's memory that has the same bytes; 0: not known.
+    version: int
+
+
+class _Found(NamedTuple):
+    """One record of a scan."""
+
+    header: form.RecordHeader
+    key: bytes
+    offset: int
+
+
+class SsdLog:
+    """A log that is open, and its index. Thread-safe. Made by `open`."""
+
+    def __init__(self, path: str, descriptor: int, segment_bytes: int, file_id: int, segments: int):
+        self.path = path
+        self.segment_bytes = segment_bytes
+        #: Records and gaps that did not hold what they should.
+        self.damaged = 0
+        #: Changes with each `forget`.
+        self.generation = 0
+        #: Bytes of the records that can be found.
+        self.live_bytes = 0
+        self._descriptor = descriptor
+        self._file_id = file_id
+        self._append_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._index: dict[bytes, Entry] = {}
+        self._used: set[bytes] = set()
+        #: Per segment: its sequence, 0 if it was never written, and the keys appended to it.
+        self._sequences = [0] * segments
+        self._keys: list[list[bytes]] = [[] for _ in range(segments)]
+        self._number = 0
+        #: Where the next record goes; as if the segment were full until one has begun.
+        self._cursor = self._end_of(0)
+
+    @classmethod
+    def open(cls, path: str, bytes_max: int) -> Self:
+        """Opens or makes the file at `path` and reads its index; it takes `bytes_max` at once.
+
+        `ConfigurationError` with the next step if the file is another one's, of another version,
+        in use by another node, or cannot be had.
+        """
+        if bytes_max < BYTES_MIN:
+            raise ConfigurationError(
+                f"--ssd-bytes {format_bytes(bytes_max)} is below the least,"
+                f" {format_bytes(BYTES_MIN)}"
+            )
+        descriptor = _open(path)
+        is_new = os.fstat(descriptor).st_size == 0
+        try:
+            superblock = _read_or_make_superblock(path, descriptor, bytes_max)
+            segments = (bytes_max - form.PAGE_BYTES) // superblock.segment_bytes
+            if segments < 2:
+                raise ConfigurationError(
+                    f"--ssd {path} has segments of {format_bytes(superblock.segment_bytes)}, of"
+                    f" which --ssd-bytes {format_bytes(bytes_max)} has no room for two: give more,"
+                    " or remove the file"
+                )
+            _take(path, descriptor, form.PAGE_BYTES + segments * superblock.segment_bytes)
+            log = cls(path, descriptor, superblock.segment_bytes, superblock.file_id, int(segments))
+            log._scan()
+        except BaseException:
+            if is_new:
+                # Its segments were for a size that was not to be had.
+                os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+            raise
+        return log
+
+    def close(self) -> None:
+        """Closes the file. The caller has ended all other calls. May be called again."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    # ---- the index ----
+
+    @property
+    def capacity_bytes(self) -> int:
+        """What the file takes."""
+        return form.PAGE_BYTES + len(self._sequences) * self.segment_bytes
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def find(self, key: bytes) -> Entry | None:
+        """The record of a key, not yet believed."""
+        return self._index.get(key)
+
+    def held(self) -> list[bytes]:
+        """All keys that have a record."""
+        with self._lock:
+            return list(self._index)
+
+    def adopt(self, key: bytes, entry: Entry, version: int) -> bool:
+        """Notes that the object of this version has the record's bytes, if it is still there."""
+        with self._lock:
+            if self._index.get(key) is not entry:
+                return False
+            self._index[key] = entry._replace(version=version)
+            return True
+
+    def fits(self, key: bytes, value_bytes: int) -> bool:
+        """Whether a record can be that large."""
+        room = self.segment_bytes - form.PAGE_BYTES
+        return form.record_bytes(len(key), value_bytes) <= room
+
+    # ---- reading ----
+
+    def read(self, key: bytes, entry: Entry, buffer: bytearray) -> memoryview | None:
+        """The value of a record, in `buffer`, which grows to its size; None: it is a miss.
+
+        OSError if the device says so; the record stays.
+        """
+        if len(buffer) < entry.value_bytes:
+            buffer.extend(bytes(entry.value_bytes - len(buffer)))
+        value = memoryview(buffer)[: entry.value_bytes]
+        head = bytearray(form.RECORD_HEADER_BYTES + len(key))
+        try:
+            read = _read_fully(self._descriptor, [head, value], entry.offset)
+        except OSError:
+            value.release()
+            raise
+        parsed = form.parse_record(head) if read == len(head) + len(value) else None
+        if (
+            parsed is None
+            or parsed[1] != key
+            or parsed[0].file_id != self._file_id
+            or parsed[0].sequence != entry.sequence
+            or parsed[0].value_bytes != entry.value_bytes
+            or parsed[0].value_crc != form.crc32c(value)
+        ):
+            value.release()
+            self._drop_damaged(key, entry)
+            return None
+        with self._lock:
+            if self._index.get(key) is not None:
+                self._used.add(key)
+        return value
+
+    def _drop_damaged(self, key: bytes, entry: Entry) -> None:
+        """A record that was written over, or forgotten, while it was read is not damaged."""
+        with self._lock:
+            found = self._index.get(key)
+            if found is not None and found.offset == entry.offset:
+                self._remove(key)
+                self.damaged += 1
+
+    # ---- writing ----
+
+    def append(
+        self, key: bytes, value: memoryview, codec: int, *, version: int, generation: int
+    ) -> bool:
+        """Writes a record, in place of an earlier one of the key.
+
+        False if it is too large, or if there was a `forget` since `generation`. OSError if the
+        device says so; then there is no record.
+        """
+        if not 0 < len(key) <= form.KEY_BYTES_MAX or not self.fits(key, len(value)):
+            return False
+        crc = form.crc32c(value)
+        with self._append_lock:
+            if generation != self.generation:
+                return False
+            self._write(form.OBJECT, key, value, codec, crc, version)
+        return True
+
+    def forget(self, prefix: bytes) -> int:
+        """Drops the records whose keys begin with `prefix`, for good; returns how many there were.
+
+        What is being appended meanwhile is refused. OSError if the device says so: they are gone
+        then until the node is started again.
+        """
+        if not 0 < len(prefix) <= form.KEY_BYTES_MAX:
+            raise ValueError(f"a prefix has 1 to {form.KEY_BYTES_MAX} bytes, not {len(prefix)}")
+        with self._append_lock:
+            self.generation += 1
+            with self._lock:
+                gone = [key for key in self._index if key.startswith(prefix)]
+                for key in gone:
+                    self._remove(key)
+            if gone:
+                self._write(form.FORGOTTEN, prefix, memoryview(b""), 0, form.crc32c(b""), 0)
+                os.fdatasync(self._descriptor)
+        return len(gone)
+
+    def _write(
+        self, kind: int, key: bytes, value: memoryview, codec: int, crc: int, version: int
+    ) -> None:
+        size = form.record_bytes(len(key), len(value))
+        if self._cursor + size > self._end_of(self._number) or not self._sequences[self._number]:
+            self._begin_segment()
+        sequence, offset = self._sequences[self._number], self._cursor
+        header = form.RecordHeader(kind, len(key), codec, crc, len(value), self._file_id, sequence)
+        _write_fully(self._descriptor, [form.pack_record(header, key), value], offset)
+        self._cursor += size
+        if kind == form.OBJECT:
+            self._insert(key, Entry(offset, len(value), codec, crc, sequence, version))
+
+    def _begin_segment(self) -> None:
+        """Goes on in the segment that was written longest ago; what was used of it stays."""
+        if self._sequences[self._number]:
+            os.fdatasync(self._descriptor)
+        number = self._sequences.index(min(self._sequences))
+        kept = list(self._kept(number))
+        with self._lock:
+            for key in self._keys[number]:
+                entry = self._index.get(key)
+                if entry is not None and entry.sequence == self._sequences[number]:
+                    self._remove(key)
+            self._keys[number] = []
+        sequence = max(self._sequences) + 1
+        begin = self._begin_of(number)
+        _write_fully(self._descriptor, [form.pack_segment(self._file_id, sequence, number)], begin)
+        self._sequences[number] = sequence
+        self._number, self._cursor = number, begin + form.PAGE_BYTES
+        for key, entry, value in kept:
+            self._write(
+                form.OBJECT, key, memoryview(value), entry.codec, entry.value_crc, entry.version
+            )
+
+    def _kept(self, number: int) -> Iterator[tuple[bytes, Entry, bytes]]:
+        """Records of a segment that were read since they were written there, up to a share."""
+        room = self.segment_bytes // _KEPT_SHARE
+        buffer = bytearray()
+        for key in self._keys[number]:
+            entry = self._index.get(key)
+            if key not in self._used or entry is None:
+                continue
+            size = form.record_bytes(len(key), entry.value_bytes)
+            if entry.sequence != self._sequences[number] or size > room:
+                continue
+            try:
+                value = self.read(key, entry, buffer)
+            except OSError:
+                continue
+            if value is not None:
+                room -= size
+                yield key, entry, bytes(value)
+                value.release()
+
+    def _insert(self, key: bytes, entry: Entry) -> None:
+        with self._lock:
+            self._remove(key)
+            self._index[key] = entry
+            self._keys[self._number_of(entry.offset)].append(key)
+            self.live_bytes += form.record_bytes(len(key), entry.value_bytes)
+
+    def _remove(self, key: bytes) -> None:
+        entry = self._index.pop(key, None)
+        self._used.discard(key)
+        if entry is not None:
+            self.live_bytes -= form.record_bytes(len(key), entry.value_bytes)
+
+    # ---- the scan ----
+
+    def _scan(self) -> None:
+        """Makes the index from the segments, those written first first."""
+        numbers = range(len(self._sequences))
+        with ThreadPoolExecutor(_SCAN_THREADS, "ssd-scan") as pool:
+            scans = list(pool.map(self._scan_segment, numbers))
+        for number in sorted(numbers, key=lambda number: scans[number][0]):
+            sequence, found, damaged = scans[number]
+            self._sequences[number] = sequence
+            self.damaged += damaged
+            if not sequence:
+                continue
+            # The last one that has records is the one to go on with.
+            self._number, self._cursor = number, self._begin_of(number) + form.PAGE_BYTES
+            for record in found:
+                self._cursor = record.offset + record.header.record_bytes
+                self._replay(record)
+
+    def _replay(self, record: _Found) -> None:
+        header = record.header
+        if header.kind == form.FORGOTTEN:
+            for key in [key for key in self._index if key.startswith(record.key)]:
+                self._remove(key)
+            return
+        self._insert(
+            record.key,
+            Entry(
+                record.offset,
+                header.value_bytes,
+                header.codec,
+                header.value_crc,
+                header.sequence,
+                0,
+            ),
+        )
+
+    def _scan_segment(self, number: int) -> tuple[int, list[_Found], int]:
+        """The sequence of a segment, its records in order, and how many gaps are between them."""
+        begin, end = self._begin_of(number), self._end_of(number)
+        page = os.pread(self._descriptor, form.PAGE_BYTES, begin)
+        sequence = form.parse_segment(page, self._file_id, number)
+        if not sequence:
+            return 0, [], int(any(page))
+        found: list[_Found] = []
+        damaged = 0
+        offset = begin + form.PAGE_BYTES
+        while offset < end:
+            record = self._record_at(offset, sequence, end)
+            if record is None:
+                record = self._next_record(offset + form.ALIGNMENT, sequence, end)
+                if record is None:
+                    break
+                damaged += 1
+            found.append(record)
+            offset = record.offset + record.header.record_bytes
+        return sequence, found, damaged
+
+    def _record_at(self, offset: int, sequence: int, end: int) -> _Found | None:
+        head_bytes = form.RECORD_HEADER_BYTES + form.KEY_BYTES_MAX
+        parsed = form.parse_record(
+            os.pread(self._descriptor, min(head_bytes, end - offset), offset)
+        )
+        if parsed is None:
+            return None
+        header, key = parsed
+        fits = offset + header.record_bytes <= end
+        if header.file_id != self._file_id or header.sequence != sequence or not fits:
+            return None
+        return _Found(header, key, offset)
+
+    def _next_record(self, offset: int, sequence: int, end: int) -> _Found | None:
+        """The first record from `offset` on, behind bytes that are none."""
+        while offset < end:
+            window = os.pread(self._descriptor, min(_RESYNC_BYTES, end - offset), offset)
+            at = window.find(form.RECORD_MAGIC)
+            while at >= 0:
+                if at % form.ALIGNMENT == 0:
+                    record = self._record_at(offset + at, sequence, end)
+                    if record is not None:
+                        return record
+                at = window.find(form.RECORD_MAGIC, at + 1)
+            if len(window) < _RESYNC_BYTES:
+                return None
+            offset += _RESYNC_BYTES
+        return None
+
+    # ---- places ----
+
+    def _begin_of(self, number: int) -> int:
+        return form.PAGE_BYTES + number * self.segment_bytes
+
+    def _end_of(self, number: int) -> int:
+        return self._begin_of(number + 1)
+
+    def _number_of(self, offset: int) -> int:
+        return (offset - form.PAGE_BYTES) // self.segment_bytes
+
+
+def _open(path: str) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--ssd {path}: {error.strerror}: give a file in a directory that this user can write"
+        ) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigurationError(f"--ssd {path} is no regular file: give one on a file system")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigurationError(
+            f"--ssd {path} is in use by another node: give each node a file of its own"
+        ) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _read_or_make_superblock(path: str, descriptor: int, bytes_max: int) -> form.Superblock:
+    try:
+        page = os.pread(descriptor, form.PAGE_BYTES, 0)
+        if not page:
+            segment_bytes = _SEGMENT_BYTES_MIN
+            while 2 * segment_bytes * _SEGMENTS_WANTED <= bytes_max:
+                segment_bytes *= 2
+            segment_bytes = min(segment_bytes, _SEGMENT_BYTES_MAX)
+            page = form.pack_superblock(segment_bytes, secrets.randbits(64))
+            _write_fully(descriptor, [page], 0)
+            os.fsync(descriptor)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--ssd {path}: {error.strerror}: give a file on another device"
+        ) from error
+    superblock = form.parse_superblock(page)
+    if superblock is None:
+        raise ConfigurationError(
+            f"--ssd {path} holds something else, or its first page is damaged: give another path,"
+            " or remove the file if nobody needs it"
+        )
+    if superblock.version != form.VERSION:
+        raise ConfigurationError(
+            f"--ssd {path} is of version {superblock.version}, this node knows {form.VERSION}:"
+            " give another path, or remove the file"
+        )
+    bounds = _SEGMENT_BYTES_MIN <= superblock.segment_bytes <= _SEGMENT_BYTES_MAX
+    if not bounds or superblock.segment_bytes % form.PAGE_BYTES:
+        raise ConfigurationError(
+            f"--ssd {path} has segments of {superblock.segment_bytes} bytes, which no node makes:"
+            " remove the file"
+        )
+    return superblock
+
+
+def _take(path: str, descriptor: int, size: int) -> None:
+    """Gives the file its size, so that a full device is found at the start."""
+    present = os.fstat(descriptor)
+    system = os.fstatvfs(descriptor)
+    free = system.f_bavail * system.f_frsize
+    wanted = size - 512 * present.st_blocks
+    try:
+        # Asked first: to take what there is and fail then would starve others meanwhile.
+        if wanted > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if present.st_size > size:
+            os.ftruncate(descriptor, size)
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            os.ftruncate(descriptor, size)
+            return
+        os.ftruncate(descriptor, min(present.st_size, size))
+        raise ConfigurationError(
+            f"--ssd {path}: {error.strerror}: {format_bytes(wanted)} are wanted,"
+            f" {format_bytes(free)} are free: give less --ssd-bytes"
+        ) from error
+
+
+def _read_fully(descriptor: int, buffers: Sequence[_Writable], offset: int) -> int:
+    """Reads until the buffers are full or the file ends; returns how many bytes."""
+    total = sum(len(buffer) for buffer in buffers)
+    done = more = os.preadv(descriptor, buffers, offset)
+    while more and done < total:
+        more = os.preadv(descriptor, _rest(buffers, done), offset + done)
+        done += more
+    return done
+
+
+def _write_fully(descriptor: int, buffers: Sequence[_Readable], offset: int) -> None:
+    total = sum(len(buffer) for buffer in buffers)
+    done = os.pwritev(descriptor, buffers, offset)
+    while done < total:
+        done += os.pwritev(descriptor, _rest(buffers, done), offset + done)
+
+
+def _rest(buffers: Sequence[_Readable], done: int) -> list[memoryview]:
+    """What is left of buffers after their first `done` bytes."""
+    views = []
+    for buffer in buffers:
+        skipped = min(done, len(buffer))
+        done -= skipped
+        if skipped < len(buffer):
+            views.append(memoryview(buffer)[skipped:])
+    return views

@@ -1,0 +1,79 @@
+"""The gRPC service of a node's SSD tier: kvstore.tier.v1.
+
+Waiting for the device takes a thread of the server. Only so many calls may; the rest are refused
+at once, so that attachments and health never wait behind them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import grpc
+
+from kvstore.cluster.proto import tier_pb2, tier_pb2_grpc
+
+if TYPE_CHECKING:
+    from kvstore.node.ssd.tier import SsdTier
+
+TIER_SERVICE_NAME: Final = tier_pb2.DESCRIPTOR.services_by_name["Tier"].full_name
+KEYS_MAX: Final = 1024
+_KEY_BYTES_MAX: Final = 1024
+_WAIT_S_MAX: Final = 60.0
+#: Left of a call's time for the way back.
+_RETURN_S: Final = 0.002
+_Answer = TypeVar("_Answer")
+
+
+class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc,unused-ignore]
+    """Answers for one `SsdTier`."""
+
+    def __init__(self, tier: SsdTier, calls_at_once: int) -> None:
+        self._tier = tier
+        self._places = threading.BoundedSemaphore(calls_at_once)
+
+    def Lookup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
+        keys = _checked(request.keys, context)
+        return tier_pb2.LookupResponse(found=bytes(self._tier.lookup(keys)))
+
+    def Promote(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
+        keys = _checked(request.keys, context)
+        left_s = context.time_remaining()
+        wait_s = min(request.wait_ms / 1000, _WAIT_S_MAX)
+        if left_s is not None:
+            wait_s = min(wait_s, left_s - _RETURN_S)
+
+        def promote() -> Any:
+            return tier_pb2.PromoteResponse(outcomes=bytes(self._tier.promote(keys, wait_s)))
+
+        return promote() if request.wait_ms == 0 else self._placed(context, promote)
+
+    def Forget(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
+        prefix = _checked([request.prefix], context)[0]
+
+        def forget() -> Any:
+            try:
+                return tier_pb2.ForgetResponse(records=self._tier.forget(prefix))
+            except OSError as error:
+                context.abort(grpc.StatusCode.UNAVAILABLE, f"the SSD failed: {error.strerror}")
+
+        return self._placed(context, forget)
+
+    def _placed(self, context: grpc.ServicerContext, call: Callable[[], _Answer]) -> _Answer:
+        if not self._places.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls wait for the SSD")
+        try:
+            return call()
+        finally:
+            self._places.release()
+
+
+def _checked(keys: Sequence[bytes], context: grpc.ServicerContext) -> list[bytes]:
+    if len(keys) > KEYS_MAX:
+        context.abort(
+            grpc.StatusCode.INVALID_ARGUMENT, f"at most {KEYS_MAX} keys a call, not {len(keys)}"
+        )
+    if not all(0 < len(key) <= _KEY_BYTES_MAX for key in keys):
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a key has 1 to {_KEY_BYTES_MAX} bytes")
+    return list(keys)

@@ -1,0 +1,296 @@
+"""The file of the SSD tier: whatever lies in it, a read gives the right bytes or a miss."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore.errors import ConfigurationError
+from kvstore.node.ssd import format as form
+from kvstore.node.ssd.log import BYTES_MIN, SsdLog
+
+
+def block(number: int, size: int = 10_000) -> bytes:
+    return random.Random(number).randbytes(size)
+
+
+def key_of(number: int) -> bytes:
+    return b"L1b" + number.to_bytes(16, "big")
+
+
+@contextmanager
+def opened(path: Path, bytes_max: int = BYTES_MIN) -> Iterator[SsdLog]:
+    log = SsdLog.open(str(path), bytes_max)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def append(log: SsdLog, key: bytes, value: bytes, *, codec: int = 0, version: int = 1) -> bool:
+    return log.append(key, memoryview(value), codec, version=version, generation=log.generation)
+
+
+def value_of(log: SsdLog, key: bytes) -> bytes | None:
+    entry = log.find(key)
+    value = log.read(key, entry, bytearray()) if entry is not None else None
+    return bytes(value) if value is not None else None
+
+
+def test_what_was_appended_is_read_also_by_the_next_one_who_opens_it(tmp_path: Path) -> None:
+    sizes = [0, 1, 63, 64, 65, 4096, 30_000]
+    with opened(tmp_path / "log") as log:
+        for number, size in enumerate(sizes):
+            assert append(log, key_of(number), block(number, size), codec=number)
+        assert [value_of(log, key_of(i)) for i in range(7)] == [
+            block(i, size) for i, size in enumerate(sizes)
+        ]
+        live_bytes = log.live_bytes
+    with opened(tmp_path / "log") as log:
+        assert len(log) == 7
+        assert log.damaged == 0
+        assert log.live_bytes == live_bytes
+        for number, size in enumerate(sizes):
+            entry = log.find(key_of(number))
+            assert entry is not None
+            assert (entry.codec, entry.version) == (number, 0)
+            assert value_of(log, key_of(number)) == block(number, size)
+
+
+def test_the_last_record_of_a_key_counts(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as log:
+        for number in range(3):
+            append(log, b"k", block(number))
+        assert value_of(log, b"k") == block(2)
+    with opened(tmp_path / "log") as log:
+        assert value_of(log, b"k") == block(2)
+        assert len(log) == 1
+
+
+def test_the_oldest_are_written_over_and_what_was_read_stays(tmp_path: Path) -> None:
+    size, count = 6_000, 400
+    with opened(tmp_path / "log") as log:
+        for number in range(count):
+            append(log, key_of(number), block(number, size))
+            assert value_of(log, key_of(0)) == block(0, size)
+        assert log.live_bytes <= log.capacity_bytes
+        there = [i for i in range(count) if log.find(key_of(i)) is not None]
+        assert there[0] == 0
+        assert there[1:] == list(range(count - len(there) + 1, count))
+        assert len(there) * size > 0.8 * log.capacity_bytes
+        kept = {key: value_of(log, key) for key in log.held()}
+        assert kept == {key_of(i): block(i, size) for i in there}
+    with opened(tmp_path / "log") as log:
+        assert {key: value_of(log, key) for key in log.held()} == kept
+        append(log, b"next", b"x")
+        assert value_of(log, b"next") == b"x"
+
+
+def test_the_forgotten_stay_forgotten(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as log:
+        for number in range(8):
+            append(log, b"ab"[number % 2 : number % 2 + 1] + key_of(number), block(number))
+        generation = log.generation
+        assert log.forget(b"a") == 4
+        assert not log.append(
+            b"a" + key_of(0), memoryview(b"late"), 0, version=1, generation=generation
+        )
+        append(log, b"a" + key_of(8), block(8))
+    with opened(tmp_path / "log") as log:
+        assert sorted(log.held()) == sorted(
+            [b"a" + key_of(8), *(b"b" + key_of(i) for i in (1, 3, 5, 7))]
+        )
+
+
+def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as log:
+        assert not append(log, b"k", bytes(log.segment_bytes))
+        assert not append(log, b"", b"x")
+        assert not append(log, bytes(1025), b"x")
+        assert append(log, b"k", bytes(log.segment_bytes - form.PAGE_BYTES - 128))
+
+
+def test_another_size_keeps_what_there_is_room_for(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as log:
+        for number in range(30):
+            append(log, key_of(number), block(number, 6_000))
+    with opened(tmp_path / "log", 2 * BYTES_MIN) as log:
+        assert len(log) == 30
+        assert log.capacity_bytes > 1.8 * BYTES_MIN
+    with opened(tmp_path / "log", BYTES_MIN) as log:
+        assert len(log) == 30
+        assert os.path.getsize(tmp_path / "log") <= BYTES_MIN
+
+
+# ---- damage ----
+
+
+def test_a_flipped_or_cut_record_is_a_miss_and_the_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with opened(path) as log:
+        entries = []
+        for number in range(6):
+            append(log, key_of(number), block(number))
+            entries.append(log.find(key_of(number)))
+    data = bytearray(path.read_bytes())
+    first, second, *_, last = [entry.offset for entry in entries if entry is not None]
+    data[first + 5_000] ^= 1  # in a value
+    data[second + 8] ^= 1  # in a header
+    data[last + 9_000 :] = b""
+    path.write_bytes(data)
+    with opened(path) as log:
+        assert log.damaged == 1
+        values = [value_of(log, key_of(number)) for number in range(6)]
+        assert values == [None, None, block(2), block(3), block(4), None]
+        assert log.damaged == 3
+        assert len(log) == 3
+        append(log, key_of(0), block(0))
+        assert value_of(log, key_of(0)) == block(0)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[bytes, set[bytes]]]:
+    """A small log that went round, and every value that each key ever had."""
+    path = tmp_path_factory.mktemp("image") / "log"
+    possible: dict[bytes, set[bytes]] = {}
+    with opened(path) as log:
+        for number in range(60):
+            key, value = key_of(number % 40), block(number, 25_000 - number)
+            append(log, key, value)
+            possible.setdefault(key, set()).add(value)
+        log.forget(key_of(3))
+    return path, path.read_bytes(), possible
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_no_damage_gives_wrong_bytes(
+    image: tuple[Path, bytes, dict[bytes, set[bytes]]], data: st.DataObject
+) -> None:
+    path, whole, possible = image
+    damaged = bytearray(whole)
+    # Headers are few among the bytes; half of the damage is where they are.
+    starts = [0, *(i * (64 << 10) + form.PAGE_BYTES for i in range(15))]
+    place = st.one_of(
+        st.integers(form.PAGE_BYTES, len(whole) - 1),
+        st.builds(lambda a, b: a + b, st.sampled_from(starts[1:]), st.integers(0, 8200)),
+    )
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(place)
+        junk = data.draw(st.binary(min_size=1, max_size=200))
+        damaged[at : at + len(junk)] = junk
+    cut = data.draw(st.one_of(st.none(), st.integers(form.PAGE_BYTES, len(whole))))
+    path.write_bytes(damaged[:cut])
+    with opened(path) as log:
+        for key in log.held():
+            value = value_of(log, key)
+            assert value is None or value in possible[key]
+        append(log, b"new", b"value")
+        assert value_of(log, b"new") == b"value"
+
+
+@given(st.binary(max_size=2000))
+def test_any_bytes_parse_to_none(data: bytes) -> None:
+    assert form.parse_record(data) is None
+    assert form.parse_record(form.RECORD_MAGIC + data) is None
+    assert form.parse_superblock(data) is None
+    assert form.parse_segment(data, 0, 0) is None
+
+
+def test_a_value_cannot_pass_for_a_record(tmp_path: Path) -> None:
+    """Whoever chooses a block's bytes writes headers into them, of another file's id."""
+    path = tmp_path / "log"
+    with opened(path) as log:
+        forged = form.RecordHeader(form.OBJECT, 6, 0, form.crc32c(b"evil"), 4, 12345, 1)
+        record = form.pack_record(forged, b"victim") + b"evil"
+        append(log, b"aa", bytes(64) * 2)
+        entry = log.find(b"aa")
+        # The value is aligned as a record, so that only the id is wrong.
+        pad = -(form.RECORD_HEADER_BYTES + 2) % form.ALIGNMENT
+        append(log, b"bb", bytes(pad) + record)
+        append(log, b"cc", b"after")
+        there = log.find(b"bb")
+    assert entry is not None
+    assert there is not None
+    data = bytearray(path.read_bytes())
+    assert data.find(record) % form.ALIGNMENT == 0
+    data[there.offset] ^= 1
+    path.write_bytes(data)
+    with opened(path) as log:
+        assert sorted(log.held()) == [b"aa", b"cc"]
+        assert log.damaged == 1
+
+
+# ---- files that are refused ----
+
+
+def test_a_file_has_one_node(tmp_path: Path) -> None:
+    with opened(tmp_path / "log"), pytest.raises(ConfigurationError, match="another node"):
+        SsdLog.open(str(tmp_path / "log"), BYTES_MIN)
+    with opened(tmp_path / "log"):
+        pass
+
+
+def test_what_is_no_log_is_refused_and_left_alone(tmp_path: Path) -> None:
+    for content in (b"x", bytes(5000), random.Random(1).randbytes(9000)):
+        path = tmp_path / "other"
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match="something else"):
+            SsdLog.open(str(path), BYTES_MIN)
+        assert path.read_bytes() == content
+
+
+def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(form, "VERSION", 2)
+        with opened(tmp_path / "log"):
+            pass
+    with pytest.raises(ConfigurationError, match="version 2"):
+        SsdLog.open(str(tmp_path / "log"), BYTES_MIN)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="Is a directory"):
+        SsdLog.open(str(tmp_path), BYTES_MIN)
+    with pytest.raises(ConfigurationError, match="No such file"):
+        SsdLog.open(str(tmp_path / "missing" / "log"), BYTES_MIN)
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        SsdLog.open("/dev/null", BYTES_MIN)
+    with pytest.raises(ConfigurationError, match="below the least"):
+        SsdLog.open(str(tmp_path / "log"), BYTES_MIN - 1)
+
+
+def test_a_full_device_is_refused_at_once_and_gets_its_space_back(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+    free = os.statvfs(tmp_path)
+    with pytest.raises(ConfigurationError, match="give less --ssd-bytes"):
+        SsdLog.open(str(path), 4 * free.f_bavail * free.f_frsize)
+    assert path.stat().st_size == 0
+    with opened(path) as log:
+        assert append(log, b"k", b"v")
+
+
+def test_a_failed_write_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with opened(tmp_path / "log") as log:
+        append(log, b"k", b"old")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", full)
+            with pytest.raises(OSError, match="no space"):
+                append(log, b"n", b"new")
+        assert log.find(b"n") is None
+        assert value_of(log, b"k") == b"old"
+        assert append(log, b"n", b"new")
+        assert value_of(log, b"n") == b"new"

@@ -1,0 +1,183 @@
+"""What goes down to the SSD of a node in this process and comes back up."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvstore.errors import OutOfMemory
+from kvstore.llm.keys import BLOCK_PREFIX
+from kvstore.node.log import Log
+from kvstore.node.memory_node import MemoryNode
+from kvstore.node.ssd import tier as tiers
+from kvstore.node.ssd.log import SsdLog
+from kvstore.node.ssd.region import RegionClient
+from kvstore.node.ssd.tier import Outcome, SsdTier
+
+KEYS = [BLOCK_PREFIX + b"%032d" % i for i in range(64)]
+
+
+def block(number: int, size: int = 3000) -> memoryview:
+    return memoryview(random.Random(number).randbytes(size))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class Node:
+    """A memory node, its tier, and a client."""
+
+    def __init__(self, path: Path) -> None:
+        self.node = MemoryNode(capacity_bytes=8 << 20)
+        self.log = SsdLog.open(str(path), 16 << 20)
+        self.events = io.StringIO()
+        self.tier = SsdTier(self.node, self.log, Log("json", self.events))
+        self.client = RegionClient(self.node, 2)
+
+    def value(self, key: bytes) -> bytes | None:
+        found = self.client.read(key, bytearray())
+        return bytes(found.value) if found is not None else None
+
+    def put_down(self, numbers: range) -> None:
+        """Puts blocks, waits until they are on the SSD, and takes them out of memory."""
+        versions = {i: self.client.put_if_absent(KEYS[i], block(i), 7) for i in numbers}
+        wait_until(lambda: all(self.tier.lookup([KEYS[i] for i in numbers])))
+        for i, version in versions.items():
+            self.client.delete(KEYS[i], version)
+            assert self.value(KEYS[i]) is None
+
+    def close(self) -> None:
+        self.client.close()
+        self.tier.close()
+        self.node.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path / "log")
+    yield made
+    made.close()
+
+
+def test_blocks_go_down_and_come_up_and_nothing_else_does(node: Node) -> None:
+    node.client.put_if_absent(b"other", block(1), 0)
+    node.put_down(range(8))
+    assert node.log.held() != []
+    assert node.log.find(b"other") is None
+    assert node.tier.promote([*KEYS[:9], b"other"], 20) == [
+        *[Outcome.IN_MEMORY] * 8,
+        Outcome.ABSENT,
+        Outcome.ABSENT,
+    ]
+    assert [node.value(KEYS[i]) for i in range(8)] == [bytes(block(i)) for i in range(8)]
+    found = node.client.read(KEYS[0], bytearray())
+    assert found is not None
+    assert found.codec == 7
+    stats = node.tier.stats()
+    assert (stats["ssd_hits"], stats["ssd_hit_bytes"], stats["ssd_misses"]) == (8, 24_000, 2)
+    # Those that are in memory are not read again.
+    assert node.tier.promote(KEYS[:8], 20) == [Outcome.IN_MEMORY] * 8
+    assert node.tier.stats()["ssd_hits"] == 8
+    assert node.tier.stats()["ssd_demoted"] == 8
+
+
+def test_a_block_that_was_replaced_is_written_again(node: Node) -> None:
+    node.put_down(range(1))
+    # The same bytes under another version are no reason to write.
+    version = node.client.put_if_absent(KEYS[0], block(0), 7)
+
+    def has_version(wanted: int) -> bool:
+        entry = node.log.find(KEYS[0])
+        return entry is not None and entry.version == wanted
+
+    wait_until(lambda: has_version(version))
+    assert node.tier.stats()["ssd_demoted"] == 1
+    node.client.delete(KEYS[0], version)
+    version = node.client.put_if_absent(KEYS[0], block(1), 7)
+    wait_until(lambda: has_version(version))
+    assert node.tier.stats()["ssd_demoted"] == 2
+    node.client.delete(KEYS[0], version)
+    assert node.tier.promote(KEYS[:1], 20) == [Outcome.IN_MEMORY]
+    assert node.value(KEYS[0]) == bytes(block(1))
+
+
+def test_what_is_forgotten_while_it_comes_up_does_not_stay(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.put_down(range(2))
+    put = node.tier._region.put_if_absent
+
+    def forget_then_put(key: bytes, value: memoryview, codec: int) -> int:
+        node.tier.forget(key)
+        return put(key, value, codec)
+
+    monkeypatch.setattr(node.tier._region, "put_if_absent", forget_then_put)
+    assert node.tier.promote(KEYS[:1], 20) == [Outcome.ABSENT]
+    assert node.value(KEYS[0]) is None
+    assert node.tier.lookup(KEYS[:2]) == [False, True]
+
+
+def test_a_promotion_replaces_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.put_down(range(1))
+    monkeypatch.setattr(node.tier._region, "contains", lambda key: False)
+    node.client.put_if_absent(KEYS[0], block(9), 0)
+    assert node.tier.promote(KEYS[:1], 20) == [Outcome.IN_MEMORY]
+    assert node.value(KEYS[0]) == bytes(block(9))
+
+
+def test_what_is_late_goes_on(node: Node) -> None:
+    node.put_down(range(16))
+    assert set(node.tier.promote(KEYS[:16], 0)) <= {Outcome.FAILED, Outcome.IN_MEMORY}
+    wait_until(lambda: all(node.value(KEYS[i]) is not None for i in range(16)))
+
+
+def test_a_device_that_fails_makes_misses_and_is_tried_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tiers, "_RETRY_FIRST_S", 0.05)
+    node.put_down(range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", fail)
+        assert node.tier.promote(KEYS[:1], 20) == [Outcome.FAILED]
+        patch.setattr(os, "pwritev", fail)
+        node.client.put_if_absent(KEYS[5], block(5), 0)
+        wait_until(lambda: node.tier.stats()["ssd_errors"] >= 2)
+        wait_until(lambda: node.tier.stats()["ssd_waiting"] == 1)
+    wait_until(lambda: node.tier.lookup([KEYS[5]]) == [True])
+    assert node.tier.promote(KEYS[:1], 20) == [Outcome.IN_MEMORY]
+    assert node.events.getvalue().count("the SSD failed") == 2
+
+
+def test_a_node_without_room_says_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OutOfMemory("the node is full")
+
+    node.put_down(range(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(node.tier._region, "put_if_absent", full)
+        assert node.tier.promote(KEYS[:1], 20) == [Outcome.FAILED]
+    assert node.tier.stats()["ssd_failed"] == 1
+    assert node.tier.promote(KEYS[:1], 20) == [Outcome.IN_MEMORY]
+
+
+def test_after_the_end_nothing_comes_up(tmp_path: Path) -> None:
+    node = Node(tmp_path / "log")
+    node.put_down(range(1))
+    node.tier.close()
+    node.tier.close()
+    assert node.tier.promote(KEYS[:1], 1) == [Outcome.FAILED]
+    node.close()
