@@ -151,10 +151,11 @@ def _serve(
     log: Log,
 ) -> int:
     first = signal.Signals(signals.wait()[0])
-    log.info("draining", signal=first.name, grace_s=grace_s)
 
     def end() -> None:
         try:
+            server.drain()
+            log.info("draining", signal=first.name, grace_s=grace_s)
             _drain(node, tier, server, grace_s, log)
         finally:
             signals.write_done()
@@ -172,7 +173,6 @@ def _serve(
 def _drain(
     node: MemoryNode, tier: SsdTier | None, server: ControlServer, grace_s: float, log: Log
 ) -> None:
-    server.drain()
     if tier is not None:
         # Its client is one of the node's own, which would otherwise be waited for.
         tier.close()
