@@ -155,7 +155,7 @@ class ControlAttacher(Attacher):
         self, client: NativeClient, index: int, found: Attachment, deadline: float
     ) -> None:
         client.check_consistency(found.consistency)
-        if found.verbs_gid:
+        if found.verbs_gids:
             self._attach_verbs(client, index, found, _left(deadline))
             return
         if self._fabric == "verbs":
@@ -213,7 +213,7 @@ class ControlAttacher(Attacher):
 
         client.attach_verbs(
             index,
-            found.verbs_gid,
+            found.verbs_gids,
             os.environ.get(VERBS_DEVICE_VARIABLE, ""),
             VerbsExchange(found.registration, connect),
             reached_at=found.tcp_host,

@@ -233,7 +233,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
             members=node.members,
             version=node.version,
             verbs_device=node.verbs_device,
-            verbs_gid=node.verbs_gid,
+            verbs_gids=node.verbs_gids,
         )
 
 
