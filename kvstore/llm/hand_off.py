@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import ConfigurationError, DeadlineExceeded, KvError
 from kvstore.llm.core import left_s
+from kvstore.llm.held_lock import HeldLock
 from kvstore.llm.single_flight import owners
 from kvstore.types import Buffer, Value
 
@@ -180,7 +180,7 @@ class HandOff:
         return lock
 
 
-class Publication:
+class Publication(HeldLock):
     """One prompt on its way out. Leave it as a context: whoever waits for more is let go.
 
     One thread at a time. It may be left early: the receivers compute for themselves then.
@@ -189,11 +189,11 @@ class Publication:
     def __init__(self, hand_off: HandOff, cache: PrefixCache, hashes: Sequence[bytes]) -> None:
         if not hashes:
             raise ValueError("a prompt without a block has nothing to hand off")
+        super().__init__(hand_off._hold(hashes, 0))
         self._hand_off = hand_off
         self._cache = cache
         self._hashes = hashes
         self._layer = 0
-        self._lock = hand_off._hold(hashes, 0)
 
     @property
     def layer(self) -> int:
@@ -211,24 +211,6 @@ class Publication:
         self.end()
         self._lock = following
         return result
-
-    def end(self) -> None:
-        """Let go who waits. May be called more often than once."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            with suppress(KvError):
-                lock.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
 
 
 def piece_hashes(hashes: Sequence[bytes], layer: int) -> list[bytes]:

@@ -16,11 +16,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import DeadlineExceeded, KvError
+from kvstore.llm.held_lock import HeldLock
 
 if TYPE_CHECKING:
     from kvstore.client.native import Lock
@@ -37,7 +36,7 @@ owners: Final = itertools.count(1 << 61)
 _log = logging.getLogger("kvstore.llm")
 
 
-class Flight:
+class Flight(HeldLock):
     """The right to compute what is missing; `end` it once that is stored, or won't be.
 
     Attributes:
@@ -49,34 +48,15 @@ class Flight:
     def __init__(
         self, matched: int, lock: Lock | None = None, *, waited: bool = False, late: bool = False
     ) -> None:
+        super().__init__(lock)
         self.matched = matched
         self.waited = waited
         self.late = late
-        self._lock = lock
 
     @property
     def leads(self) -> bool:
         """Whether others wait for the end of this flight, as far as they miss the same block."""
         return self._lock is not None
-
-    def end(self) -> None:
-        """Let those who wait look again. May be called twice, and on any thread."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            # A lock that was lost on the way has let them go already.
-            with suppress(KvError):
-                lock.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
 
 
 class Flights:

@@ -24,6 +24,7 @@
 
 #include "sim/parameters.hpp"
 #include "sim/switch_names.hpp"
+#include "simulate/job.hpp"
 
 namespace kvstore::sim {
 namespace {
@@ -35,27 +36,8 @@ struct Job {
   std::string scenario;
   bool traced = false;
   uint64_t traced_key = kEveryKey;
-  uint64_t first = 1;
-  uint64_t last = 1;
+  Seeds seeds;
 };
-
-std::string quoted(const std::string& text) {
-  std::string line = "\"";
-  for (const char letter : text) {
-    const bool plain = letter >= ' ' && letter != '"' && letter != '\\' && letter != 0x7f;
-    char escaped[8];
-    std::snprintf(escaped, sizeof escaped, "\\u%04x", unsigned(uint8_t(letter)));
-    line += plain ? std::string(1, letter) : std::string(escaped);
-  }
-  return line + "\"";
-}
-
-bool parse_seeds(const std::string& text, Job& job) {
-  char rest = 0;
-  return std::sscanf(text.c_str(), "%" SCNu64 "-%" SCNu64 "%c", &job.first, &job.last, &rest) ==
-             2 &&
-         job.first <= job.last;
-}
 
 bool parse_trace(const std::string& text, Job& job) {
   job.traced = true;
@@ -64,18 +46,12 @@ bool parse_trace(const std::string& text, Job& job) {
 }
 
 // Returns what is wrong with the line, or an empty string.
-std::string take_line(const std::string& line, Job& job) {
-  const size_t equals = line.find('=');
-  if (equals == std::string::npos) return "`" + line + "` is not name=value";
-  const std::string name = line.substr(0, equals);
-  const std::string value = line.substr(equals + 1);
+std::string take_line(const std::string& name, const std::string& value, Job& job) {
   if (name == "scenario") {
     job.scenario = value;
     return "";
   }
-  if (name == "seeds") {
-    return parse_seeds(value, job) ? "" : "seeds is `" + value + "`; it may be FIRST-LAST";
-  }
+  if (name == "seeds") return parse_seeds(value, job.seeds);
   if (name == "variants") return read_switches(variant_names(), value, job.options.variants);
   if (name == "rare") return read_switches(rare_path_names(), value, job.options.rare);
   if (name == "trace") {
@@ -84,15 +60,11 @@ std::string take_line(const std::string& line, Job& job) {
   return set_parameter(job.options, name, value);
 }
 
-std::string read_job(Job& job) {
-  char line[4096];
-  while (std::fgets(line, sizeof line, stdin) != nullptr) {
-    line[std::strcspn(line, "\r\n")] = 0;
-    if (line[0] == 0) continue;
-    const std::string wrong = take_line(line, job);
-    if (!wrong.empty()) return wrong;
-  }
-  return check_parameters(job.options);
+std::string take_job(Job& job) {
+  const std::string wrong = read_job([&](const std::string& name, const std::string& value) {
+    return take_line(name, value, job);
+  });
+  return wrong.empty() ? check_parameters(job.options) : wrong;
 }
 
 std::string violation_of(const WorldResult& result) {
@@ -190,11 +162,11 @@ Trace trace_of(const Job& job) {
 }
 
 void run(const Job& job) {
-  for (uint64_t seed = job.first; seed <= job.last; ++seed) {
+  for (uint64_t seed = job.seeds.first;; ++seed) {
     const Spent begin;
     const WorldResult result = run_world(job.options, seed, trace_of(job));
     print_row(job, seed, result, begin);
-    if (seed == UINT64_MAX) return;
+    if (seed == job.seeds.last) return;
   }
 }
 
@@ -238,7 +210,7 @@ int main(int count, char** arguments) {
   }
   Job job;
   const std::string wrong =
-      count == 1 ? read_job(job) : "it takes no arguments but --parameters; a job comes on stdin";
+      count == 1 ? take_job(job) : "it takes no arguments but --parameters; a job comes on stdin";
   if (!wrong.empty()) {
     std::fprintf(stderr, "kvstore_simulate: %s\n", wrong.c_str());
     return 2;
