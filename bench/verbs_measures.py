@@ -32,6 +32,7 @@ from deploy.rxe.machine import CHECKOUT, LabError, machines
 from kvstore.bench.document import Row, metadata, print_json, print_table
 
 BENCHES: Final = CHECKOUT / "build" / "editable" / "benches"
+LIBRARY: Final = CHECKOUT / "kvstore" / "_verbs.so"
 SMALL_BYTES: Final = 64
 LARGE_BYTES: Final = 1 << 20
 TIMEOUT_S: Final = 240.0
@@ -107,7 +108,8 @@ def measures(run: Shell, device: str, say: Callable[[str], None]) -> Iterator[Ro
         rates.append(megabytes_per_s(run, chosen))
         if turn == 0:
             say("the store beside bare verbs")
-            answer = json.loads(run(f"{BENCHES / 'verbs_bench'} {chosen} --json").splitlines()[-1])
+            bench = f"KVSTORE_VERBS_LIBRARY={LIBRARY} {BENCHES / 'verbs_bench'} {chosen} --json"
+            answer = json.loads(run(bench).splitlines()[-1])
             contests = {row["name"]: row for row in answer["contests"]}
             prices = {row["name"]: row for row in answer["prices"]}
     say("the post path")
