@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -17,6 +18,7 @@ from kvstore.errors import ConfigurationError
 
 NAME_DEFAULT: Final = "rxe0"
 _COMMAND_TIMEOUT_S: Final = 30.0
+_MODULE: Final = Path("/sys/module/rdma_rxe")
 
 _EPILOG: Final = """\b
 Examples:
@@ -48,7 +50,8 @@ def up(netdev: str | None, name: str) -> int:
             print(_line(port))
             return EXIT_FOUND
     card = netdev or _default_card()
-    _run("modprobe", "rdma_rxe")
+    if not _MODULE.exists():
+        _run("modprobe", "rdma_rxe")
     _run("rdma", "link", "add", name, "type", "rxe", "netdev", card)
     made = [port for port in rdma_ports() if port.device == name]
     if not made:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -290,14 +290,16 @@ class NativeClient:
     def attach_verbs(
         self,
         member: int,
-        node_gid: bytes,
+        node_gids: Sequence[bytes],
         device: str,
         exchange: VerbsExchange,
         *,
         reached_at: str,
         timeout_s: float,
     ) -> None:
-        """Attach to a node over RDMA. `device` empty: the one on the way to the node.
+        """Attach to a node over RDMA, over all of its rails to which there is a way.
+
+        `device` empty: those on the way to the node; else one, or a list with commas.
 
         `reached_at` is the node's address, for messages with clients of other hosts.
 
@@ -305,11 +307,13 @@ class NativeClient:
         """
         error = ffi.new("char[]", _ERROR_BYTES)
         context = ffi.new_handle(exchange)
+        rails = node_gids[: lib.KV_VERBS_RAILS_MAX]
         with self.use() as client:
             status = lib.kv_client_attach_verbs(
                 client,
                 member,
-                node_gid,
+                b"".join(rails),
+                len(rails),
                 device.encode(),
                 reached_at.encode(),
                 exchange.registration,

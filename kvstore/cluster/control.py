@@ -10,7 +10,7 @@ token, `MembershipMismatch` for another member list, `LayoutMismatch` for anothe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -66,8 +66,8 @@ class Attachment:
     token: bytes
     cluster_id: str
     members: tuple[str, ...]
-    #: The RDMA address; empty outside the `verbs` domain.
-    verbs_gid: bytes = b""
+    #: The RDMA address of each rail; empty outside the `verbs` domain.
+    verbs_gids: tuple[bytes, ...] = ()
     #: Of the SSD tier; 0: there is none.
     ssd_bytes: int = 0
 
@@ -135,7 +135,7 @@ class ControlClient:
             token=answer.token,
             cluster_id=node.cluster_id,
             members=node.members,
-            verbs_gid=node.verbs_gid,
+            verbs_gids=node.verbs_gids,
             ssd_bytes=node.ssd_bytes,
         )
 
@@ -293,9 +293,15 @@ class ControlClient:
             members=tuple(node.members),
             version=node.version,
             verbs_device=node.verbs_device,
-            verbs_gid=node.verbs_gid if len(node.verbs_gid) == _GID_BYTES else b"",
+            verbs_gids=_gids(node.verbs_gids),
             ssd_bytes=node.ssd_bytes,
         )
+
+
+def _gids(gids: Iterable[bytes]) -> tuple[bytes, ...]:
+    """What a node says of its rails; none if it says nonsense."""
+    found = tuple(gids)
+    return found if all(len(gid) == _GID_BYTES for gid in found) else ()
 
 
 def host_of(address: str) -> str:

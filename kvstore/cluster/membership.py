@@ -160,7 +160,7 @@ class ControlAttacher(Attacher):
     def _attach_admitted(
         self, client: NativeClient, index: int, found: Attachment, deadline: float
     ) -> None:
-        if found.verbs_gid:
+        if found.verbs_gids:
             self._attach_verbs(client, index, found, _left(deadline))
             return
         if self._fabric == "verbs":
@@ -218,7 +218,7 @@ class ControlAttacher(Attacher):
 
         client.attach_verbs(
             index,
-            found.verbs_gid,
+            found.verbs_gids,
             os.environ.get(VERBS_DEVICE_VARIABLE, ""),
             VerbsExchange(found.registration, connect),
             reached_at=found.tcp_host,

@@ -15,6 +15,7 @@ def endpoint_message(endpoint: VerbsEndpoint) -> control_pb2.VerbsEndpoint:
         packet_sequence=endpoint.packet_sequence,
         mtu_bytes=endpoint.mtu_bytes,
         reads_at_once=endpoint.reads_at_once,
+        rail=endpoint.rail,
     )
 
 
@@ -27,6 +28,7 @@ def endpoint_from(message: control_pb2.VerbsEndpoint) -> VerbsEndpoint:
         packet_sequence=message.packet_sequence,
         mtu_bytes=message.mtu_bytes,
         reads_at_once=message.reads_at_once,
+        rail=message.rail,
     )
 
 

@@ -49,9 +49,10 @@ class NodeDescription:
     cluster_id: str
     members: tuple[str, ...]
     version: str
-    #: The RDMA device of the node's host, and its address; empty outside the `verbs` domain.
+    #: The RDMA devices of the node's host, with commas between them, and the address of each rail;
+    #: empty outside the `verbs` domain.
     verbs_device: str = ""
-    verbs_gid: bytes = b""
+    verbs_gids: tuple[bytes, ...] = ()
     #: Of the SSD tier; 0: there is none.
     ssd_bytes: int = 0
 
@@ -89,6 +90,8 @@ class VerbsEndpoint:
     packet_sequence: int
     mtu_bytes: int
     reads_at_once: int
+    #: Which of the node's `verbs_gids` the client wants, or got.
+    rail: int = 0
 
 
 @dataclass(frozen=True, slots=True)

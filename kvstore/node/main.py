@@ -85,8 +85,8 @@ _PORT = click.IntRange(0, 65535)
 @click.option(
     "--device",
     metavar="NAME[,NAME...]",
-    help="The RDMA device (`rdma link show`); of several the nearest by NUMA distance.  [default:"
-    " the one with the address of --advertise or --listen]",
+    help="The RDMA device (`rdma link show`), or NAME:PORT of it. Of several all are used, if their"
+    " atomics are of one domain.  [default: the one with the address of --advertise or --listen]",
 )
 @click.option("--data-port", type=_PORT, help="The tcp agent.  [default: the next port]")
 @click.option(

@@ -69,7 +69,8 @@ class MemoryNode:
         `shm_name` None: no shm. `tcp_host` None: no tcp agent. `tcp_port` 0: any free port.
         `membership_lease_ms` 0: the default. `fence_after_ms` 0: a stopped client on this host is
         never killed. `secret`: what a client must show that attaches over shm without an admission.
-        `verbs_device` None: the `cpu` domain; empty: the device with the IP `verbs_address`.
+        `verbs_device` None: the `cpu` domain; empty: the device with the IP `verbs_address`; else
+        one, or a list with commas.
         """
         from kvstore._native import ffi, lib
 
@@ -134,9 +135,10 @@ class MemoryNode:
             members=tuple(members.split("\n")) if members else (),
             version=self._ffi.string(self._lib.kv_version()).decode(),
             verbs_device=self._line(description.verbs_device),
-            verbs_gid=bytes(self._ffi.buffer(description.verbs_gid))
-            if description.verbs_device[0] != b"\0"
-            else b"",
+            verbs_gids=tuple(
+                bytes(self._ffi.buffer(gid))
+                for gid in description.verbs_gids[0 : description.verbs_rails]
+            ),
         )
 
     def stats(self) -> dict[str, int]:
@@ -297,7 +299,7 @@ class MemoryNode:
 def fill_endpoint(ffi: Any, target: Any, endpoint: VerbsEndpoint) -> None:
     """Writes an endpoint into a `kv_verbs_endpoint`; the GID has 16 bytes."""
     ffi.memmove(target.gid, endpoint.gid, _GID_BYTES)
-    for name in ("lid", "queue_pair", "packet_sequence", "mtu_bytes", "reads_at_once"):
+    for name in ("lid", "queue_pair", "packet_sequence", "mtu_bytes", "reads_at_once", "rail"):
         setattr(target, name, getattr(endpoint, name))
 
 
@@ -310,6 +312,7 @@ def read_endpoint(ffi: Any, source: Any) -> VerbsEndpoint:
         packet_sequence=source.packet_sequence,
         mtu_bytes=source.mtu_bytes,
         reads_at_once=source.reads_at_once,
+        rail=source.rail,
     )
 
 

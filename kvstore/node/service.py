@@ -252,7 +252,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
             members=node.members,
             version=node.version,
             verbs_device=node.verbs_device,
-            verbs_gid=node.verbs_gid,
+            verbs_gids=node.verbs_gids,
             ssd_bytes=self._tier.capacity_bytes if self._tier is not None else 0,
         )
 

@@ -140,13 +140,14 @@ int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, u
   });
 }
 
-int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gid,
-                           const char* device, const char* reached_at, uint32_t registration,
-                           kv_verbs_exchange exchange, void* context, uint64_t timeout_ns,
-                           char* error, uint64_t error_bytes) {
+int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gids,
+                           uint32_t rails, const char* device, const char* reached_at,
+                           uint32_t registration, kv_verbs_exchange exchange, void* context,
+                           uint64_t timeout_ns, char* error, uint64_t error_bytes) {
   if (member >= client->client.members() || exchange == nullptr) return KV_INVALID;
+  if (rails == 0 || rails > KV_VERBS_RAILS_MAX) return KV_INVALID;
   VerbsTarget target;
-  std::copy_n(node_gid, target.node.size(), target.node.begin());
+  target.node = rdma_addresses(node_gids, rails);
   target.device = device == nullptr ? "" : device;
   target.reached_at = reached_at == nullptr ? "" : reached_at;
   target.registration = registration;

@@ -80,6 +80,9 @@ const char* kv_status_text(int status); /* one clear sentence */
 
 /* ---- connections over verbs ------------------------------------------------------------------ */
 
+/* Ports of RDMA devices over which a node, or a client of it, is reached at the same time. */
+enum { KV_VERBS_RAILS_MAX = 8 };
+
 /* One end of a reliable connection: what the other end must know of it. */
 typedef struct kv_verbs_endpoint {
   uint8_t gid[16];
@@ -88,6 +91,7 @@ typedef struct kv_verbs_endpoint {
   uint32_t packet_sequence; /* of the first packet that it sends */
   uint32_t mtu_bytes;       /* active at its port; the smaller of both ends is used */
   uint32_t reads_at_once;   /* READs and atomics that it can have under way, as either side */
+  uint32_t rail;            /* of the node's, in its order: the one that a client wants or got */
 } kv_verbs_endpoint;
 
 /* What a node grants: its end, and the key of its region. For authenticated clients only. */
@@ -123,8 +127,9 @@ typedef struct kv_node_config {
   const char* secret;     /* what direct shm attachments must present; NULL or "": same user */
   const char* cluster_id; /* NULL or "": set by the first client */
   const char* members;    /* sorted, joined by '\n'; NULL or "": set by the first client */
-  /* NULL: the `cpu` domain. Else the `verbs` domain, without shm and tcp, on this RDMA device; "":
-   * on the one that has `verbs_address`, or any if that is NULL. */
+  /* NULL: the `cpu` domain. Else the `verbs` domain, without shm and tcp, on this RDMA device, or
+   * on all of a list with commas, whose atomics must be of one domain; "": on the device that has
+   * `verbs_address`, or the nearest if that is NULL. */
   const char* verbs_device;
   const char* verbs_address;
 } kv_node_config;
@@ -141,9 +146,10 @@ typedef struct kv_node_description {
   uint32_t membership_lease_ms;
   char shm_name[256]; /* "": no shm */
   char cluster_id[256];
-  char members[4096]; /* sorted, joined by '\n' */
-  char verbs_device[64];
-  uint8_t verbs_gid[16]; /* zero outside the `verbs` domain */
+  char members[4096];     /* sorted, joined by '\n' */
+  char verbs_device[512]; /* with commas between several */
+  uint32_t verbs_rails;   /* 0 outside the `verbs` domain */
+  uint8_t verbs_gids[KV_VERBS_RAILS_MAX][16];
 } kv_node_description;
 
 /* What a client needs to attach: given by the control plane to authenticated peers only. */
@@ -318,14 +324,16 @@ int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_nam
 int kv_client_attach_tcp(kv_client* client, uint32_t member, const char* host, uint32_t port,
                          uint64_t incarnation, const kv_admission* admission, uint64_t timeout_ns,
                          char* error, uint64_t error_bytes);
-/* `node_gid` as the node describes itself. `device` NULL or "": the one on the way to it.
+/* `node_gids`: of the node's `rails`, one behind the other, as it describes itself. `device` NULL
+ * or
+ * "": those on the way to them; else a device, or a list with commas, and all of it is used.
  * `reached_at`: the node's address, for messages with clients of other hosts; "": there are none.
  * `exchange` is called until the attachment is replaced or the client closed, and `context` must
  * last so long. */
-int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gid,
-                           const char* device, const char* reached_at, uint32_t registration,
-                           kv_verbs_exchange exchange, void* context, uint64_t timeout_ns,
-                           char* error, uint64_t error_bytes);
+int kv_client_attach_verbs(kv_client* client, uint32_t member, const uint8_t* node_gids,
+                           uint32_t rails, const char* device, const char* reached_at,
+                           uint32_t registration, kv_verbs_exchange exchange, void* context,
+                           uint64_t timeout_ns, char* error, uint64_t error_bytes);
 /* Lets values go to and from this memory without a copy where the fabric needs to be told (verbs).
  * KV_REFUSED with the limit that is in the way. The memory must stay until it is unregistered,
  * which needs every call that uses it to have ended. */

@@ -80,6 +80,25 @@ const kv_verbs_api* verbs_library(std::string& error) {
   return loaded;
 }
 
+std::vector<RdmaAddress> rdma_addresses(const uint8_t* gids, uint32_t count) {
+  std::vector<RdmaAddress> addresses(count);
+  for (RdmaAddress& address : addresses) {
+    std::copy_n(gids, address.size(), address.begin());
+    gids += address.size();
+  }
+  return addresses;
+}
+
+std::vector<std::string> device_names(const std::string& list) {
+  std::vector<std::string> names;
+  for (size_t begin = 0; begin < list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    if (end > begin) names.push_back(list.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return names;
+}
+
 bool rdma_address(const std::string& text, RdmaAddress& gid) {
   in_addr four{};
   in6_addr six{};

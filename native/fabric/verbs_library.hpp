@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "fabric/verbs/verbs.h"
 
@@ -16,6 +17,12 @@ namespace kvstore {
 const kv_verbs_api* verbs_library(std::string& error);
 
 using RdmaAddress = std::array<uint8_t, 16>;  // a GID
+
+// Several of them that lie one behind the other.
+std::vector<RdmaAddress> rdma_addresses(const uint8_t* gids, uint32_t count);
+
+// The names of a list with commas between them; empty names are left out.
+std::vector<std::string> device_names(const std::string& list);
 
 // The GID of an IP address, or false if the text is none.
 bool rdma_address(const std::string& text, RdmaAddress& gid);
@@ -29,7 +36,8 @@ struct ClosePort {
 };
 using VerbsPort = std::unique_ptr<kv_verbs_port, ClosePort>;
 
-// An active port of a device, if one is named, and with an address, if one is given.
+// An active port of a device, if one is named (`mlx5_0`, or `mlx5_0:2` for its second port), and
+// with an address, if one is given.
 VerbsPort open_verbs_port(const std::string& device, const RdmaAddress* gid, std::string& error);
 
 }  // namespace kvstore

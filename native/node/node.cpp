@@ -103,8 +103,8 @@ bool Node::attach_janitor(std::string& error) {
     return attach_local(*janitor_, 0, local, janitor_registration_, error) == Status::kOk;
   }
   VerbsTarget target;
-  target.node = verbs_->address();
-  target.device = verbs_->device();
+  target.node = verbs_->addresses();
+  target.device = verbs_->devices();
   target.registration = janitor_registration_;
   target.exchange = [this](uint32_t lane, const kv_verbs_endpoint& mine, uint64_t,
                            kv_verbs_grant& grant, std::string& line) {
@@ -206,9 +206,10 @@ void Node::describe(kv_node_description& description) {
   description.membership_lease_ms = uint32_t(lease_ns_ / kMillisecond);
   copy_text(description.shm_name, sizeof description.shm_name, shm_name_);
   if (verbs_) {
-    copy_text(description.verbs_device, sizeof description.verbs_device, verbs_->device());
-    const RdmaAddress address = verbs_->address();
-    std::copy(address.begin(), address.end(), description.verbs_gid);
+    copy_text(description.verbs_device, sizeof description.verbs_device, verbs_->devices());
+    for (const RdmaAddress& address : verbs_->addresses()) {
+      std::copy(address.begin(), address.end(), description.verbs_gids[description.verbs_rails++]);
+    }
   }
   const std::lock_guard lock(members_mutex_);
   copy_text(description.cluster_id, sizeof description.cluster_id, cluster_id_);

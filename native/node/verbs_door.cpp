@@ -9,9 +9,53 @@ namespace {
 // to use the device up.
 constexpr size_t kLanesMax = 1032;
 
+std::string device_of(const kv_verbs_port_description& port) {
+  return port.device;
+}
+
 }  // namespace
 
-std::unique_ptr<VerbsDoor> VerbsDoor::open(const std::string& device, const std::string& address,
+bool one_atomic_domain(const std::vector<kv_verbs_port_description>& ports, std::string& error) {
+  for (size_t i = 1; i < ports.size(); ++i) {
+    for (size_t before = 0; before < i; ++before) {
+      const bool same = device_of(ports[i]) == device_of(ports[before]);
+      if (same && ports[i].port == ports[before].port) {
+        error = device_of(ports[i]) + ":" + std::to_string(ports[i].port) + " is named twice";
+        return false;
+      }
+      const bool span =
+          ports[i].atomics_span_devices != 0 && ports[before].atomics_span_devices != 0;
+      if (same || span) continue;
+      error =
+          device_of(ports[before]) + " and " + device_of(ports[i]) +
+          " can't serve one region: the atomics of each exclude its own only, and would destroy "
+          "the other's; start one node on each, or name ports of one device (NAME:1,NAME:2)";
+      return false;
+    }
+  }
+  return true;
+}
+
+bool VerbsDoor::open_ports(const std::string& devices, const RdmaAddress* address,
+                           std::string& error) {
+  std::vector<std::string> names = device_names(devices);
+  if (names.empty()) names.emplace_back();
+  if (names.size() > KV_VERBS_RAILS_MAX) {
+    error = "at most " + std::to_string(KV_VERBS_RAILS_MAX) + " RDMA devices serve one region";
+    return false;
+  }
+  std::vector<kv_verbs_port_description> ports;
+  for (const std::string& name : names) {
+    rails_.push_back({open_verbs_port(name, address, error), nullptr});
+    if (!rails_.back().port) return false;
+    api_->describe_port(rails_.back().port.get(), &ports.emplace_back());
+    addresses_.push_back(rdma_addresses(ports.back().gid, 1)[0]);
+    devices_ += (devices_.empty() ? "" : ",") + (name.empty() ? device_of(ports.back()) : name);
+  }
+  return one_atomic_domain(ports, error);
+}
+
+std::unique_ptr<VerbsDoor> VerbsDoor::open(const std::string& devices, const std::string& address,
                                            const Region& region, std::string& error) {
   std::unique_ptr<VerbsDoor> door(new VerbsDoor());
   door->api_ = verbs_library(error);
@@ -21,29 +65,33 @@ std::unique_ptr<VerbsDoor> VerbsDoor::open(const std::string& device, const std:
     error = "'" + address + "' is no IP address";
     return nullptr;
   }
-  door->port_ = open_verbs_port(device, address.empty() ? nullptr : &wanted, error);
-  if (!door->port_) return nullptr;
-  kv_verbs_port_description description;
-  door->api_->describe_port(door->port_.get(), &description);
-  door->device_ = description.device;
-  std::copy_n(description.gid, door->address_.size(), door->address_.begin());
-  char line[512] = "";
-  door->target_ =
-      door->api_->expose(door->port_.get(), region.data(), region.bytes(), line, sizeof line);
-  if (door->target_ == nullptr) {
-    error = line;
-    return nullptr;
+  if (!door->open_ports(devices, address.empty() ? nullptr : &wanted, error)) return nullptr;
+  for (Rail& rail : door->rails_) {
+    char line[512] = "";
+    rail.target =
+        door->api_->expose(rail.port.get(), region.data(), region.bytes(), line, sizeof line);
+    if (rail.target == nullptr) {
+      error = line;
+      return nullptr;
+    }
   }
   return door;
 }
 
 VerbsDoor::~VerbsDoor() {
   for (const auto& [lane, peer] : peers_) api_->dismiss(peer);
-  if (target_ != nullptr) api_->withdraw(target_);
+  for (const Rail& rail : rails_) {
+    if (rail.target != nullptr) api_->withdraw(rail.target);
+  }
 }
 
 bool VerbsDoor::connect(uint32_t registration, uint32_t lane, const kv_verbs_endpoint& client,
                         kv_verbs_grant& grant, std::string& error) {
+  if (client.rail >= rails_.size()) {
+    error = "the node has " + std::to_string(rails_.size()) + " rails, and none with the number " +
+            std::to_string(client.rail);
+    return false;
+  }
   const std::lock_guard lock(mutex_);
   const auto begin = peers_.lower_bound({registration, 0});
   const auto end = peers_.upper_bound({registration, UINT32_MAX});
@@ -61,7 +109,8 @@ bool VerbsDoor::connect(uint32_t registration, uint32_t lane, const kv_verbs_end
     registrations_.release(registration);
   }
   char line[512] = "";
-  peer = api_->accept(target_, &client, &grant, line, sizeof line);
+  peer = api_->accept(rails_[client.rail].target, &client, &grant, line, sizeof line);
+  grant.node.rail = client.rail;
   if (peer != nullptr) return true;
   peers_.erase({registration, lane});
   registrations_.release(registration);

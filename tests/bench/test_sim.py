@@ -54,6 +54,18 @@ def test_one_row_a_seed() -> None:
     assert len({row["digest"] for row in document["rows"]}) == 5
 
 
+def test_a_summary_adds_counts_up_and_takes_the_mean_of_figures() -> None:
+    one = ("steady", "--set", "operations=200", "--seeds", "1-2", "--json")
+    finished = run(*one)
+    assert finished.returncode == 0, finished.stderr
+    document = json.loads(finished.stdout)
+    (summary,) = document["meta"]["summary"]
+    first, second = document["rows"]
+    assert summary["verbs"] == first["verbs"] + second["verbs"]
+    prices = [first["verbs_per_op"], second["verbs_per_op"]]
+    assert min(prices) <= summary["verbs_per_op"] <= max(prices)
+
+
 def test_every_scenario_in_one_run_with_a_row_each() -> None:
     finished = run("all", "--seeds", "3", "--set", "operations=200", "--json", "--summary")
     assert finished.returncode == 0, finished.stderr

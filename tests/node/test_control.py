@@ -49,7 +49,7 @@ def test_attach_gives_what_the_data_path_needs(node: NodeProcess, control: Contr
     assert attachment.members == (node.address,)
     assert attachment.cluster_id
     assert attachment.domain == "cpu"
-    assert attachment.verbs_gid == b""
+    assert attachment.verbs_gids == ()
 
 
 def test_queue_pairs_are_refused_where_there_is_no_device(

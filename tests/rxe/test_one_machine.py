@@ -24,6 +24,6 @@ def test_native(machine: Machine) -> None:
 
 def test_python(machine: Machine) -> None:
     """The store's property tests and tests of processes that are killed."""
-    result = machine.run(f"{PYTEST} tests/rxe/guest", timeout_s=400, environment=ENVIRONMENT)
+    result = machine.run(f"{PYTEST} tests/rxe/guest", timeout_s=600, environment=ENVIRONMENT)
     print(result.output)
     assert result.exit_code == 0

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "node/node.hpp"
+#include "node/verbs_door.hpp"
 #include "tests/fabric/verbs_node.hpp"
 
 using namespace kvstore;
@@ -44,7 +45,7 @@ struct VerbsClient {
     kv_node_description description;
     store.node->describe(description);
     VerbsTarget target;
-    std::copy_n(description.verbs_gid, target.node.size(), target.node.begin());
+    target.node = rdma_addresses(description.verbs_gids[0], description.verbs_rails);
     target.registration = admission.registration;
     target.exchange = [this](uint32_t lane, const kv_verbs_endpoint& mine, uint64_t,
                              kv_verbs_grant& grant, std::string& line) {
@@ -277,4 +278,26 @@ TEST_CASE("a transport of the other atomic domain is refused with the reason") {
   superblock.domain = uint32_t(layout::Domain::kCpu);
   CHECK(!same_domain(superblock, layout::Domain::kVerbs, error));
   CHECK(error.find("over shm or tcp") != std::string::npos);
+}
+
+TEST_CASE("a region is served over devices whose atomics exclude each other, or over none") {
+  const auto port = [](const char* device, uint32_t number, uint32_t span) {
+    kv_verbs_port_description made{};
+    std::copy_n(device, std::string(device).size(), made.device);
+    made.port = number;
+    made.atomics_span_devices = span;
+    return made;
+  };
+  std::string error;
+  CHECK(one_atomic_domain({port("mlx5_0", 1, 0)}, error));
+  CHECK(one_atomic_domain({port("mlx5_0", 1, 0), port("mlx5_0", 2, 0)}, error));
+  CHECK(one_atomic_domain({port("rxe0", 1, 1), port("rxe1", 1, 1)}, error));
+  CHECK(!one_atomic_domain({port("mlx5_0", 1, 0), port("mlx5_1", 1, 0)}, error));
+  CHECK(error.find("mlx5_0 and mlx5_1") != std::string::npos);
+  CHECK(error.find("start one node on each") != std::string::npos);
+  CHECK(!one_atomic_domain({port("rxe0", 1, 1), port("mlx5_0", 1, 0)}, error));
+  CHECK(!one_atomic_domain({port("mlx5_0", 1, 0), port("mlx5_0", 1, 0)}, error));
+  CHECK(error.find("twice") != std::string::npos);
+  CHECK(device_names("") == std::vector<std::string>{});
+  CHECK(device_names("mlx5_0:1,,mlx5_0:2,") == std::vector<std::string>{"mlx5_0:1", "mlx5_0:2"});
 }

@@ -1,9 +1,10 @@
 // The store over verbs beside bare verbs that read the same bytes from the same device: one get, a
 // cold get, a large value, a batch of gets.
 //
-// Usage: verbs_bench [DEVICE]. Node, client and bare reader are in this process; the device serves
-// the READs by itself. Rounds of all contestants are interleaved; each figure is the median over
-// the rounds, with its ratio to the bare reader in the same round.
+// Usage: verbs_bench [DEVICE] [--json]. Node, client and bare reader are in this process; the
+// device serves the READs by itself. Rounds of all contestants are interleaved; each figure is the
+// median over the rounds, with its ratio to the bare reader in the same round.
+// bench/verbs_measures.py puts the targets and perftest's figures beside it.
 
 #include <poll.h>
 
@@ -27,6 +28,7 @@ constexpr int kRounds = 9;
 constexpr uint32_t kSmallCalls = 200;
 constexpr uint32_t kLargeCalls = 6;
 constexpr uint32_t kBatch = 32;
+constexpr size_t kChainMax = 2 * kBatch;
 constexpr uint32_t kKeys = 64;
 constexpr size_t kSmallBytes = 64;
 constexpr size_t kLargeBytes = 1 << 20;
@@ -50,7 +52,7 @@ class BareReader {
     channel_.reset(ibv_create_comp_channel(port_->context.get()));
     queue_.reset(ibv_create_cq(port_->context.get(), 64, nullptr, channel_.get(), 0));
     ibv_qp_cap capacity{};
-    capacity.max_send_wr = 64;
+    capacity.max_send_wr = kChainMax;
     capacity.max_send_sge = capacity.max_recv_sge = capacity.max_recv_wr = 1;
     pair_ = verbs::make_queue_pair(*port_, queue_.get(), capacity, 0, error);
     KV_ASSERT(pair_ != nullptr && memory_ != nullptr);
@@ -61,14 +63,16 @@ class BareReader {
     key_ = grant.remote_key;
   }
 
-  // Reads pieces of these lengths in one chain and waits for the last.
-  void read(std::initializer_list<uint32_t> lengths) {
-    ibv_send_wr requests[4] = {};
-    ibv_sge pieces[4];
+  // Reads pieces of these lengths, so many times over, in one chain and waits for the last.
+  void read(std::initializer_list<uint32_t> lengths, size_t times = 1) {
+    ibv_send_wr requests[kChainMax];
+    ibv_sge pieces[kChainMax];
     size_t count = 0;
-    for (const uint32_t length : lengths) {
+    KV_ASSERT(lengths.size() * times <= kChainMax);
+    for (size_t i = 0; i < lengths.size() * times; ++i) {
+      const uint32_t length = lengths.begin()[i % lengths.size()];
       pieces[count] = {reinterpret_cast<uint64_t>(local_.data()), length, memory_->lkey};
-      ibv_send_wr& request = requests[count];
+      ibv_send_wr& request = requests[count] = ibv_send_wr{};
       request.sg_list = &pieces[count];
       request.num_sge = 1;
       request.opcode = IBV_WR_RDMA_READ;
@@ -120,7 +124,7 @@ class StoreReader {
     kv_node_description description;
     node.describe(description);
     VerbsTarget target;
-    std::copy_n(description.verbs_gid, target.node.size(), target.node.begin());
+    target.node = rdma_addresses(description.verbs_gids[0], description.verbs_rails);
     target.registration = admission.registration;
     target.exchange = [&node, admission](uint32_t lane, const kv_verbs_endpoint& mine, uint64_t,
                                          kv_verbs_grant& grant, std::string& line) {
@@ -210,7 +214,12 @@ struct Contest {
   std::function<void(uint32_t)> store;
 };
 
-void report(const std::vector<Contest>& contests) {
+struct Result {
+  const char* name;
+  double bare_us, store_us, ratio;
+};
+
+std::vector<Result> run(const std::vector<Contest>& contests) {
   std::vector<std::vector<double>> bare(contests.size()), store(contests.size()),
       ratio(contests.size());
   for (int round = 0; round < kRounds; ++round) {
@@ -221,17 +230,66 @@ void report(const std::vector<Contest>& contests) {
       ratio[i].push_back(store[i].back() / bare[i].back());
     }
   }
-  std::printf("%-36s %12s %12s %8s\n", "", "bare us", "store us", "ratio");
+  std::vector<Result> results;
   for (size_t i = 0; i < contests.size(); ++i) {
-    std::printf("%-36s %12.1f %12.1f %8.2f\n", contests[i].name, median(bare[i]), median(store[i]),
-                median(ratio[i]));
+    results.push_back({contests[i].name, median(bare[i]), median(store[i]), median(ratio[i])});
+  }
+  return results;
+}
+
+struct Price {
+  const char* name;
+  double reads, round_trips;  // of one get
+};
+
+Price price_of(const char* name, StoreReader& reader) {
+  constexpr uint32_t kCounted = 50;
+  const kv_client_stats before = reader.stats();
+  for (uint32_t i = 0; i < kCounted; ++i) reader.get(i % kKeys, kSmallBytes);
+  const kv_client_stats after = reader.stats();
+  return {name, double(after.reads - before.reads) / kCounted,
+          double(after.round_trips - before.round_trips) / kCounted};
+}
+
+void print_json(const std::vector<Result>& results, const std::vector<Price>& prices) {
+  std::printf("{\"contests\": [");
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Result& result = results[i];
+    std::printf("%s{\"name\": \"%s\", \"bare_us\": %.3f, \"store_us\": %.3f, \"ratio\": %.4f}",
+                i == 0 ? "" : ", ", result.name, result.bare_us, result.store_us, result.ratio);
+  }
+  std::printf("], \"prices\": [");
+  for (size_t i = 0; i < prices.size(); ++i) {
+    std::printf("%s{\"name\": \"%s\", \"reads\": %.2f, \"round_trips\": %.2f}", i == 0 ? "" : ", ",
+                prices[i].name, prices[i].reads, prices[i].round_trips);
+  }
+  std::printf("]}\n");
+}
+
+void print_table(const std::vector<Result>& results, const std::vector<Price>& prices) {
+  std::printf("%-36s %12s %12s %8s\n", "", "bare us", "store us", "ratio");
+  for (const Result& result : results) {
+    std::printf("%-36s %12.1f %12.1f %8.2f\n", result.name, result.bare_us, result.store_us,
+                result.ratio);
+  }
+  for (const Price& price : prices) {
+    std::printf("%-36s %.2f READs, %.2f round trips\n", price.name, price.reads, price.round_trips);
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string device = argc > 1 ? argv[1] : "";
+  bool as_json = false;
+  std::string device;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--json") {
+      as_json = true;
+    } else {
+      device = word;
+    }
+  }
   kv_node_config config{};
   config.capacity_bytes = kRegionBytes;
   config.verbs_device = device.c_str();
@@ -250,7 +308,7 @@ int main(int argc, char** argv) {
   const std::vector<uint8_t> summed(kLargeBytes, 'z');
   uint32_t sum = 0;
   const auto address_known = [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}); };
-  report({
+  const std::vector<Result> results = run({
       {"get 64 B, address remembered", kSmallCalls, address_known,
        [&](uint32_t i) { warm.get(i % kKeys, kSmallBytes); }},
       {"get 64 B, cold", kSmallCalls,
@@ -273,15 +331,14 @@ int main(int argc, char** argv) {
          for (uint32_t i = 0; i < kBatch; ++i) warm.get(i, kSmallBytes);
        },
        [&](uint32_t) { warm.get_batch(); }},
+      {"32 gets of bare verbs: single, batch", kSmallCalls / kBatch,
+       [&](uint32_t i) {
+         for (uint32_t n = 0; n < kBatch; ++n) address_known(i);
+       },
+       [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); }},
   });
-  for (const auto& [name, reader] : {std::pair{"address remembered", &warm}, {"cold", &cold}}) {
-    constexpr uint32_t kCounted = 50;
-    const kv_client_stats before = reader->stats();
-    for (uint32_t i = 0; i < kCounted; ++i) reader->get(i % kKeys, kSmallBytes);
-    const kv_client_stats after = reader->stats();
-    std::printf("get, %-20s %.2f READs, %.2f round trips\n", name,
-                double(after.reads - before.reads) / kCounted,
-                double(after.round_trips - before.round_trips) / kCounted);
-  }
+  const std::vector<Price> prices = {price_of("get 64 B, address remembered", warm),
+                                     price_of("get 64 B, cold", cold)};
+  (as_json ? print_json : print_table)(results, prices);
   return 0;
 }

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Final
 
 import click
@@ -19,6 +20,11 @@ from kvstore.bench.sim.shrink import Failure, Shrinker, describe
 
 _REACHED_WITH_SEEDS: Final = 100
 _SHOWN_VIOLATIONS_MAX: Final = 10
+#: Figures of a row that are no counts: of several seeds their mean is told.
+_FIGURES: Final = (
+    *("verbs_per_op", "ops_per_s", "p50_us", "p99_us", "p999_us"),
+    *("nic_busy", "nic_blocked", "processor_busy"),
+)
 
 
 def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> range:
@@ -186,7 +192,13 @@ class Report:
             "replay": self.replay_command or None,
             "not_reached": ", ".join(self.missed) or None,
             **self._sums,
+            **self._means(),
         }
+
+    def _means(self) -> dict[str, float]:
+        """Of what no sum says anything about."""
+        known = [row for row in self.rows if _FIGURES[0] in row]
+        return {name: fmean(row[name] for row in known) for name in _FIGURES} if known else {}
 
     def print(self) -> None:
         """For people."""
@@ -208,9 +220,11 @@ class Report:
         )
         happened = ", ".join(f"{sums[name]:,} {name}" for name in faults if sums[name])
         rate = sums["verbs"] / sums["cpu_s"] / 1e6 if sums["cpu_s"] else 0
+        price = self._means().get("verbs_per_op")
+        each = "" if price is None else f" ({price:.2f} an operation)"
         print(
             f"{self.scenario.name}: {len(self.rows) - len(self.violations)} of {len(self.rows)} "
-            f"seeds good; {sums['operations']:,} operations, {sums['verbs']:,} verbs in "
+            f"seeds good; {sums['operations']:,} operations, {sums['verbs']:,} verbs{each} in "
             f"{sums['virtual_s']:,.0f} s of virtual time ({rate:.2f} million verbs a second of "
             f"a core){'; ' + happened if happened else ''}"
         )

@@ -65,7 +65,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeDescription(_message.Message):
-    __slots__ = ("node_id", "incarnation", "region_bytes", "layout_version", "domain", "eviction", "consistency", "membership_lease_ms", "shm_name", "data_host", "data_port", "cluster_id", "members", "version", "verbs_device", "verbs_gid", "ssd_bytes")
+    __slots__ = ("node_id", "incarnation", "region_bytes", "layout_version", "domain", "eviction", "consistency", "membership_lease_ms", "shm_name", "data_host", "data_port", "cluster_id", "members", "version", "verbs_device", "verbs_gids", "ssd_bytes")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     REGION_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -81,7 +81,7 @@ class NodeDescription(_message.Message):
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VERBS_DEVICE_FIELD_NUMBER: _ClassVar[int]
-    VERBS_GID_FIELD_NUMBER: _ClassVar[int]
+    VERBS_GIDS_FIELD_NUMBER: _ClassVar[int]
     SSD_BYTES_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     incarnation: int
@@ -98,9 +98,9 @@ class NodeDescription(_message.Message):
     members: _containers.RepeatedScalarFieldContainer[str]
     version: str
     verbs_device: str
-    verbs_gid: bytes
+    verbs_gids: _containers.RepeatedScalarFieldContainer[bytes]
     ssd_bytes: int
-    def __init__(self, node_id: _Optional[int] = ..., incarnation: _Optional[int] = ..., region_bytes: _Optional[int] = ..., layout_version: _Optional[int] = ..., domain: _Optional[_Union[Domain, str]] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., consistency: _Optional[_Union[Consistency, str]] = ..., membership_lease_ms: _Optional[int] = ..., shm_name: _Optional[str] = ..., data_host: _Optional[str] = ..., data_port: _Optional[int] = ..., cluster_id: _Optional[str] = ..., members: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., verbs_device: _Optional[str] = ..., verbs_gid: _Optional[bytes] = ..., ssd_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, node_id: _Optional[int] = ..., incarnation: _Optional[int] = ..., region_bytes: _Optional[int] = ..., layout_version: _Optional[int] = ..., domain: _Optional[_Union[Domain, str]] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., consistency: _Optional[_Union[Consistency, str]] = ..., membership_lease_ms: _Optional[int] = ..., shm_name: _Optional[str] = ..., data_host: _Optional[str] = ..., data_port: _Optional[int] = ..., cluster_id: _Optional[str] = ..., members: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., verbs_device: _Optional[str] = ..., verbs_gids: _Optional[_Iterable[bytes]] = ..., ssd_bytes: _Optional[int] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
     __slots__ = ("cluster_id", "members", "peer", "layout_version")
@@ -125,20 +125,22 @@ class Attachment(_message.Message):
     def __init__(self, node: _Optional[_Union[NodeDescription, _Mapping]] = ..., registration: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class VerbsEndpoint(_message.Message):
-    __slots__ = ("gid", "lid", "queue_pair", "packet_sequence", "mtu_bytes", "reads_at_once")
+    __slots__ = ("gid", "lid", "queue_pair", "packet_sequence", "mtu_bytes", "reads_at_once", "rail")
     GID_FIELD_NUMBER: _ClassVar[int]
     LID_FIELD_NUMBER: _ClassVar[int]
     QUEUE_PAIR_FIELD_NUMBER: _ClassVar[int]
     PACKET_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     MTU_BYTES_FIELD_NUMBER: _ClassVar[int]
     READS_AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    RAIL_FIELD_NUMBER: _ClassVar[int]
     gid: bytes
     lid: int
     queue_pair: int
     packet_sequence: int
     mtu_bytes: int
     reads_at_once: int
-    def __init__(self, gid: _Optional[bytes] = ..., lid: _Optional[int] = ..., queue_pair: _Optional[int] = ..., packet_sequence: _Optional[int] = ..., mtu_bytes: _Optional[int] = ..., reads_at_once: _Optional[int] = ...) -> None: ...
+    rail: int
+    def __init__(self, gid: _Optional[bytes] = ..., lid: _Optional[int] = ..., queue_pair: _Optional[int] = ..., packet_sequence: _Optional[int] = ..., mtu_bytes: _Optional[int] = ..., reads_at_once: _Optional[int] = ..., rail: _Optional[int] = ...) -> None: ...
 
 class ConnectVerbsRequest(_message.Message):
     __slots__ = ("registration", "token", "lane", "client")

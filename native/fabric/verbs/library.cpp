@@ -56,6 +56,7 @@ void describe_port(const kv_verbs_port* port, kv_verbs_port_description* descrip
   description->gid_index = port->gid_index;
   std::copy(port->gid.begin(), port->gid.end(), description->gid);
   description->mtu_bytes = verbs::mtu_bytes(port->attributes.active_mtu);
+  description->atomics_span_devices = verbs::atomics_span_devices(port->limits) ? 1 : 0;
 }
 
 int register_memory(kv_verbs_port* port, void* memory, uint64_t bytes, char* error,

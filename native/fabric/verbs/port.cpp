@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <vector>
 
@@ -57,22 +58,32 @@ unsigned choose_gid(kv_verbs_port& port, const Gid* wanted) {
   return best;
 }
 
-// Opens the best active port of a device.
-unsigned open_device(ibv_device* device, const Gid* wanted, kv_verbs_port& port) {
+// Which device is wanted, and which of its ports.
+struct Wish {
+  // Of `mlx5_0` and `mlx5_0:2`. The name is empty if any will do, the number 0.
+  explicit Wish(const std::string& text) : name(text) {
+    const size_t colon = text.rfind(':');
+    if (colon == std::string::npos) return;
+    const char* const end = text.data() + text.size();
+    const auto [stop, code] = std::from_chars(text.data() + colon + 1, end, port);
+    if (code == std::errc() && stop == end) name.resize(colon);
+  }
+  std::string name;
+  unsigned port = 0;
+};
+
+// Opens the best active port of a device, or the one with the number, if it is not 0.
+unsigned open_device(ibv_device* device, unsigned only, const Gid* wanted, kv_verbs_port& port) {
   port.context.reset(ibv_open_device(device));
   if (!port.context || ibv_query_device(port.context.get(), &port.limits) != 0) return 0;
   for (unsigned number = 1; number <= port.limits.phys_port_cnt; ++number) {
+    if (only != 0 && number != only) continue;
     port.number = uint8_t(number);
     if (ibv_query_port(port.context.get(), port.number, &port.attributes) != 0) continue;
     if (port.attributes.state != IBV_PORT_ACTIVE) continue;
     if (const unsigned rating = choose_gid(port, wanted); rating > 0) return rating;
   }
   return 0;
-}
-
-// Whether a list of names with commas between them has this one; an empty list has all.
-bool is_listed(const std::string& names, const std::string& name) {
-  return names.empty() || ("," + names + ",").find("," + name + ",") != std::string::npos;
 }
 
 std::string why_none(const std::string& device, const Gid* gid, int devices, bool seen) {
@@ -101,14 +112,15 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
   unsigned best_rating = 0;
   uint32_t best_distance = 0;
   const uint32_t numa_node = current_numa_node();
+  const Wish wish(device);
   bool seen = false;
   for (int i = 0; i < count; ++i) {
     ibv_device* const candidate = list.get()[i];
     const std::string name = ibv_get_device_name(candidate);
-    if (!is_listed(device, name)) continue;
+    if (!wish.name.empty() && name != wish.name) continue;
     seen = true;
     auto port = std::make_unique<kv_verbs_port>();
-    const unsigned rating = open_device(candidate, gid, *port);
+    const unsigned rating = open_device(candidate, wish.port, gid, *port);
     const uint32_t distance = rdma_device_distance("/sys", name, numa_node);
     if (rating < best_rating || rating == 0) continue;
     if (rating == best_rating && distance >= best_distance) continue;
@@ -134,6 +146,13 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
 
 uint32_t mtu_bytes(ibv_mtu mtu) {
   return 128u << unsigned(mtu);  // IBV_MTU_256 is 1
+}
+
+// Soft-RoCE executes atomics of all its devices under one lock of the kernel, although it claims no
+// more than a device.
+bool atomics_span_devices(const ibv_device_attr& limits) {
+  constexpr uint32_t kSoftRoceVendor = 0xff'ffff;
+  return limits.atomic_cap == IBV_ATOMIC_GLOB || limits.vendor_id == kSoftRoceVendor;
 }
 
 uint32_t reads_at_once(const ibv_device_attr& limits) {

@@ -78,6 +78,9 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
 
 uint32_t mtu_bytes(ibv_mtu mtu);
 
+// See kv_verbs_port_description.
+bool atomics_span_devices(const ibv_device_attr& limits);
+
 // READs and atomics of one queue pair that this device can have under way, as either side.
 uint32_t reads_at_once(const ibv_device_attr& limits);
 

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define KV_VERBS_ABI_VERSION 1u
+#define KV_VERBS_ABI_VERSION 2u
 #define KV_VERBS_OPEN_SYMBOL "kv_verbs_open"
 
 /* A port of an RDMA device of this host, with a protection domain. */
@@ -31,15 +31,17 @@ typedef struct kv_verbs_port_description {
   uint32_t gid_index;
   uint8_t gid[16];
   uint32_t mtu_bytes; /* active */
+  /* 1: its atomics exclude those of every other device of this host that says so too. 0: those of
+   * the same device only. */
+  uint32_t atomics_span_devices;
 } kv_verbs_port_description;
 
 typedef struct kv_verbs_api {
   uint32_t abi_version;
 
-  /* Opens an active port: of one of the devices that `device` names, with commas between them, if
-   * that is not empty, and with the address `gid` if that is not NULL. An address of IPv4 is its
-   * mapped GID. Of several that serve as well, the one nearest to the calling thread's processor.
-   * NULL if there is none. */
+  /* Opens an active port: of `device` (a name, or NAME:PORT) if that is not empty, and with the
+   * address `gid` if that is not NULL. An address of IPv4 is its mapped GID. Of several that serve
+   * as well, the one nearest to the calling thread's processor. NULL if there is none. */
   kv_verbs_port* (*open_port)(const char* device, const uint8_t* gid, char* error,
                               uint64_t error_bytes);
   /* Nothing that was made of the port may be left. */

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -42,3 +44,12 @@ def store(node: NodeProcess) -> Iterator[kvstore.Store]:
 @pytest.fixture
 def prefix() -> bytes:
     return b"%d-" % next(_numbers)
+
+
+def wait_until(condition: object, timeout_s: float = READY_S) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        os.sched_yield()
+        time.sleep(0.05)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 import kvstore
 from kvstore.cluster.control import ControlClient
 from kvstore.errors import DomainMismatch, NodeUnreachable, OutcomeUnknown
-from tests.rxe.guest.conftest import READY_S, TIMEOUT_S, start_verbs_node
+from tests.rxe.guest.conftest import TIMEOUT_S, start_verbs_node, wait_until
 from tests.support.nodes import ROOT, NodeProcess
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
@@ -164,12 +162,3 @@ def test_a_killed_node_is_unreachable_and_its_successor_is_found() -> None:
         store.put(b"key", b"again")
         assert store.get(b"key") == b"again"
         assert store.members()[0].restarts == 1
-
-
-def wait_until(condition: object, timeout_s: float = READY_S) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        os.sched_yield()
-        time.sleep(0.05)
