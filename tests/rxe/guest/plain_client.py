@@ -87,6 +87,7 @@ class PlainClient:
                 mtu_bytes=1024,
                 reads_at_once=4,
             )
+            self.admission = (admitted.registration, admitted.token)
             grant = control.connect_verbs(
                 admitted.registration, admitted.token, 0, mine, timeout_s=TIMEOUT_S
             )
@@ -119,6 +120,19 @@ class PlainClient:
         attributes.timeout, attributes.retry_cnt, attributes.rnr_retry = 16, 6, 6
         attributes.max_rd_atomic = min(4, node.reads_at_once)
         self._pair.to_rts(attributes)
+
+    def connect_again(self, address: str) -> None:
+        """Ask the node for another queue pair of the same admission."""
+        mine = VerbsEndpoint(
+            gid=self._gid(self._gid_index()),
+            lid=0,
+            queue_pair=self._pair.qp_num,
+            packet_sequence=78,
+            mtu_bytes=1024,
+            reads_at_once=4,
+        )
+        with ControlClient(address) as control:
+            control.connect_verbs(*self.admission, 1, mine, timeout_s=TIMEOUT_S)
 
     def post(self, opcode: Any, address: int, length: int, key: int, add: int = 0) -> int:
         """Post one request, wait, and return the status of its completion."""

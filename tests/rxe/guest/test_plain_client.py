@@ -7,6 +7,8 @@ import contextlib
 import pytest
 
 import kvstore
+from kvstore.cluster.control import ControlClient
+from tests.rxe.guest.conftest import TIMEOUT_S, start_verbs_node, wait_until
 from tests.support.nodes import NodeProcess
 
 plain_client = pytest.importorskip("tests.rxe.guest.plain_client", exc_type=ImportError)
@@ -56,3 +58,21 @@ def test_what_is_not_granted_is_refused(node: NodeProcess, store: kvstore.Store,
     # The node goes on, and so do its other clients.
     assert store.get(b"key-1") == VALUES[b"key-1"]
     assert client_of(node).superblock()["domain"] == 2
+
+
+@pytest.mark.parametrize("how", ["it detaches", "its lease ends"])
+def test_who_has_left_has_no_key_any_more(how: str) -> None:
+    with start_verbs_node("8MiB", "--membership-lease=2") as node:
+        # It never renews its lease.
+        plain = plain_client.PlainClient(node.address, "rxe0")
+        assert plain.superblock()["domain"] == 2
+        with ControlClient(node.address) as control:
+            if how == "it detaches":
+                assert control.detach(*plain.admission, timeout_s=TIMEOUT_S)
+            else:
+                wait_until(lambda: control.stats(timeout_s=TIMEOUT_S)["clients_fenced"] == 1)
+        # The queue pair is gone: with the right key nothing answers.
+        status = plain.post(enums.IBV_WR_RDMA_READ, plain.base, 8, plain.key)
+        assert status == enums.IBV_WC_RETRY_EXC_ERR
+        with pytest.raises(kvstore.KvError):
+            plain.connect_again(node.address)
