@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 PIN_S_MAX: Final = 4000
 #: For a node to forget what it has on its SSD.
 _FORGET_S: Final = 30.0
+#: Walks of one `clear`, while blocks go to SSDs and come back.
+_CLEAR_ROUNDS: Final = 5
 _HITS: Final = (Verdict.HIT, Verdict.ON_SSD)
 
 
@@ -335,10 +337,22 @@ class PrefixCache:
     def clear(self) -> int:
         """Delete the blocks of this namespace and return how many there were in memory.
 
-        Those on SSDs go too. It walks over the keys of all nodes: seconds for millions. Raises what
-        `Store.keys` does.
+        Those on SSDs go too, where this client asks for them: not over `shm://`. It walks over the
+        keys of all nodes: seconds for millions. Raises what `Store.keys` does.
         """
         prefix = self._core.keys.block_prefix
+        forgets = self._tiers.present
+        if forgets:
+            self._tiers.forget(prefix, _FORGET_S)
+        deleted = 0
+        for _ in range(_CLEAR_ROUNDS):
+            deleted += self._delete_from_memory(prefix)
+            # What went down meanwhile may have come up again, behind the walk.
+            if not forgets or self._tiers.forget(prefix, _FORGET_S) == 0:
+                break
+        return deleted
+
+    def _delete_from_memory(self, prefix: bytes) -> int:
         deleted = 0
         ours: list[bytes] = []
         for key in self._store:
@@ -347,11 +361,7 @@ class PrefixCache:
             if len(ours) == BATCH_BLOCKS_MAX:
                 deleted += self._store.delete_many(ours).count(True)
                 ours = []
-        deleted += self._store.delete_many(ours).count(True)
-        if self._tiers.present:
-            # After the memory: what goes down from it meanwhile is forgotten with the rest.
-            self._tiers.forget(prefix, _FORGET_S)
-        return deleted
+        return deleted + self._store.delete_many(ours).count(True)
 
     # ---- keeping ----
 

@@ -28,6 +28,8 @@ _REQUEST_BYTES_MAX: Final = 48 << 10
 _WINDOW_BYTES: Final = 4 << 20
 #: How often what came up is asked for again, if it was evicted before it was read.
 _ROUNDS: Final = 3
+#: A call with less time than this would tell of its own end, not of the tier.
+_ASK_S_MIN: Final = 0.01
 _BACK_OFF_FIRST_S: Final = 1.0
 _BACK_OFF_LAST_S: Final = 30.0
 #: Length and codec of a block that was read; None: it was absent.
@@ -65,7 +67,9 @@ class Tiers:
         def begin(client: TierClient, part: list[bytes]) -> Any:
             return client.begin_lookup(part, timeout_s)
 
-        return self._asked(keys, begin, lambda client, begun, count: client.lookup(begun, count))
+        return self._asked(
+            keys, timeout_s, begin, lambda client, begun, count: client.lookup(begun, count)
+        )
 
     def promote(
         self, keys: Sequence[bytes], timeout_s: float, later: Sequence[bytes] = ()
@@ -80,6 +84,7 @@ class Tiers:
 
         return self._asked(
             keys,
+            timeout_s,
             begin,
             lambda client, begun, count: client.promote(begun, count),
             lambda: self._begin(later, timeout_s),
@@ -99,7 +104,16 @@ class Tiers:
         """
         tiers = self._store._membership.tiers()
         members = [self._member(index) for index, tier in enumerate(tiers) if tier is not None]
-        return sum(member.client.forget(prefix, timeout_s) for member in members)
+        forgotten = 0
+        failed: NodeUnreachable | None = None
+        for member in members:
+            try:
+                forgotten += member.client.forget(prefix, timeout_s)
+            except NodeUnreachable as error:
+                failed = error
+        if failed is not None:
+            raise failed
+        return forgotten
 
     def close(self) -> None:
         """End the calls under way; later ones find nothing."""
@@ -112,12 +126,15 @@ class Tiers:
     def _asked(
         self,
         keys: Sequence[bytes],
+        timeout_s: float,
         begin: Callable[[TierClient, list[bytes]], Any],
         end: Callable[[TierClient, Any, int], list[bool]],
         meanwhile: Callable[[], None] = lambda: None,
     ) -> list[bool]:
         """Ask all members at once, some keys a call; what fails is false."""
         outcomes = [False] * len(keys)
+        if timeout_s < _ASK_S_MIN:
+            return outcomes
         begun: list[tuple[_Member, list[int], Any]] = []
         for member, places in self._parts(keys):
             try:
@@ -179,8 +196,13 @@ class Tiers:
 
     def _failed(self, member: _Member, error: KvError) -> None:
         self._warn(error)
-        member.back_off_s = min(max(2 * member.back_off_s, _BACK_OFF_FIRST_S), _BACK_OFF_LAST_S)
-        member.refused_until = time.monotonic() + member.back_off_s
+        now = time.monotonic()
+        with self._lock:
+            # Calls that were under way together fail together: that is one failure.
+            if now < member.refused_until:
+                return
+            member.back_off_s = min(max(2 * member.back_off_s, _BACK_OFF_FIRST_S), _BACK_OFF_LAST_S)
+            member.refused_until = now + member.back_off_s
 
 
 def extend(

@@ -167,6 +167,9 @@ def _serve(
         log.warning("ending at once", signal=signal.Signals(written[0]).name)
         os._exit(1)
     log.info("ended")
+    if tier is not None and tier.stuck:
+        # Its threads wait for the device, and would be waited for.
+        os._exit(0)
     return 0
 
 

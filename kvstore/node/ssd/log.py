@@ -31,6 +31,8 @@ _SEGMENT_BYTES_MAX: Final = 64 << 20
 _SEGMENTS_WANTED: Final = 16
 _SCAN_THREADS: Final = 8
 _RESYNC_BYTES: Final = 256 << 10
+#: For a write under way, before a `forget` fails.
+_FORGET_WAIT_S: Final = 10.0
 #: What is used moves on when its segment is written over, up to this share of a segment.
 _KEPT_SHARE: Final = 4
 _Writable: TypeAlias = bytearray | memoryview
@@ -106,7 +108,7 @@ class SsdLog:
                     f" which --ssd-bytes {format_bytes(bytes_max)} has no room for two: give more,"
                     " or remove the file"
                 )
-            _take(path, descriptor, form.PAGE_BYTES + segments * superblock.segment_bytes)
+            _take(path, descriptor, int(segments), superblock.segment_bytes)
             log = cls(path, descriptor, superblock.segment_bytes, superblock.file_id, int(segments))
             log._scan()
         except BaseException:
@@ -118,8 +120,9 @@ class SsdLog:
         return log
 
     def close(self) -> None:
-        """Closes the file. The caller has ended all other calls. May be called again."""
-        descriptor, self._descriptor = self._descriptor, -1
+        """Closes the file. The caller has ended all reads; appends fail. May be called again."""
+        with self._append_lock:
+            descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
@@ -160,7 +163,7 @@ class SsdLog:
     def read(self, key: bytes, entry: Entry, buffer: bytearray) -> memoryview | None:
         """The value of a record, in `buffer`, which grows to its size; None: it is a miss.
 
-        OSError if the device says so; the record stays.
+        OSError if the device says so; the record is forgotten.
         """
         if len(buffer) < entry.value_bytes:
             buffer.extend(bytes(entry.value_bytes - len(buffer)))
@@ -170,6 +173,7 @@ class SsdLog:
             read = _read_fully(self._descriptor, [head, value], entry.offset)
         except OSError:
             value.release()
+            self._drop_damaged(key, entry)
             raise
         parsed = form.parse_record(head) if read == len(head) + len(value) else None
         if (
@@ -192,7 +196,7 @@ class SsdLog:
         """A record that was written over, or forgotten, while it was read is not damaged."""
         with self._lock:
             found = self._index.get(key)
-            if found is not None and found.offset == entry.offset:
+            if found is not None and found[:5] == entry[:5]:
                 self._remove(key)
                 self.damaged += 1
 
@@ -223,15 +227,19 @@ class SsdLog:
         """
         if not 0 < len(prefix) <= form.KEY_BYTES_MAX:
             raise ValueError(f"a prefix has 1 to {form.KEY_BYTES_MAX} bytes, not {len(prefix)}")
-        with self._append_lock:
+        if not self._append_lock.acquire(timeout=_FORGET_WAIT_S):
+            raise OSError(errno.ETIMEDOUT, "the device is busy with an earlier write")
+        try:
             self.generation += 1
             with self._lock:
                 gone = [key for key in self._index if key.startswith(prefix)]
                 for key in gone:
                     self._remove(key)
-            if gone:
-                self._write(form.FORGOTTEN, prefix, memoryview(b""), 0, form.crc32c(b""), 0)
-                os.fdatasync(self._descriptor)
+            # Also where nothing is found: an earlier call may have failed behind the index.
+            self._write(form.FORGOTTEN, prefix, memoryview(b""), 0, form.crc32c(b""), 0)
+            os.fdatasync(self._descriptor)
+        finally:
+            self._append_lock.release()
         return len(gone)
 
     def _write(
@@ -239,20 +247,25 @@ class SsdLog:
     ) -> None:
         size = form.record_bytes(len(key), len(value))
         if self._cursor + size > self._end_of(self._number) or not self._sequences[self._number]:
-            self._begin_segment()
+            self._begin_segment(size)
         sequence, offset = self._sequences[self._number], self._cursor
+        assert offset + size <= self._end_of(self._number)
         header = form.RecordHeader(kind, len(key), codec, crc, len(value), self._file_id, sequence)
         _write_fully(self._descriptor, [form.pack_record(header, key), value], offset)
         self._cursor += size
         if kind == form.OBJECT:
             self._insert(key, Entry(offset, len(value), codec, crc, sequence, version))
 
-    def _begin_segment(self) -> None:
-        """Goes on in the segment that was written longest ago; what was used of it stays."""
+    def _begin_segment(self, size: int) -> None:
+        """Goes on in the segment that was written longest ago, with room for a record of `size`.
+
+        What was used of it stays.
+        """
         if self._sequences[self._number]:
             os.fdatasync(self._descriptor)
         number = self._sequences.index(min(self._sequences))
-        kept = list(self._kept(number))
+        room = self.segment_bytes - form.PAGE_BYTES - size
+        kept = list(self._kept(number, min(self.segment_bytes // _KEPT_SHARE, room)))
         with self._lock:
             for key in self._keys[number]:
                 entry = self._index.get(key)
@@ -269,9 +282,8 @@ class SsdLog:
                 form.OBJECT, key, memoryview(value), entry.codec, entry.value_crc, entry.version
             )
 
-    def _kept(self, number: int) -> Iterator[tuple[bytes, Entry, bytes]]:
-        """Records of a segment that were read since they were written there, up to a share."""
-        room = self.segment_bytes // _KEPT_SHARE
+    def _kept(self, number: int, room: int) -> Iterator[tuple[bytes, Entry, bytes]]:
+        """Records of a segment that were read since they were written there, up to `room` bytes."""
         buffer = bytearray()
         for key in self._keys[number]:
             entry = self._index.get(key)
@@ -340,24 +352,30 @@ class SsdLog:
         )
 
     def _scan_segment(self, number: int) -> tuple[int, list[_Found], int]:
-        """The sequence of a segment, its records in order, and how many gaps are between them."""
+        """The sequence of a segment, its records in order, and how many gaps are between them.
+
+        What the device cannot read ends the segment, as a gap.
+        """
         begin, end = self._begin_of(number), self._end_of(number)
-        page = os.pread(self._descriptor, form.PAGE_BYTES, begin)
-        sequence = form.parse_segment(page, self._file_id, number)
-        if not sequence:
-            return 0, [], int(any(page))
         found: list[_Found] = []
-        damaged = 0
-        offset = begin + form.PAGE_BYTES
-        while offset < end:
-            record = self._record_at(offset, sequence, end)
-            if record is None:
-                record = self._next_record(offset + form.ALIGNMENT, sequence, end)
+        sequence = damaged = 0
+        try:
+            page = os.pread(self._descriptor, form.PAGE_BYTES, begin)
+            sequence = form.parse_segment(page, self._file_id, number) or 0
+            if not sequence:
+                return 0, [], int(any(page))
+            offset = begin + form.PAGE_BYTES
+            while offset < end:
+                record = self._record_at(offset, sequence, end)
                 if record is None:
-                    break
-                damaged += 1
-            found.append(record)
-            offset = record.offset + record.header.record_bytes
+                    record = self._next_record(offset + form.ALIGNMENT, sequence, end)
+                    if record is None:
+                        break
+                    damaged += 1
+                found.append(record)
+                offset = record.offset + record.header.record_bytes
+        except OSError:
+            damaged += 1
         return sequence, found, damaged
 
     def _record_at(self, offset: int, sequence: int, end: int) -> _Found | None:
@@ -458,9 +476,16 @@ def _read_or_make_superblock(path: str, descriptor: int, bytes_max: int) -> form
     return superblock
 
 
-def _take(path: str, descriptor: int, size: int) -> None:
+def _take(path: str, descriptor: int, segments: int, segment_bytes: int) -> None:
     """Gives the file its size, so that a full device is found at the start."""
+    size = form.PAGE_BYTES + segments * segment_bytes
     present = os.fstat(descriptor)
+    if present.st_size >= size + segment_bytes:
+        # What is cut off may hold the end of what is left: that blocks were forgotten, or replaced.
+        raise ConfigurationError(
+            f"--ssd {path} is of {format_bytes(present.st_size)}, and a log cannot be cut: give"
+            " --ssd-bytes of at least that, or remove the file"
+        )
     system = os.fstatvfs(descriptor)
     free = system.f_bavail * system.f_frsize
     wanted = size - 512 * present.st_blocks
@@ -469,7 +494,7 @@ def _take(path: str, descriptor: int, size: int) -> None:
         if wanted > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if present.st_size > size:
-            os.ftruncate(descriptor, size)
+            os.ftruncate(descriptor, size)  # less than a segment: no record is there
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):

@@ -67,6 +67,8 @@ class SsdTier:
         self._under_way: dict[bytes, Future[Outcome]] = {}
         self._buffers = threading.local()
         self._closed = False
+        #: The device did not answer when the tier was closed; threads that wait for it are left.
+        self.stuck = False
         self._closing = threading.Event()
         self._reported: dict[str, float] = {}
         self._retry_at = 0.0
@@ -75,15 +77,29 @@ class SsdTier:
         self._demoter = threading.Thread(target=self._demote, name="ssd-write", daemon=True)
         self._demoter.start()
 
-    def close(self) -> None:
-        """Ends what is under way and closes the log. May be called again."""
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Ends what is under way and closes the log. May be called again.
+
+        Where the device does not answer in that time, it leaves what waits for it, and is `stuck`.
+        """
+        deadline = time.monotonic() + timeout_s
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+            under_way = set(self._under_way.values())
         self._closing.set()
-        self._demoter.join()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for future in under_way:
+            if future.cancelled():
+                # Whoever waits for it is told only so.
+                future.set_running_or_notify_cancel()
+        self._demoter.join(timeout_s)
+        wait(under_way, max(0.0, deadline - time.monotonic()))
+        self.stuck = self._demoter.is_alive() or any(not future.done() for future in under_way)
+        if self.stuck:
+            self._events.warning("the SSD does not answer: left as it is", file=self._log.path)
+            return
         self._region.close()
         self._log.close()
 
@@ -198,6 +214,10 @@ class SsdTier:
                 # The node's own client was cut off, or the node is about to end.
                 if not self._closing.is_set():
                     self._events.warning("demotion interrupted", reason=str(error))
+                written = 0
+            except Exception as error:  # whatever it is, the next walk may succeed
+                self._count(errors=1)
+                self._events.error("demotion failed", reason=repr(error))
                 written = 0
             pause_s = _PAUSE_FIRST_S if written else min(2 * pause_s, _PAUSE_LAST_S)
             if not written:

@@ -118,16 +118,87 @@ def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
         assert append(log, b"k", bytes(log.segment_bytes - form.PAGE_BYTES - 128))
 
 
-def test_another_size_keeps_what_there_is_room_for(tmp_path: Path) -> None:
+def test_a_record_behind_what_is_kept_stays_in_its_segment(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as log:
+        large = log.segment_bytes - form.PAGE_BYTES - 128
+        for number in range(3 * log.capacity_bytes // 6_000):
+            append(log, key_of(number), block(number, 6_000))
+            value_of(log, key_of(number))
+            if number % 50 == 49:
+                assert append(log, b"large", block(number, large))
+                assert value_of(log, b"large") == block(number, large)
+        held = {key: value_of(log, key) for key in log.held()}
+        assert None not in held.values()
+        capacity_bytes = log.capacity_bytes
+    assert os.path.getsize(tmp_path / "log") == capacity_bytes
+    with opened(tmp_path / "log") as log:
+        assert {key: value_of(log, key) for key in log.held()} == held
+        assert log.damaged == 0
+
+
+def test_a_forget_that_failed_is_done_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    with opened(tmp_path / "log") as log:
+        append(log, b"a", block(1))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwritev", lambda *_: fail(0))
+            with pytest.raises(OSError, match="no"):
+                log.forget(b"a")
+        assert log.forget(b"a") == 0
+    with opened(tmp_path / "log") as log:
+        assert log.held() == []
+
+
+def test_a_late_reader_does_not_drop_a_record_that_moved_to_its_place(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as log:
+        append(log, b"hot", block(0))
+        old = log.find(b"hot")
+        assert old is not None
+        number = 0
+        while (entry := log.find(b"hot")) is None or entry.sequence == old.sequence:
+            value_of(log, b"hot")
+            append(log, key_of(number := number + 1), block(number))
+        assert log.read(b"hot", old, bytearray()) is None
+        assert value_of(log, b"hot") == block(0)
+        assert log.damaged == 0
+
+
+def test_a_segment_that_cannot_be_read_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "log") as log:
+        for number in range(30):
+            append(log, key_of(number), block(number, 6_000))
+        first = log.find(key_of(0))
+        assert first is not None
+        end = first.offset + log.segment_bytes
+    pread = os.pread
+
+    def failing(descriptor: int, length: int, offset: int) -> bytes:
+        if form.PAGE_BYTES <= offset < end - form.PAGE_BYTES:
+            raise OSError(errno.EIO, "bad sector")
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    with opened(tmp_path / "log") as log:
+        assert log.damaged > 0
+        assert 0 < len(log) < 30
+        assert value_of(log, key_of(29)) == block(29, 6_000)
+
+
+def test_a_larger_size_keeps_what_there_is_and_a_smaller_one_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path / "log") as log:
         for number in range(30):
             append(log, key_of(number), block(number, 6_000))
     with opened(tmp_path / "log", 2 * BYTES_MIN) as log:
         assert len(log) == 30
         assert log.capacity_bytes > 1.8 * BYTES_MIN
-    with opened(tmp_path / "log", BYTES_MIN) as log:
-        assert len(log) == 30
-        assert os.path.getsize(tmp_path / "log") <= BYTES_MIN
+    with pytest.raises(ConfigurationError, match="cannot be cut"):
+        SsdLog.open(str(tmp_path / "log"), BYTES_MIN)
 
 
 # ---- damage ----
