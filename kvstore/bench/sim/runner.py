@@ -133,8 +133,11 @@ class Runner:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._stopped = True
-            for process in self._running:
-                process.kill()
+            running = list(self._running)
+        for process in running:
+            process.kill()
+        for process in running:
+            process.status()  # a killed process may run on until the system comes to it
 
     def rows(self, scenario: str, settings: Settings, seeds: range) -> Iterator[Row]:
         """One row for each seed, in the order in which they end.
@@ -211,12 +214,7 @@ class Runner:
                     if at < seeds.stop:
                         if process.status() == _JOB_REFUSED:
                             raise SimulationError(process.complaint())
-                        yield {
-                            "scenario": scenario,
-                            "seed": at,
-                            "ok": False,
-                            "violation": _how_it_ended(process),
-                        }
+                        yield _lost_row(scenario, at, process)
                         at += 1
                 finally:
                     with self._lock:
