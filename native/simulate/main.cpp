@@ -11,8 +11,10 @@
 //
 // Exit status: 0 whatever the worlds did, 2 if the job is wrong, with one line on standard error.
 
+#include <malloc.h>
 #include <algorithm>
 #include <chrono>
+
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
@@ -22,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "sim/heap.hpp"
 #include "sim/parameters.hpp"
 #include "sim/switch_names.hpp"
 #include "simulate/job.hpp"
@@ -200,6 +203,7 @@ void print_switches() {
 
 int main(int count, char** arguments) {
   using namespace kvstore::sim;
+  keep_memory();
   if (count == 2 && std::strcmp(arguments[1], "--parameters") == 0) {
     print_parameters();
     return 0;
