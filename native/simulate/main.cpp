@@ -11,10 +11,8 @@
 //
 // Exit status: 0 whatever the worlds did, 2 if the job is wrong, with one line on standard error.
 
-#include <malloc.h>
 #include <algorithm>
 #include <chrono>
-
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
