@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kvstore.errors import ConfigurationError
 from kvstore.node.ssd import format as form
+from kvstore.node.ssd import log as logs
 from kvstore.node.ssd.log import BYTES_MIN, SsdLog
 
 
@@ -151,6 +152,18 @@ def test_a_forget_that_failed_is_done_by_the_next_one(
         assert log.forget(b"a") == 0
     with opened(tmp_path / "log") as log:
         assert log.held() == []
+
+
+def test_a_forget_does_not_wait_for_ever_behind_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_FORGET_WAIT_S", 0.01)
+    with opened(tmp_path / "log") as log:
+        append(log, key_of(1), block(1))
+        with log._append_lock, pytest.raises(OSError, match="busy with an earlier write"):
+            log.forget(b"L1b")
+        assert value_of(log, key_of(1)) == block(1)
+        assert log.forget(b"L1b") == 1
 
 
 def test_a_late_reader_does_not_drop_a_record_that_moved_to_its_place(tmp_path: Path) -> None:

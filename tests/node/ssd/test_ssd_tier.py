@@ -6,9 +6,11 @@ import errno
 import io
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,3 +186,65 @@ def test_after_the_end_nothing_comes_up(tmp_path: Path) -> None:
     node.tier.close()
     assert node.tier.promote(KEYS[:1], 1) == [Outcome.FAILED]
     node.close()
+
+
+def test_a_walk_that_fails_is_not_the_last_one(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = 0
+    once = node.tier._demote_once
+
+    def fail_first() -> int:
+        nonlocal walks
+        walks += 1
+        if walks == 1:
+            raise RuntimeError("nobody thought of this")
+        return once()
+
+    monkeypatch.setattr(node.tier, "_demote_once", fail_first)
+    node.put_down(range(1))
+    assert node.tier.stats()["ssd_errors"] == 1
+    assert node.events.getvalue().count("nobody thought of this") == 1
+
+
+def test_a_device_that_does_not_answer_holds_nobody_at_the_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.put_down(range(tiers.READ_THREADS + 1))
+    answers = threading.Event()
+    waiting = threading.Semaphore(0)
+    read = node.log.read
+
+    def wait_for_device(*arguments: Any) -> memoryview | None:
+        waiting.release()
+        assert answers.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(node.log, "read", wait_for_device)
+    outcomes: dict[str, list[Outcome]] = {}
+
+    def promote(name: str, keys: list[bytes]) -> threading.Thread:
+        def run() -> None:
+            outcomes[name] = node.tier.promote(keys, 60)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    try:
+        read_now = promote("read now", KEYS[: tiers.READ_THREADS])
+        for _ in range(tiers.READ_THREADS):
+            assert waiting.acquire(timeout=20)
+        last = KEYS[tiers.READ_THREADS]
+        in_queue = promote("in the queue", [last])
+        wait_until(lambda: last in node.tier._under_way)
+        node.tier.close(timeout_s=0.05)
+        assert node.tier.stuck
+        # Its turn never comes, and it is told so before its time is over.
+        in_queue.join(20)
+        assert outcomes == {"in the queue": [Outcome.FAILED]}
+    finally:
+        answers.set()
+    read_now.join(20)
+    assert outcomes["read now"] == [Outcome.IN_MEMORY] * tiers.READ_THREADS
+    # A stuck tier leaves to the end of the process what its threads may still use.
+    node.tier._region.close()
+    node.log.close()
