@@ -138,6 +138,31 @@ def test_clearing_ends_although_blocks_keep_coming(
         assert rounds == prefix_caches._CLEAR_ROUNDS
 
 
+def test_what_an_ssd_has_is_not_offered_while_the_memory_is_out_of_reach(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cache_on(node) as cache:
+        put_down(cache, range(8), node)
+        membership = cache._store._membership
+        node.kill()
+        with monkeypatch.context() as patch:
+            # Its control plane is there again before the store has attached to its memory.
+            patch.setattr(membership, "notice", lambda: None)
+            with start_again(node, "8MiB", *options(tmp_path)):
+
+                def tier_answers() -> bool:
+                    for member in cache._tiers._members.values():
+                        member.refused_until = 0.0
+                    return cache._tiers.found([cache.key_of(HASHES[0])], 20) == [True]
+
+                wait_until("the tier answers", tier_answers, 30)
+                assert cache.match(HASHES[:8]) == 0
+                assert not any(cache.contains(HASHES[:8]))
+                patch.undo()
+                wait_until("attached again", lambda: cache.match(HASHES[:8]) == 8, 30)
+                assert cache.get(HASHES[:8], [bytearray(6) for _ in range(8)]).all_ok
+
+
 def test_a_node_that_is_down_keeps_no_other_from_forgetting(tmp_path: Path) -> None:
     with (
         start_node("8MiB", *options(tmp_path, "one")) as one,
