@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvstore import errors
+from kvstore.cluster.local_tier import can_listen
 from kvstore.node.memory_limits import memory_limit
 from kvstore.node.memory_node import CAPACITY_BYTES_MIN
 from kvstore.node.units import format_bytes
@@ -96,6 +97,11 @@ class NodeConfig:
         if self.verbs_device is not None:
             raise errors.ConfigurationError(
                 "--ssd does not go with --fabric verbs yet: the node cannot put what it reads"
+            )
+        if self.shm_name is not None and not can_listen(self.shm_name):
+            raise errors.ConfigurationError(
+                f"--shm {self.shm_name} leaves no room for the name of the SSD tier's socket: give"
+                " a shorter one"
             )
         if self.ssd_bytes < SSD_SHARE_MIN * self.capacity_bytes:
             raise errors.ConfigurationError(

@@ -272,10 +272,15 @@ class ControlServer:
         certificate: tuple[bytes, bytes] | None,
         advertise: str,
         tier: SsdTier | None = None,
+        local_address: str = "",
     ) -> None:
-        """`certificate` is the chain and the key in PEM; None: clear text."""
+        """`certificate` is the chain and the key in PEM; None: clear text.
+
+        `local_address`: a Unix socket to listen on as well, in clear text; empty: none.
+        """
         self._node = node
         self._certificate = certificate
+        self._local_address = local_address
         self.token_check = TokenCheck(token, log)
         self.health = health.HealthServicer()
         self._server = grpc.server(
@@ -313,9 +318,21 @@ class ControlServer:
             raise errors.ConfigurationError(f"cannot listen on {address}: {error}") from error
         if bound == 0:
             raise errors.ConfigurationError(f"cannot listen on {address}")
+        if self._local_address:
+            self._listen_locally(self._local_address)
         self._server.start()
         self._set_health(_SERVING)
         return bound
+
+    def _listen_locally(self, address: str) -> None:
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if bound == 0:
+            raise errors.ConfigurationError(
+                f"cannot listen on {address}: choose another name with --shm, or none"
+            )
 
     def drain(self) -> None:
         """Refuses new attachments and says so to probes."""
