@@ -120,11 +120,13 @@ def _tier(config: NodeConfig, node: MemoryNode, log: Log) -> Iterator[SsdTier | 
     if config.ssd_path is None:
         yield None
         return
-    from kvstore.node.ssd.log import SsdLog
+    from kvstore.node.ssd.log import INDEX_BYTES_A_RECORD, SsdLog
     from kvstore.node.ssd.tier import SsdTier
 
     began = time.monotonic()
-    blocks = SsdLog.open(config.ssd_path, config.ssd_bytes)
+    blocks = SsdLog.open(
+        config.ssd_path, config.ssd_bytes, config.ssd_index_bytes // INDEX_BYTES_A_RECORD
+    )
     log.info(
         "ssd opened",
         file=config.ssd_path,

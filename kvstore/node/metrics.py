@@ -111,6 +111,7 @@ TIER_METRICS: Final = (
     Row("ssd_capacity_bytes", "ssd_capacity_bytes", "gauge", "Size of the SSD tier's file."),
     Row("ssd_bytes", "ssd_bytes", "gauge", "Records in it that can be found."),
     Row("ssd_records", "ssd_records", "gauge", "Blocks that are on the SSD."),
+    Row("ssd_records_max", "ssd_records_max", "gauge", "Blocks that its index has room for."),
     Row("ssd_waiting", "ssd_waiting", "gauge", "Blocks in memory that are not there yet."),
     Row("ssd_demoted", "ssd_demoted_total", "counter", "Blocks written to the SSD."),
     Row("ssd_demoted_bytes", "ssd_demoted_bytes_total", "counter", "Their bytes."),

@@ -38,6 +38,7 @@ _PAUSE_FIRST_S: Final = 0.1
 _PAUSE_LAST_S: Final = 2.0
 #: Walking takes at most this share of one core while nothing is written.
 _WALK_SHARE: Final = 0.05
+_CRC_END: Final = 1 << 32
 #: After the device refused a write.
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_LAST_S: Final = 60.0
@@ -73,6 +74,9 @@ class SsdTier:
         self._reported: dict[str, float] = {}
         self._retry_at = 0.0
         self._retry_s = _RETRY_FIRST_S
+        #: The part of the blocks that is written: all, where the index has room for twice those
+        #: that are in memory. What it drops and memory still has would be written for ever.
+        self._share = 1.0
         self._pool = ThreadPoolExecutor(READ_THREADS, "ssd-read")
         self._demoter = threading.Thread(target=self._demote, name="ssd-write", daemon=True)
         self._demoter.start()
@@ -153,6 +157,7 @@ class SsdTier:
             "ssd_capacity_bytes": self._log.capacity_bytes,
             "ssd_bytes": self._log.live_bytes,
             "ssd_records": len(self._log),
+            "ssd_records_max": self._log.records_max,
             "ssd_damaged": self._log.damaged,
             "ssd_waiting": counts.get("waiting", 0),
         }
@@ -225,11 +230,14 @@ class SsdTier:
 
     def _demote_once(self) -> int:
         """One walk; returns how many blocks it wrote."""
-        written = waiting = 0
+        blocks = written = waiting = 0
         for held in self._region.walk():
             if self._closing.is_set():
                 break
             if not held.key.startswith(BLOCK_PREFIX):
+                continue
+            blocks += 1
+            if self._share < 1 and form.crc32c(held.key) >= self._share * _CRC_END:
                 continue
             entry = self._log.find(held.key)
             if entry is not None and entry.version == held.version:
@@ -240,9 +248,22 @@ class SsdTier:
                 written += 1
             else:
                 waiting += 1
+        else:
+            self._set_share(blocks)
         with self._lock:
             self._counts["waiting"] = waiting
         return written
+
+    def _set_share(self, blocks: int) -> None:
+        """The same keys are of the part from walk to walk, so that it comes to an end."""
+        share = min(1.0, self._log.records_max / (2 * max(blocks, 1)))
+        if share < 1 and self._share == 1:
+            self._events.warning(
+                "a part of the blocks goes to the SSD: give more --ssd-index-bytes",
+                in_memory=blocks,
+                records_max=self._log.records_max,
+            )
+        self._share = share
 
     def _write(self, held: Held, entry: Entry | None) -> bool:
         """Copies a block to the SSD, unless it is there already; false if it is not there now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,10 @@ def key_of(number: int) -> bytes:
 
 
 @contextmanager
-def opened(path: Path, bytes_max: int = BYTES_MIN) -> Iterator[SsdLog]:
-    log = SsdLog.open(str(path), bytes_max)
+def opened(
+    path: Path, bytes_max: int = BYTES_MIN, records_max: int = sys.maxsize
+) -> Iterator[SsdLog]:
+    log = SsdLog.open(str(path), bytes_max, records_max)
     try:
         yield log
     finally:
@@ -93,6 +96,39 @@ def test_the_oldest_are_written_over_and_what_was_read_stays(tmp_path: Path) -> 
         assert {key: value_of(log, key) for key in log.held()} == kept
         append(log, b"next", b"x")
         assert value_of(log, b"next") == b"x"
+
+
+def test_an_index_that_is_full_drops_the_oldest(tmp_path: Path) -> None:
+    with opened(tmp_path / "log", records_max=128) as log:
+        for number in range(1000):
+            assert append(log, key_of(number), block(number, 100))
+            assert len(log) <= 128
+        held = [i for i in range(1000) if log.find(key_of(i)) is not None]
+        assert held == list(range(1000 - len(held), 1000))
+        assert len(held) >= 125
+        assert all(value_of(log, key_of(i)) == block(i, 100) for i in held)
+        assert log.live_bytes == len(held) * form.record_bytes(19, 100)
+    with opened(tmp_path / "log", records_max=64) as log:
+        assert 62 <= len(log) <= 64
+        assert value_of(log, key_of(999)) == block(999, 100)
+    # Nothing is lost but the memory of it.
+    with opened(tmp_path / "log") as log:
+        assert len(log) == 1000
+
+
+def test_a_segment_is_written_over_also_where_the_index_dropped_records_of_it(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path / "log", records_max=32) as log:
+        # More than the file holds twice.
+        for number in range(400):
+            assert append(log, key_of(number), block(number, 6_000))
+            if number >= 8:
+                assert value_of(log, key_of(number - 8)) == block(number - 8, 6_000)
+        assert 30 <= len(log) <= 32
+    with opened(tmp_path / "log") as log:
+        assert log.damaged == 0
+        assert value_of(log, key_of(399)) == block(399, 6_000)
 
 
 def test_the_forgotten_stay_forgotten(tmp_path: Path) -> None:

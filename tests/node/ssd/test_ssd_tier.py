@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,9 +41,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 class Node:
     """A memory node, its tier, and a client."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, records_max: int = sys.maxsize) -> None:
         self.node = MemoryNode(capacity_bytes=8 << 20)
-        self.log = SsdLog.open(str(path), 16 << 20)
+        self.log = SsdLog.open(str(path), 16 << 20, records_max)
         self.events = io.StringIO()
         self.tier = SsdTier(self.node, self.log, Log("json", self.events))
         self.client = RegionClient(self.node, 2)
@@ -248,3 +249,32 @@ def test_a_device_that_does_not_answer_holds_nobody_at_the_end(
     # A stuck tier leaves to the end of the process what its threads may still use.
     node.tier._region.close()
     node.log.close()
+
+
+def test_a_small_index_takes_a_part_and_is_not_written_over_and_over(tmp_path: Path) -> None:
+    node = Node(tmp_path / "log", records_max=32)
+    walks = 0
+    once = node.tier._demote_once
+
+    def count() -> int:
+        nonlocal walks
+        written = once()
+        walks += 1
+        return written
+
+    node.tier._demote_once = count  # type: ignore[method-assign]
+    for i in range(64):
+        node.client.put_if_absent(KEYS[i], block(i), 0)
+
+    def after(more: int) -> int:
+        seen = walks
+        wait_until(lambda: walks >= seen + more)
+        return node.tier.stats()["ssd_demoted"]
+
+    # The first walk that sees them all may write more.
+    demoted = after(3)
+    assert 0 < len(node.log) <= 32
+    assert after(3) == demoted
+    assert "--ssd-index-bytes" in node.events.getvalue()
+    assert node.tier.stats()["ssd_records_max"] == 32
+    node.close()
