@@ -119,6 +119,9 @@ TIER_METRICS: Final = (
     Row("ssd_hit_bytes", "ssd_hit_bytes_total", "counter", "Their bytes."),
     Row("ssd_misses", "ssd_misses_total", "counter", "Blocks asked for that are not there."),
     Row("ssd_failed", "ssd_failed_total", "counter", "Blocks for which memory had no room."),
+    Row(
+        "ssd_expired", "ssd_expired_total", "counter", "Blocks whose turn came after the deadline."
+    ),
     Row("ssd_damaged", "ssd_damaged_total", "counter", "Records that failed their checks."),
     Row("ssd_errors", "ssd_errors_total", "counter", "Reads and writes that the device failed."),
 )

@@ -50,12 +50,12 @@ class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc,unused-ignor
     def Promote(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
         keys = _checked(request.keys, context)
         left_s = context.time_remaining()
-        wait_s = min(request.wait_ms / 1000, _WAIT_S_MAX)
-        if left_s is not None:
-            wait_s = min(wait_s, left_s - _RETURN_S)
+        wanted_s = _WAIT_S_MAX if left_s is None else min(left_s - _RETURN_S, _WAIT_S_MAX)
+        wait_s = min(request.wait_ms / 1000, wanted_s)
 
         def promote() -> Any:
-            return tier_pb2.PromoteResponse(outcomes=bytes(self._tier.promote(keys, wait_s)))
+            outcomes = self._tier.promote(keys, wait_s, wanted_s)
+            return tier_pb2.PromoteResponse(outcomes=bytes(outcomes))
 
         return _placed(self._waits if request.wait_ms else self._glances, context, promote)
 

@@ -86,7 +86,7 @@ def test_however_many_ask_the_tier_the_control_plane_answers(
         assert goes_on.wait(60)
         return [False] * len(keys)
 
-    def slow_promote(keys: Sequence[bytes], wait_s: float) -> list[Outcome]:
+    def slow_promote(keys: Sequence[bytes], *_: float) -> list[Outcome]:
         slow_lookup(keys)
         return [Outcome.ABSENT] * len(keys)
 

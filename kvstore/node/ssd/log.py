@@ -345,21 +345,37 @@ class SsdLog:
     # ---- the scan ----
 
     def _scan(self) -> None:
-        """Makes the index from the segments, those written first first."""
-        numbers = range(len(self._sequences))
+        """Makes the index from the segments, those written first first.
+
+        Some at a time, so that it needs little more memory than the index.
+        """
+        numbers = sorted(range(len(self._sequences)), key=self._sequence_of)
         with ThreadPoolExecutor(_SCAN_THREADS, "ssd-scan") as pool:
-            scans = list(pool.map(self._scan_segment, numbers))
-        for number in sorted(numbers, key=lambda number: scans[number][0]):
-            sequence, found, damaged = scans[number]
-            self._sequences[number] = sequence
-            self.damaged += damaged
-            if not sequence:
-                continue
-            # The last one that has records is the one to go on with.
-            self._number, self._cursor = number, self._begin_of(number) + form.PAGE_BYTES
-            for record in found:
-                self._cursor = record.offset + record.header.record_bytes
-                self._replay(record)
+            for begin in range(0, len(numbers), _SCAN_THREADS):
+                some = numbers[begin : begin + _SCAN_THREADS]
+                for number, scan in zip(some, pool.map(self._scan_segment, some), strict=True):
+                    self._replay_segment(number, *scan)
+
+    def _sequence_of(self, number: int) -> int:
+        """What the header of a segment says; 0: nothing, or it cannot be read."""
+        try:
+            page = os.pread(self._descriptor, form.PAGE_BYTES, self._begin_of(number))
+        except OSError:
+            return 0
+        return form.parse_segment(page, self._file_id, number) or 0
+
+    def _replay_segment(
+        self, number: int, sequence: int, found: Sequence[_Found], damaged: int
+    ) -> None:
+        self._sequences[number] = sequence
+        self.damaged += damaged
+        if not sequence:
+            return
+        # The last one that has records is the one to go on with.
+        self._number, self._cursor = number, self._begin_of(number) + form.PAGE_BYTES
+        for record in found:
+            self._cursor = record.offset + record.header.record_bytes
+            self._replay(record)
 
     def _replay(self, record: _Found) -> None:
         header = record.header

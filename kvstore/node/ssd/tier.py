@@ -14,6 +14,7 @@ an old record is never wrong. A block that was replaced all the same is written 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -66,6 +67,8 @@ class SsdTier:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._under_way: dict[bytes, Future[Outcome]] = {}
+        #: Of what is under way: until when anybody waits for it.
+        self._wanted_until: dict[bytes, float] = {}
         self._buffers = threading.local()
         self._closed = False
         #: The device did not answer when the tier was closed; threads that wait for it are left.
@@ -118,11 +121,15 @@ class SsdTier:
         """Whether each key has a record. It is not verified before it is read."""
         return [self._log.find(key) is not None for key in keys]
 
-    def promote(self, keys: Sequence[bytes], timeout_s: float) -> list[Outcome]:
-        """Brings blocks into memory, and says what became of each within the time.
+    def promote(
+        self, keys: Sequence[bytes], wait_s: float, wanted_s: float = math.inf
+    ) -> list[Outcome]:
+        """Brings blocks into memory, and says what became of each within `wait_s`.
 
-        What is late goes on and may be there soon; so a time of 0 begins without waiting.
+        What is late goes on and may be there soon; so a time of 0 begins without waiting. What has
+        not begun after `wanted_s` is given up: nobody waits for it any more.
         """
+        wanted_until = time.monotonic() + max(wait_s, wanted_s)
         outcomes: dict[bytes, Outcome] = {}
         futures: dict[bytes, Future[Outcome]] = {}
         with self._lock:
@@ -132,9 +139,11 @@ class SsdTier:
                     self._counts["misses"] += 1
                 elif key in self._under_way:
                     futures[key] = self._under_way[key]
+                    self._wanted_until[key] = max(self._wanted_until[key], wanted_until)
                 elif len(self._under_way) < PROMOTIONS_MAX and not self._closed:
+                    self._wanted_until[key] = wanted_until
                     futures[key] = self._under_way[key] = self._pool.submit(self._bring_up, key)
-        wait(set(futures.values()), max(0.0, timeout_s))
+        wait(set(futures.values()), max(0.0, wait_s))
         for key, future in futures.items():
             done = future.done() and not future.cancelled()
             outcomes[key] = future.result() if done else Outcome.FAILED
@@ -151,7 +160,10 @@ class SsdTier:
         """The figures of the tier, by their names in the node's statistics."""
         with self._lock:
             counts = dict(self._counts)
-        names = ("demoted", "demoted_bytes", "hits", "hit_bytes", "misses", "failed", "errors")
+        names = (
+            *("demoted", "demoted_bytes", "hits", "hit_bytes"),
+            *("misses", "failed", "expired", "errors"),
+        )
         figures = {f"ssd_{name}": counts.get(name, 0) for name in names}
         return figures | {
             "ssd_capacity_bytes": self._log.capacity_bytes,
@@ -166,7 +178,10 @@ class SsdTier:
 
     def _bring_up(self, key: bytes) -> Outcome:
         try:
-            return self._brought_up(key)
+            if self._is_wanted(key):
+                return self._brought_up(key)
+            self._count(expired=1)
+            return Outcome.FAILED
         except KvError:
             # No room, or the node is about to end.
             self._count(failed=1)
@@ -177,6 +192,11 @@ class SsdTier:
         finally:
             with self._lock:
                 self._under_way.pop(key, None)
+                self._wanted_until.pop(key, None)
+
+    def _is_wanted(self, key: bytes) -> bool:
+        with self._lock:
+            return time.monotonic() < self._wanted_until[key]
 
     def _brought_up(self, key: bytes) -> Outcome:
         if self._region.contains(key):

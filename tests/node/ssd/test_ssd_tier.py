@@ -145,6 +145,37 @@ def test_what_is_late_goes_on(node: Node) -> None:
     wait_until(lambda: all(node.value(KEYS[i]) is not None for i in range(16)))
 
 
+def test_what_nobody_waits_for_any_more_is_not_brought_up(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.put_down(range(tiers.READ_THREADS + 3))
+    busy, late, extended, patient = (
+        KEYS[: tiers.READ_THREADS],
+        *KEYS[tiers.READ_THREADS : tiers.READ_THREADS + 3],
+    )
+    answers = threading.Event()
+    waiting = threading.Semaphore(0)
+    read = node.log.read
+
+    def wait_for_device(*arguments: Any) -> memoryview | None:
+        waiting.release()
+        assert answers.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(node.log, "read", wait_for_device)
+    node.tier.promote(busy, 0)
+    for _ in busy:
+        assert waiting.acquire(timeout=20)
+    node.tier.promote([late, extended], 0, wanted_s=0)
+    node.tier.promote([extended, patient], 0, wanted_s=600)
+    answers.set()
+    wait_until(lambda: not node.tier._under_way)
+    there = [node.value(key) is not None for key in (*busy, late, extended, patient)]
+    assert there == [*[True] * len(busy), False, True, True]
+    assert node.tier.stats()["ssd_expired"] == 1
+    assert not node.tier._wanted_until
+
+
 def test_a_device_that_fails_makes_misses_and_is_tried_again(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
