@@ -51,6 +51,8 @@ ATTACH_TIMEOUT_S: Final = 5.0 * TIME_SCALE
 #: The RDMA device to use, where it is not the one on the way to the node.
 VERBS_DEVICE_VARIABLE: Final = "KVSTORE_VERBS_DEVICE"
 _DETACH_TIMEOUT_S: Final = 1.0
+#: Between two looks for the tier's socket of a node that has shown none.
+_LOOK_AGAIN_S: Final = 1.0
 _PROBE_FIRST_S: Final = 0.2
 _PROBE_LAST_S: Final = 5.0
 _PROBE_REFUSED_S: Final = 30.0
@@ -109,12 +111,31 @@ class ShmAttacher(Attacher):
         self.address = f"shm://{name}"
         self._name = name
         self._secret = secret
+        self._has_tier = False
+        self._look_again_s = 0.0
 
     def attach(
         self, client: NativeClient, index: int, members: tuple[str, ...], timeout_s: float
     ) -> None:
         """See Attacher."""
         client.attach_shm(index, self._name, secret=self._secret, timeout_s=timeout_s)
+        # Of another node than before, maybe.
+        self._has_tier, self._look_again_s = False, 0.0
+
+    def tier(self) -> TierAddress | None:
+        """See Attacher. A node lets clients in a moment before its tier listens."""
+        now = time.monotonic()
+        if not self._has_tier and now >= self._look_again_s:
+            from kvstore.cluster.local_tier import listens
+
+            self._look_again_s = now + _LOOK_AGAIN_S
+            self._has_tier = listens(self._name)
+        if not self._has_tier:
+            return None
+        from kvstore.cluster.local_tier import local_address
+        from kvstore.cluster.tier import TierAddress
+
+        return TierAddress(local_address(self._name), self._secret, None)
 
 
 class ControlAttacher(Attacher):

@@ -314,12 +314,20 @@ def picked(numbers: array[int] | None, places: Sequence[int]) -> array[int] | No
     return None if numbers is None else array("I", [numbers[place] for place in places])
 
 
-def batches(sizes: Sequence[int]) -> Iterator[range]:
-    """Cut blocks of these sizes into ranges that bound what one call moves."""
+def batches(
+    sizes: Sequence[int],
+    *,
+    blocks_max: int = BATCH_BLOCKS_MAX,
+    bytes_max: int = BATCH_BYTES_MAX,
+) -> Iterator[range]:
+    """Cut blocks of these sizes into ranges that bound what one call moves.
+
+    A block that is larger than `bytes_max` is a range of its own.
+    """
     begin = moved = 0
     for place, size in enumerate(sizes):
         count = place - begin
-        if count == BATCH_BLOCKS_MAX or (count and moved + size > BATCH_BYTES_MAX):
+        if count == blocks_max or (count and moved + size > bytes_max):
             yield range(begin, place)
             begin, moved = place, 0
         moved += size

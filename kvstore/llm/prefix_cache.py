@@ -337,8 +337,8 @@ class PrefixCache:
     def clear(self) -> int:
         """Delete the blocks of this namespace and return how many there were in memory.
 
-        Those on SSDs go too, where this client asks for them: not over `shm://`. It walks over the
-        keys of all nodes: seconds for millions. Raises what `Store.keys` does.
+        Those on SSDs go too. It walks over the keys of all nodes: seconds for millions. Raises what
+        `Store.keys` does, and NodeUnreachable if a node does not say that its SSD forgot them.
         """
         prefix = self._core.keys.block_prefix
         forgets = self._tiers.present

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kvstore.errors import KvError, NodeUnreachable
-from kvstore.llm.core import picked, size_of
+from kvstore.llm.core import batches, left_s, picked, size_of
 
 if TYPE_CHECKING:
     from kvstore.client.store import Store
@@ -215,15 +215,16 @@ def extend(
     on_ssd = 0
     while matched < len(keys):
         part = keys[matched : matched + KEYS_AT_ONCE]
-        there = tiers.found(part, _left_s(deadline))
+        there = tiers.found(part, left_s(deadline))
         if not there[0] and not on_ssd:
             break
         try:
-            here = store.contains_many(part, timeout_s=_left_s(deadline))
+            here = store.contains_many(part, timeout_s=left_s(deadline))
         except KvError:
             break
         for place, is_there in enumerate(there):
-            if here[place] is not True and not is_there:
+            # What is on the SSD comes by way of the memory, so that must be in reach too.
+            if here[place] is not True and not (here[place] is False and is_there):
                 return matched + place, on_ssd
             on_ssd += int(here[place] is not True)
         matched += len(part)
@@ -277,13 +278,14 @@ def read_promoted(
     `keys` the first of `later`, which the caller reads next.
     """
     outcomes: list[Outcome] = [None] * len(keys)
-    windows = list(_windows([size_of(buffer) for buffer in buffers]))
+    sizes = [size_of(buffer) for buffer in buffers]
+    windows = list(batches(sizes, blocks_max=KEYS_AT_ONCE, bytes_max=_WINDOW_BYTES))
     for number, window in enumerate(windows):
         following = windows[number + 1] if number + 1 < len(windows) else range(0)
         ahead = [keys[place] for place in following] or later
         missing = list(window)
         for _ in range(_ROUNDS):
-            came = tiers.promote([keys[place] for place in missing], _left_s(deadline), ahead)
+            came = tiers.promote([keys[place] for place in missing], left_s(deadline), ahead)
             there = [place for place, is_there in zip(missing, came, strict=True) if is_there]
             read = _read_memory(store, keys, buffers, there, deadline, reuse)
             for place, outcome in zip(there, read, strict=True):
@@ -294,18 +296,6 @@ def read_promoted(
                 break
             ahead = ()
     return outcomes
-
-
-def _windows(sizes: Sequence[int]) -> Iterator[range]:
-    begin = moved = 0
-    for place, size in enumerate(sizes):
-        count = place - begin
-        if count == KEYS_AT_ONCE or (count and moved + size > _WINDOW_BYTES):
-            yield range(begin, place)
-            begin, moved = place, 0
-        moved += size
-    if begin < len(sizes):
-        yield range(begin, len(sizes))
 
 
 def _read_memory(
@@ -322,13 +312,9 @@ def _read_memory(
             store._get_many_into_coded(
                 [keys[place] for place in places],
                 [buffers[place] for place in places],
-                timeout_s=_left_s(deadline),
+                timeout_s=left_s(deadline),
                 reuse=picked(reuse, places),
             )
         )
     except KvError as error:
         return [error] * len(places)
-
-
-def _left_s(deadline: float) -> float:
-    return max(0.001, deadline - time.monotonic())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvstore import errors
+from kvstore.cluster.local_tier import can_listen
 from kvstore.node.memory_limits import memory_limit
 from kvstore.node.memory_node import CAPACITY_BYTES_MIN
 from kvstore.node.units import format_bytes
@@ -28,6 +29,9 @@ _RESERVE_BYTES: Final = 64 << 20
 _TOKEN_CHARACTERS_MAX: Final = 4096
 #: The SSD tier's size, in sizes of the memory.
 SSD_SHARE_MIN: Final = 2
+#: The index's part of the tier's size: enough for blocks of 64 KiB.
+_SSD_INDEX_SHARE: Final = 128
+SSD_INDEX_BYTES_MIN: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,14 @@ class NodeConfig:
     #: None: no SSD tier.
     ssd_path: str | None = None
     ssd_bytes: int = 0
+    #: Memory for the index of the tier. 0: by its size.
+    ssd_index_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Fills in what follows from the rest."""
+        if self.ssd_path is not None and not self.ssd_index_bytes:
+            size = max(self.ssd_bytes // _SSD_INDEX_SHARE, SSD_INDEX_BYTES_MIN)
+            object.__setattr__(self, "ssd_index_bytes", size)
 
     @property
     def is_loopback(self) -> bool:
@@ -90,12 +102,23 @@ class NodeConfig:
 
     def _check_ssd(self) -> None:
         if self.ssd_path is None:
-            if self.ssd_bytes:
-                raise errors.ConfigurationError("--ssd-bytes without --ssd: give the file too")
+            if self.ssd_bytes or self.ssd_index_bytes:
+                option = "--ssd-bytes" if self.ssd_bytes else "--ssd-index-bytes"
+                raise errors.ConfigurationError(f"{option} without --ssd: give the file too")
             return
+        if self.ssd_index_bytes < SSD_INDEX_BYTES_MIN:
+            raise errors.ConfigurationError(
+                f"--ssd-index-bytes {format_bytes(self.ssd_index_bytes)} is below the least,"
+                f" {format_bytes(SSD_INDEX_BYTES_MIN)}"
+            )
         if self.verbs_device is not None:
             raise errors.ConfigurationError(
                 "--ssd does not go with --fabric verbs yet: the node cannot put what it reads"
+            )
+        if self.shm_name is not None and not can_listen(self.shm_name):
+            raise errors.ConfigurationError(
+                f"--shm {self.shm_name} leaves no room for the name of the SSD tier's socket: give"
+                " a shorter one"
             )
         if self.ssd_bytes < SSD_SHARE_MIN * self.capacity_bytes:
             raise errors.ConfigurationError(
@@ -112,10 +135,14 @@ class NodeConfig:
                 f" {format_bytes(CAPACITY_BYTES_MIN)}"
             )
         limit = memory_limit(hugepages=self.hugepages)
-        reserve = 0 if self.hugepages else _RESERVE_BYTES
-        if self.capacity_bytes + reserve > limit.available_bytes:
+        index_bytes = self.ssd_index_bytes
+        beside = 0 if self.hugepages else _RESERVE_BYTES + index_bytes
+        if self.capacity_bytes + beside > limit.available_bytes:
+            index = (
+                f" with {format_bytes(index_bytes)} for --ssd-index-bytes" if index_bytes else ""
+            )
             raise errors.ConfigurationError(
-                f"--capacity {format_bytes(self.capacity_bytes)} is more than can be had:"
+                f"--capacity {format_bytes(self.capacity_bytes)}{index} is more than can be had:"
                 f" {format_bytes(limit.available_bytes)} ({limit.source})"
             )
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from kvstore.cluster.local_tier import local_address
 from kvstore.node import metrics
 from kvstore.node.config import NodeConfig
 from kvstore.node.log import Log
@@ -89,6 +90,7 @@ def run(config: NodeConfig, log: Log) -> int:
             certificate=config.certificate,
             advertise=config.advertise,
             tier=tier,
+            local_address=local_address(config.shm_name) if tier and config.shm_name else "",
         )
         signals = SignalPipe()
         port = server.start(config.listen_host, config.listen_port)
@@ -118,11 +120,13 @@ def _tier(config: NodeConfig, node: MemoryNode, log: Log) -> Iterator[SsdTier | 
     if config.ssd_path is None:
         yield None
         return
-    from kvstore.node.ssd.log import SsdLog
+    from kvstore.node.ssd.log import INDEX_BYTES_A_RECORD, SsdLog
     from kvstore.node.ssd.tier import SsdTier
 
     began = time.monotonic()
-    blocks = SsdLog.open(config.ssd_path, config.ssd_bytes)
+    blocks = SsdLog.open(
+        config.ssd_path, config.ssd_bytes, config.ssd_index_bytes // INDEX_BYTES_A_RECORD
+    )
     log.info(
         "ssd opened",
         file=config.ssd_path,

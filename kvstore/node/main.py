@@ -136,6 +136,15 @@ _PORT = click.IntRange(0, 65535)
     metavar="SIZE",
     help="What the file takes, at once; at least twice the capacity.",
 )
+@click.option(
+    "--ssd-index-bytes",
+    type=click.UNPROCESSED,
+    callback=_bytes,
+    default=0,
+    metavar="SIZE",
+    help="Memory for the index of it, 512 bytes a block; the oldest are dropped beyond."
+    "  [default: 1/128 of --ssd-bytes]",
+)
 @click.option("--token-file", metavar="FILE", help="What clients must present: one line.")
 @click.option("--tls-cert", metavar="FILE", help="Certificate chain (PEM) of the control plane.")
 @click.option("--tls-key", metavar="FILE", help="Its private key (PEM).")
@@ -235,6 +244,7 @@ def _config_of(options: dict[str, Any]) -> Any:
         verbs_device=(options["device"] or "") if verbs else None,
         ssd_path=options["ssd"],
         ssd_bytes=options["ssd_bytes"],
+        ssd_index_bytes=options["ssd_index_bytes"],
         verbs_address=config.rdma_address(options["advertise"], host)
         if verbs and not options["device"]
         else "",

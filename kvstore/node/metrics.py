@@ -111,6 +111,7 @@ TIER_METRICS: Final = (
     Row("ssd_capacity_bytes", "ssd_capacity_bytes", "gauge", "Size of the SSD tier's file."),
     Row("ssd_bytes", "ssd_bytes", "gauge", "Records in it that can be found."),
     Row("ssd_records", "ssd_records", "gauge", "Blocks that are on the SSD."),
+    Row("ssd_records_max", "ssd_records_max", "gauge", "Blocks that its index has room for."),
     Row("ssd_waiting", "ssd_waiting", "gauge", "Blocks in memory that are not there yet."),
     Row("ssd_demoted", "ssd_demoted_total", "counter", "Blocks written to the SSD."),
     Row("ssd_demoted_bytes", "ssd_demoted_bytes_total", "counter", "Their bytes."),
@@ -118,6 +119,9 @@ TIER_METRICS: Final = (
     Row("ssd_hit_bytes", "ssd_hit_bytes_total", "counter", "Their bytes."),
     Row("ssd_misses", "ssd_misses_total", "counter", "Blocks asked for that are not there."),
     Row("ssd_failed", "ssd_failed_total", "counter", "Blocks for which memory had no room."),
+    Row(
+        "ssd_expired", "ssd_expired_total", "counter", "Blocks whose turn came after the deadline."
+    ),
     Row("ssd_damaged", "ssd_damaged_total", "counter", "Records that failed their checks."),
     Row("ssd_errors", "ssd_errors_total", "counter", "Reads and writes that the device failed."),
 )

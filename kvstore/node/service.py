@@ -33,7 +33,12 @@ from kvstore.node.description import (
 )
 from kvstore.node.log import Log
 from kvstore.node.memory_node import MemoryNode
-from kvstore.node.tier_service import TIER_SERVICE_NAME, TierService
+from kvstore.node.tier_service import (
+    GLANCES_AT_ONCE,
+    TIER_SERVICE_NAME,
+    WAITS_AT_ONCE,
+    TierService,
+)
 
 if TYPE_CHECKING:
     from kvstore.node.ssd.tier import SsdTier
@@ -44,8 +49,6 @@ REQUEST_BYTES_MAX: Final = 64 << 10
 _CALLS_AT_ONCE: Final = 8
 #: Calls that run, wait for a thread, or watch the health; more are refused at once.
 _CALLS_MAX: Final = 256
-#: Calls of the SSD tier that wait for the device, beside those above.
-_TIER_CALLS_AT_ONCE: Final = 16
 _REFUSALS_LOGGED_EVERY_S: Final = 1.0
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -269,15 +272,20 @@ class ControlServer:
         certificate: tuple[bytes, bytes] | None,
         advertise: str,
         tier: SsdTier | None = None,
+        local_address: str = "",
     ) -> None:
-        """`certificate` is the chain and the key in PEM; None: clear text."""
+        """`certificate` is the chain and the key in PEM; None: clear text.
+
+        `local_address`: a Unix socket to listen on as well, in clear text; empty: none.
+        """
         self._node = node
         self._certificate = certificate
+        self._local_address = local_address
         self.token_check = TokenCheck(token, log)
         self.health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(
-                _CALLS_AT_ONCE + (_TIER_CALLS_AT_ONCE if tier is not None else 0),
+                _CALLS_AT_ONCE + (WAITS_AT_ONCE + GLANCES_AT_ONCE if tier is not None else 0),
                 thread_name_prefix="control",
             ),
             interceptors=[self.token_check],
@@ -292,7 +300,7 @@ class ControlServer:
         service = ControlService(node, log, advertise=advertise, on_drain=self.drain, tier=tier)
         control_pb2_grpc.add_ControlServicer_to_server(service, self._server)
         if tier is not None:
-            tier_service = TierService(tier, _TIER_CALLS_AT_ONCE)
+            tier_service = TierService(tier)
             tier_pb2_grpc.add_TierServicer_to_server(tier_service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
 
@@ -310,9 +318,21 @@ class ControlServer:
             raise errors.ConfigurationError(f"cannot listen on {address}: {error}") from error
         if bound == 0:
             raise errors.ConfigurationError(f"cannot listen on {address}")
+        if self._local_address:
+            self._listen_locally(self._local_address)
         self._server.start()
         self._set_health(_SERVING)
         return bound
+
+    def _listen_locally(self, address: str) -> None:
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if bound == 0:
+            raise errors.ConfigurationError(
+                f"cannot listen on {address}: choose another name with --shm, or none"
+            )
 
     def drain(self) -> None:
         """Refuses new attachments and says so to probes."""

@@ -1,7 +1,9 @@
 """The gRPC service of a node's SSD tier: kvstore.tier.v1.
 
-Waiting for the device takes a thread of the server. Only so many calls may; the rest are refused
-at once, so that attachments and health never wait behind them.
+Every call takes a thread of the server: one that waits for the device until it has answered, one
+that only looks at the index until it has looked. Only so many of each kind run at once, on threads
+that the server has beside those of the control plane; the rest are refused at once. So attachments
+and health never wait for a thread behind them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 TIER_SERVICE_NAME: Final = tier_pb2.DESCRIPTOR.services_by_name["Tier"].full_name
 KEYS_MAX: Final = 1024
+#: Calls that wait for the device, and calls that do not.
+WAITS_AT_ONCE: Final = 16
+GLANCES_AT_ONCE: Final = 32
 _KEY_BYTES_MAX: Final = 1024
 _WAIT_S_MAX: Final = 60.0
 #: Left of a call's time for the way back.
@@ -29,25 +34,30 @@ _Answer = TypeVar("_Answer")
 class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc,unused-ignore]
     """Answers for one `SsdTier`."""
 
-    def __init__(self, tier: SsdTier, calls_at_once: int) -> None:
+    def __init__(self, tier: SsdTier) -> None:
         self._tier = tier
-        self._places = threading.BoundedSemaphore(calls_at_once)
+        self._waits = threading.BoundedSemaphore(WAITS_AT_ONCE)
+        self._glances = threading.BoundedSemaphore(GLANCES_AT_ONCE)
 
     def Lookup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
         keys = _checked(request.keys, context)
-        return tier_pb2.LookupResponse(found=bytes(self._tier.lookup(keys)))
+
+        def look() -> Any:
+            return tier_pb2.LookupResponse(found=bytes(self._tier.lookup(keys)))
+
+        return _placed(self._glances, context, look)
 
     def Promote(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
         keys = _checked(request.keys, context)
         left_s = context.time_remaining()
-        wait_s = min(request.wait_ms / 1000, _WAIT_S_MAX)
-        if left_s is not None:
-            wait_s = min(wait_s, left_s - _RETURN_S)
+        wanted_s = _WAIT_S_MAX if left_s is None else min(left_s - _RETURN_S, _WAIT_S_MAX)
+        wait_s = min(request.wait_ms / 1000, wanted_s)
 
         def promote() -> Any:
-            return tier_pb2.PromoteResponse(outcomes=bytes(self._tier.promote(keys, wait_s)))
+            outcomes = self._tier.promote(keys, wait_s, wanted_s)
+            return tier_pb2.PromoteResponse(outcomes=bytes(outcomes))
 
-        return promote() if request.wait_ms == 0 else self._placed(context, promote)
+        return _placed(self._waits if request.wait_ms else self._glances, context, promote)
 
     def Forget(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
         prefix = _checked([request.prefix], context)[0]
@@ -58,15 +68,18 @@ class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc,unused-ignor
             except OSError as error:
                 context.abort(grpc.StatusCode.UNAVAILABLE, f"the SSD failed: {error.strerror}")
 
-        return self._placed(context, forget)
+        return _placed(self._waits, context, forget)
 
-    def _placed(self, context: grpc.ServicerContext, call: Callable[[], _Answer]) -> _Answer:
-        if not self._places.acquire(blocking=False):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls wait for the SSD")
-        try:
-            return call()
-        finally:
-            self._places.release()
+
+def _placed(
+    places: threading.BoundedSemaphore, context: grpc.ServicerContext, call: Callable[[], _Answer]
+) -> _Answer:
+    if not places.acquire(blocking=False):
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls of the SSD tier at once")
+    try:
+        return call()
+    finally:
+        places.release()
 
 
 def _checked(keys: Sequence[bytes], context: grpc.ServicerContext) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 import kvstore
 import kvstore.aio
+from kvstore.cluster import local_tier
+from kvstore.cluster.control import ControlClient
 from kvstore.llm import AsyncPrefixCache, Limits, Namespace, PrefixCache, Verdict, block_hashes
 from kvstore.node.ssd.log import SsdLog
 from tests.multiprocess.conftest import stats_of, wait_until
@@ -43,8 +46,9 @@ def node(tmp_path: Path) -> Iterator[NodeProcess]:
 
 @contextmanager
 def cache_on(node: NodeProcess, fabric: str = "kv") -> Iterator[PrefixCache]:
+    address = node.shm if fabric == "shm" else node.address
     with (
-        kvstore.connect(f"{fabric}://{node.address}") as store,
+        kvstore.connect(f"{fabric}://{address}") as store,
         PrefixCache(store, NAMESPACE, limits=PATIENT) as cache,
     ):
         yield cache
@@ -96,7 +100,7 @@ def test_what_was_evicted_comes_back(node: NodeProcess) -> None:
     assert figures["ssd_damaged"] == figures["ssd_errors"] == 0
 
 
-@pytest.mark.parametrize("fabric", ["kv", "tcp"])
+@pytest.mark.parametrize("fabric", ["kv", "tcp", "shm"])
 def test_a_killed_node_serves_what_it_held(node: NodeProcess, tmp_path: Path, fabric: str) -> None:
     with cache_on(node, fabric) as cache:
         fill(cache, node)
@@ -138,8 +142,9 @@ def test_a_flipped_or_cut_record_is_a_miss(node: NodeProcess, tmp_path: Path) ->
         wait_until("demoted", lambda: stats_of(again)["ssd_records"] == 15, 30)
 
 
-def test_what_was_cleared_stays_away(node: NodeProcess, tmp_path: Path) -> None:
-    with cache_on(node) as cache:
+@pytest.mark.parametrize("fabric", ["kv", "shm"])
+def test_what_was_cleared_stays_away(node: NodeProcess, tmp_path: Path, fabric: str) -> None:
+    with cache_on(node, fabric) as cache:
         fill(cache, node, 16)
         cache.clear()
         assert cache.match(HASHES) == 0
@@ -183,13 +188,49 @@ def test_prefetching_brings_blocks_up(node: NodeProcess) -> None:
 
 def test_options_that_make_no_sense_are_refused(tmp_path: Path, node: NodeProcess) -> None:
     base = ["--capacity=8MiB", "--listen=127.0.0.1:0"]
+    long_name = "n" * 95
     for extra, said in (
         (["--ssd-bytes=64MiB"], "without --ssd"),
         ([f"--ssd={tmp_path / 'x'}", "--ssd-bytes=8MiB"], "below twice the --capacity"),
         ([f"--ssd={tmp_path}", "--ssd-bytes=64MiB"], "Is a directory"),
         (options(tmp_path), "in use by another node"),
+        ([*options(tmp_path), f"--shm={long_name}"], "leaves no room"),
     ):
         ended = run_node(*base, *extra)
         assert ended.returncode == 2
         assert said in ended.stderr
         assert ended.stderr.count("\n") == 1
+
+
+def test_a_socket_that_is_a_file_leads_to_the_tier_too(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o600)
+    # A path of a socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="kv-") as directory:
+        more = [*options(tmp_path), f"--shm={directory}/shm", f"--token-file={token}"]
+        target = f"shm://{directory}/shm"
+        for expected in (0, 4):
+            # The second time both sockets of the first are in the way.
+            with (
+                start_node(CAPACITY, *more) as node,
+                kvstore.connect(target, token="secret") as store,
+                PrefixCache(store, NAMESPACE, limits=PATIENT) as cache,
+            ):
+                wait_until("the tier is found", lambda: cache._tiers.present, 30)
+                assert cache.match(HASHES) == expected
+                if not expected:
+                    with ControlClient(node.address, token="secret") as control:
+                        cache.put(HASHES[:4], [block(i) for i in range(4)])
+                        wait_until(
+                            "demoted",
+                            lambda: control.stats()["ssd_records"] == 4,
+                            60,
+                        )
+                node.kill()
+
+
+def test_a_node_without_a_tier_has_no_socket_for_one() -> None:
+    with start_node(CAPACITY) as node, cache_on(node, "shm") as cache:
+        assert not cache._tiers.present
+        assert not local_tier.listens(node.shm)

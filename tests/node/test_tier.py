@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,13 @@ import pytest
 from kvstore import errors
 from kvstore.cluster.control import ControlClient
 from kvstore.cluster.tier import TierAddress, TierClient
+from kvstore.node.log import Log
+from kvstore.node.memory_node import MemoryNode
 from kvstore.node.metrics import TIER_METRICS
-from kvstore.node.tier_service import KEYS_MAX
+from kvstore.node.service import ControlServer
+from kvstore.node.ssd.log import SsdLog
+from kvstore.node.ssd.tier import Outcome, SsdTier
+from kvstore.node.tier_service import GLANCES_AT_ONCE, KEYS_MAX, WAITS_AT_ONCE
 from tests.node.test_metrics import _scrape
 from tests.support.nodes import start_node
 
@@ -60,3 +68,55 @@ def test_a_node_without_one_has_none() -> None:
         with pytest.raises(errors.NodeUnreachable, match="UNIMPLEMENTED"):
             tier.lookup(tier.begin_lookup([b"k"], 5), 1)
         tier.close()
+
+
+def test_however_many_ask_the_tier_the_control_plane_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log("json", io.StringIO())
+    node = MemoryNode(capacity_bytes=8 << 20)
+    tier = SsdTier(node, SsdLog.open(str(tmp_path / "log"), 16 << 20), log)
+    server = ControlServer(node, log, token=None, certificate=None, advertise="", tier=tier)
+    address = f"127.0.0.1:{server.start('127.0.0.1', 0)}"
+    client = TierClient(TierAddress(address, None, None))
+    goes_on, runs = threading.Event(), threading.Semaphore(0)
+
+    def slow_lookup(keys: Sequence[bytes]) -> list[bool]:
+        runs.release()
+        assert goes_on.wait(60)
+        return [False] * len(keys)
+
+    def slow_promote(keys: Sequence[bytes], *_: float) -> list[Outcome]:
+        slow_lookup(keys)
+        return [Outcome.ABSENT] * len(keys)
+
+    monkeypatch.setattr(tier, "lookup", slow_lookup)
+    monkeypatch.setattr(tier, "promote", slow_promote)
+    begun = [
+        *[client.begin_lookup([b"L1b"], 60) for _ in range(GLANCES_AT_ONCE // 2)],
+        *[client.begin_promote([b"L1b"], 60, waits=False) for _ in range(GLANCES_AT_ONCE // 2)],
+        *[client.begin_promote([b"L1b"], 60, waits=True) for _ in range(WAITS_AT_ONCE)],
+    ]
+    try:
+        for _ in begun:
+            assert runs.acquire(timeout=30)
+        for refused in (
+            client.begin_lookup([b"L1b"], 60),
+            client.begin_promote([b"L1b"], 60, waits=False),
+            client.begin_promote([b"L1b"], 60, waits=True),
+        ):
+            with pytest.raises(errors.NodeUnreachable, match="RESOURCE_EXHAUSTED"):
+                client.lookup(refused, 1)
+        with ControlClient(address) as control:
+            assert control.describe().ssd_bytes > 0
+        goes_on.set()
+        assert not any(client.lookup(call, 1)[0] for call in begun[: GLANCES_AT_ONCE // 2])
+        assert not any(client.promote(call, 1)[0] for call in begun[GLANCES_AT_ONCE // 2 :])
+        # Their places are free again.
+        assert client.lookup(client.begin_lookup([b"L1b"], 60), 1) == [False]
+    finally:
+        goes_on.set()
+        client.close()
+        server.stop(10)
+        tier.close()
+        node.close()

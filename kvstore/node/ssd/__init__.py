@@ -1,7 +1,8 @@
 """The SSD tier of a memory node: a log of blocks in one file, and what moves blocks to and fro.
 
 format.py   the bytes of the file
-log.py      the file: append, read, forget, and the scan at the start
+file.py     the file: whose it is, its size, whole reads and writes
+log.py      the log in it: append, read, forget, and the scan at the start
 region.py   the node's own client of its memory
 tier.py     demotion, promotion and the figures
 """

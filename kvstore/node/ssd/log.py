@@ -4,6 +4,8 @@ One thread at a time appends; any number read. The index is in memory and is mad
 the records' headers when the file is opened. A record is believed only after its header, its key
 and the CRC of its value were read back and hold; anything else is a miss, and is forgotten.
 
+The index has room for so many records; whoever has more is told of the newest.
+
 Nothing waits for the device but a segment that is full, and `forget`. What a failure of power
 leaves half written fails its checks, and so is a miss. The end of the process alone loses nothing
 that was appended.
@@ -12,31 +14,37 @@ that was appended.
 from __future__ import annotations
 
 import errno
-import fcntl
+import itertools
 import os
-import secrets
-import stat
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple, Self, TypeAlias
+from typing import Final, NamedTuple, Self
 
 from kvstore.errors import ConfigurationError
 from kvstore.node.ssd import format as form
+from kvstore.node.ssd.file import (
+    open_file,
+    read_fully,
+    read_or_make_superblock,
+    take,
+    write_fully,
+)
 from kvstore.node.units import format_bytes
 
 BYTES_MIN: Final = 1 << 20
-_SEGMENT_BYTES_MIN: Final = 64 << 10
-_SEGMENT_BYTES_MAX: Final = 64 << 20
-_SEGMENTS_WANTED: Final = 16
+#: What the index takes of this process's memory for a record, with a key of up to 100 bytes.
+INDEX_BYTES_A_RECORD: Final = 512
 _SCAN_THREADS: Final = 8
 _RESYNC_BYTES: Final = 256 << 10
 #: For a write under way, before a `forget` fails.
 _FORGET_WAIT_S: Final = 10.0
 #: What is used moves on when its segment is written over, up to this share of a segment.
 _KEPT_SHARE: Final = 4
-_Writable: TypeAlias = bytearray | memoryview
-_Readable: TypeAlias = bytes | bytearray | memoryview
+#: A full index drops that share of its records at once, the oldest, for it looks for them from the
+#: first place on.
+_DROPPED_SHARE: Final = 64
 
 
 class Entry(NamedTuple):
@@ -63,9 +71,18 @@ class _Found(NamedTuple):
 class SsdLog:
     """A log that is open, and its index. Thread-safe. Made by `open`."""
 
-    def __init__(self, path: str, descriptor: int, segment_bytes: int, file_id: int, segments: int):
+    def __init__(
+        self,
+        path: str,
+        descriptor: int,
+        superblock: form.Superblock,
+        segments: int,
+        records_max: int,
+    ) -> None:
         self.path = path
-        self.segment_bytes = segment_bytes
+        #: Records that the index has room for.
+        self.records_max = records_max
+        self.segment_bytes = superblock.segment_bytes
         #: Records and gaps that did not hold what they should.
         self.damaged = 0
         #: Changes with each `forget`.
@@ -73,21 +90,23 @@ class SsdLog:
         #: Bytes of the records that can be found.
         self.live_bytes = 0
         self._descriptor = descriptor
-        self._file_id = file_id
+        self._file_id = superblock.file_id
         self._append_lock = threading.Lock()
         self._lock = threading.Lock()
+        #: In the order in which the records were written: those of the oldest segment first.
         self._index: dict[bytes, Entry] = {}
         self._used: set[bytes] = set()
-        #: Per segment: its sequence, 0 if it was never written, and the keys appended to it.
+        #: Of each segment; 0 if it was never written.
         self._sequences = [0] * segments
-        self._keys: list[list[bytes]] = [[] for _ in range(segments)]
         self._number = 0
         #: Where the next record goes; as if the segment were full until one has begun.
         self._cursor = self._end_of(0)
 
     @classmethod
-    def open(cls, path: str, bytes_max: int) -> Self:
+    def open(cls, path: str, bytes_max: int, records_max: int = sys.maxsize) -> Self:
         """Opens or makes the file at `path` and reads its index; it takes `bytes_max` at once.
+
+        Of more than `records_max` records the newest are found.
 
         `ConfigurationError` with the next step if the file is another one's, of another version,
         in use by another node, or cannot be had.
@@ -97,10 +116,10 @@ class SsdLog:
                 f"--ssd-bytes {format_bytes(bytes_max)} is below the least,"
                 f" {format_bytes(BYTES_MIN)}"
             )
-        descriptor = _open(path)
+        descriptor = open_file(path)
         is_new = os.fstat(descriptor).st_size == 0
         try:
-            superblock = _read_or_make_superblock(path, descriptor, bytes_max)
+            superblock = read_or_make_superblock(path, descriptor, bytes_max)
             segments = (bytes_max - form.PAGE_BYTES) // superblock.segment_bytes
             if segments < 2:
                 raise ConfigurationError(
@@ -108,8 +127,8 @@ class SsdLog:
                     f" which --ssd-bytes {format_bytes(bytes_max)} has no room for two: give more,"
                     " or remove the file"
                 )
-            _take(path, descriptor, int(segments), superblock.segment_bytes)
-            log = cls(path, descriptor, superblock.segment_bytes, superblock.file_id, int(segments))
+            take(path, descriptor, int(segments), superblock.segment_bytes)
+            log = cls(path, descriptor, superblock, int(segments), records_max)
             log._scan()
         except BaseException:
             if is_new:
@@ -170,7 +189,7 @@ class SsdLog:
         value = memoryview(buffer)[: entry.value_bytes]
         head = bytearray(form.RECORD_HEADER_BYTES + len(key))
         try:
-            read = _read_fully(self._descriptor, [head, value], entry.offset)
+            read = read_fully(self._descriptor, [head, value], entry.offset)
         except OSError:
             value.release()
             self._drop_damaged(key, entry)
@@ -251,7 +270,7 @@ class SsdLog:
         sequence, offset = self._sequences[self._number], self._cursor
         assert offset + size <= self._end_of(self._number)
         header = form.RecordHeader(kind, len(key), codec, crc, len(value), self._file_id, sequence)
-        _write_fully(self._descriptor, [form.pack_record(header, key), value], offset)
+        write_fully(self._descriptor, [form.pack_record(header, key), value], offset)
         self._cursor += size
         if kind == form.OBJECT:
             self._insert(key, Entry(offset, len(value), codec, crc, sequence, version))
@@ -265,16 +284,14 @@ class SsdLog:
             os.fdatasync(self._descriptor)
         number = self._sequences.index(min(self._sequences))
         room = self.segment_bytes - form.PAGE_BYTES - size
-        kept = list(self._kept(number, min(self.segment_bytes // _KEPT_SHARE, room)))
+        keys = self._oldest_keys(self._sequences[number])
+        kept = list(self._kept(keys, min(self.segment_bytes // _KEPT_SHARE, room)))
         with self._lock:
-            for key in self._keys[number]:
-                entry = self._index.get(key)
-                if entry is not None and entry.sequence == self._sequences[number]:
-                    self._remove(key)
-            self._keys[number] = []
+            for key in keys:
+                self._remove(key)
         sequence = max(self._sequences) + 1
         begin = self._begin_of(number)
-        _write_fully(self._descriptor, [form.pack_segment(self._file_id, sequence, number)], begin)
+        write_fully(self._descriptor, [form.pack_segment(self._file_id, sequence, number)], begin)
         self._sequences[number] = sequence
         self._number, self._cursor = number, begin + form.PAGE_BYTES
         for key, entry, value in kept:
@@ -282,15 +299,23 @@ class SsdLog:
                 form.OBJECT, key, memoryview(value), entry.codec, entry.value_crc, entry.version
             )
 
-    def _kept(self, number: int, room: int) -> Iterator[tuple[bytes, Entry, bytes]]:
-        """Records of a segment that were read since they were written there, up to `room` bytes."""
+    def _oldest_keys(self, sequence: int) -> list[bytes]:
+        """The keys of the records of the oldest segment. Appending waits meanwhile."""
+        with self._lock:
+            oldest = itertools.takewhile(
+                lambda item: item[1].sequence == sequence, self._index.items()
+            )
+            return [key for key, _entry in oldest]
+
+    def _kept(self, keys: Sequence[bytes], room: int) -> Iterator[tuple[bytes, Entry, bytes]]:
+        """Records that were read since they were written where they are, up to `room` bytes."""
         buffer = bytearray()
-        for key in self._keys[number]:
+        for key in keys:
             entry = self._index.get(key)
             if key not in self._used or entry is None:
                 continue
             size = form.record_bytes(len(key), entry.value_bytes)
-            if entry.sequence != self._sequences[number] or size > room:
+            if size > room:
                 continue
             try:
                 value = self.read(key, entry, buffer)
@@ -305,8 +330,11 @@ class SsdLog:
         with self._lock:
             self._remove(key)
             self._index[key] = entry
-            self._keys[self._number_of(entry.offset)].append(key)
             self.live_bytes += form.record_bytes(len(key), entry.value_bytes)
+            if len(self._index) > self.records_max:
+                count = min(1 + self.records_max // _DROPPED_SHARE, self.records_max)
+                for oldest in list(itertools.islice(self._index, count)):
+                    self._remove(oldest)
 
     def _remove(self, key: bytes) -> None:
         entry = self._index.pop(key, None)
@@ -317,21 +345,37 @@ class SsdLog:
     # ---- the scan ----
 
     def _scan(self) -> None:
-        """Makes the index from the segments, those written first first."""
-        numbers = range(len(self._sequences))
+        """Makes the index from the segments, those written first first.
+
+        Some at a time, so that it needs little more memory than the index.
+        """
+        numbers = sorted(range(len(self._sequences)), key=self._sequence_of)
         with ThreadPoolExecutor(_SCAN_THREADS, "ssd-scan") as pool:
-            scans = list(pool.map(self._scan_segment, numbers))
-        for number in sorted(numbers, key=lambda number: scans[number][0]):
-            sequence, found, damaged = scans[number]
-            self._sequences[number] = sequence
-            self.damaged += damaged
-            if not sequence:
-                continue
-            # The last one that has records is the one to go on with.
-            self._number, self._cursor = number, self._begin_of(number) + form.PAGE_BYTES
-            for record in found:
-                self._cursor = record.offset + record.header.record_bytes
-                self._replay(record)
+            for begin in range(0, len(numbers), _SCAN_THREADS):
+                some = numbers[begin : begin + _SCAN_THREADS]
+                for number, scan in zip(some, pool.map(self._scan_segment, some), strict=True):
+                    self._replay_segment(number, *scan)
+
+    def _sequence_of(self, number: int) -> int:
+        """What the header of a segment says; 0: nothing, or it cannot be read."""
+        try:
+            page = os.pread(self._descriptor, form.PAGE_BYTES, self._begin_of(number))
+        except OSError:
+            return 0
+        return form.parse_segment(page, self._file_id, number) or 0
+
+    def _replay_segment(
+        self, number: int, sequence: int, found: Sequence[_Found], damaged: int
+    ) -> None:
+        self._sequences[number] = sequence
+        self.damaged += damaged
+        if not sequence:
+            return
+        # The last one that has records is the one to go on with.
+        self._number, self._cursor = number, self._begin_of(number) + form.PAGE_BYTES
+        for record in found:
+            self._cursor = record.offset + record.header.record_bytes
+            self._replay(record)
 
     def _replay(self, record: _Found) -> None:
         header = record.header
@@ -414,122 +458,3 @@ class SsdLog:
 
     def _end_of(self, number: int) -> int:
         return self._begin_of(number + 1)
-
-    def _number_of(self, offset: int) -> int:
-        return (offset - form.PAGE_BYTES) // self.segment_bytes
-
-
-def _open(path: str) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(
-            f"--ssd {path}: {error.strerror}: give a file in a directory that this user can write"
-        ) from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ConfigurationError(f"--ssd {path} is no regular file: give one on a file system")
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigurationError(
-            f"--ssd {path} is in use by another node: give each node a file of its own"
-        ) from None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _read_or_make_superblock(path: str, descriptor: int, bytes_max: int) -> form.Superblock:
-    try:
-        page = os.pread(descriptor, form.PAGE_BYTES, 0)
-        if not page:
-            segment_bytes = _SEGMENT_BYTES_MIN
-            while 2 * segment_bytes * _SEGMENTS_WANTED <= bytes_max:
-                segment_bytes *= 2
-            segment_bytes = min(segment_bytes, _SEGMENT_BYTES_MAX)
-            page = form.pack_superblock(segment_bytes, secrets.randbits(64))
-            _write_fully(descriptor, [page], 0)
-            os.fsync(descriptor)
-    except OSError as error:
-        raise ConfigurationError(
-            f"--ssd {path}: {error.strerror}: give a file on another device"
-        ) from error
-    superblock = form.parse_superblock(page)
-    if superblock is None:
-        raise ConfigurationError(
-            f"--ssd {path} holds something else, or its first page is damaged: give another path,"
-            " or remove the file if nobody needs it"
-        )
-    if superblock.version != form.VERSION:
-        raise ConfigurationError(
-            f"--ssd {path} is of version {superblock.version}, this node knows {form.VERSION}:"
-            " give another path, or remove the file"
-        )
-    bounds = _SEGMENT_BYTES_MIN <= superblock.segment_bytes <= _SEGMENT_BYTES_MAX
-    if not bounds or superblock.segment_bytes % form.PAGE_BYTES:
-        raise ConfigurationError(
-            f"--ssd {path} has segments of {superblock.segment_bytes} bytes, which no node makes:"
-            " remove the file"
-        )
-    return superblock
-
-
-def _take(path: str, descriptor: int, segments: int, segment_bytes: int) -> None:
-    """Gives the file its size, so that a full device is found at the start."""
-    size = form.PAGE_BYTES + segments * segment_bytes
-    present = os.fstat(descriptor)
-    if present.st_size >= size + segment_bytes:
-        # What is cut off may hold the end of what is left: that blocks were forgotten, or replaced.
-        raise ConfigurationError(
-            f"--ssd {path} is of {format_bytes(present.st_size)}, and a log cannot be cut: give"
-            " --ssd-bytes of at least that, or remove the file"
-        )
-    system = os.fstatvfs(descriptor)
-    free = system.f_bavail * system.f_frsize
-    wanted = size - 512 * present.st_blocks
-    try:
-        # Asked first: to take what there is and fail then would starve others meanwhile.
-        if wanted > free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if present.st_size > size:
-            os.ftruncate(descriptor, size)  # less than a segment: no record is there
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-            os.ftruncate(descriptor, size)
-            return
-        os.ftruncate(descriptor, min(present.st_size, size))
-        raise ConfigurationError(
-            f"--ssd {path}: {error.strerror}: {format_bytes(wanted)} are wanted,"
-            f" {format_bytes(free)} are free: give less --ssd-bytes"
-        ) from error
-
-
-def _read_fully(descriptor: int, buffers: Sequence[_Writable], offset: int) -> int:
-    """Reads until the buffers are full or the file ends; returns how many bytes."""
-    total = sum(len(buffer) for buffer in buffers)
-    done = more = os.preadv(descriptor, buffers, offset)
-    while more and done < total:
-        more = os.preadv(descriptor, _rest(buffers, done), offset + done)
-        done += more
-    return done
-
-
-def _write_fully(descriptor: int, buffers: Sequence[_Readable], offset: int) -> None:
-    total = sum(len(buffer) for buffer in buffers)
-    done = os.pwritev(descriptor, buffers, offset)
-    while done < total:
-        done += os.pwritev(descriptor, _rest(buffers, done), offset + done)
-
-
-def _rest(buffers: Sequence[_Readable], done: int) -> list[memoryview]:
-    """What is left of buffers after their first `done` bytes."""
-    views = []
-    for buffer in buffers:
-        skipped = min(done, len(buffer))
-        done -= skipped
-        if skipped < len(buffer):
-            views.append(memoryview(buffer)[skipped:])
-    return views

@@ -14,6 +14,7 @@ an old record is never wrong. A block that was replaced all the same is written 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -38,6 +39,7 @@ _PAUSE_FIRST_S: Final = 0.1
 _PAUSE_LAST_S: Final = 2.0
 #: Walking takes at most this share of one core while nothing is written.
 _WALK_SHARE: Final = 0.05
+_CRC_END: Final = 1 << 32
 #: After the device refused a write.
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_LAST_S: Final = 60.0
@@ -65,6 +67,8 @@ class SsdTier:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._under_way: dict[bytes, Future[Outcome]] = {}
+        #: Of what is under way: until when anybody waits for it.
+        self._wanted_until: dict[bytes, float] = {}
         self._buffers = threading.local()
         self._closed = False
         #: The device did not answer when the tier was closed; threads that wait for it are left.
@@ -73,6 +77,9 @@ class SsdTier:
         self._reported: dict[str, float] = {}
         self._retry_at = 0.0
         self._retry_s = _RETRY_FIRST_S
+        #: The part of the blocks that is written: all, where the index has room for twice those
+        #: that are in memory. What it drops and memory still has would be written for ever.
+        self._share = 1.0
         self._pool = ThreadPoolExecutor(READ_THREADS, "ssd-read")
         self._demoter = threading.Thread(target=self._demote, name="ssd-write", daemon=True)
         self._demoter.start()
@@ -114,11 +121,15 @@ class SsdTier:
         """Whether each key has a record. It is not verified before it is read."""
         return [self._log.find(key) is not None for key in keys]
 
-    def promote(self, keys: Sequence[bytes], timeout_s: float) -> list[Outcome]:
-        """Brings blocks into memory, and says what became of each within the time.
+    def promote(
+        self, keys: Sequence[bytes], wait_s: float, wanted_s: float = math.inf
+    ) -> list[Outcome]:
+        """Brings blocks into memory, and says what became of each within `wait_s`.
 
-        What is late goes on and may be there soon; so a time of 0 begins without waiting.
+        What is late goes on and may be there soon; so a time of 0 begins without waiting. What has
+        not begun after `wanted_s` is given up: nobody waits for it any more.
         """
+        wanted_until = time.monotonic() + max(wait_s, wanted_s)
         outcomes: dict[bytes, Outcome] = {}
         futures: dict[bytes, Future[Outcome]] = {}
         with self._lock:
@@ -128,9 +139,11 @@ class SsdTier:
                     self._counts["misses"] += 1
                 elif key in self._under_way:
                     futures[key] = self._under_way[key]
+                    self._wanted_until[key] = max(self._wanted_until[key], wanted_until)
                 elif len(self._under_way) < PROMOTIONS_MAX and not self._closed:
+                    self._wanted_until[key] = wanted_until
                     futures[key] = self._under_way[key] = self._pool.submit(self._bring_up, key)
-        wait(set(futures.values()), max(0.0, timeout_s))
+        wait(set(futures.values()), max(0.0, wait_s))
         for key, future in futures.items():
             done = future.done() and not future.cancelled()
             outcomes[key] = future.result() if done else Outcome.FAILED
@@ -147,12 +160,16 @@ class SsdTier:
         """The figures of the tier, by their names in the node's statistics."""
         with self._lock:
             counts = dict(self._counts)
-        names = ("demoted", "demoted_bytes", "hits", "hit_bytes", "misses", "failed", "errors")
+        names = (
+            *("demoted", "demoted_bytes", "hits", "hit_bytes"),
+            *("misses", "failed", "expired", "errors"),
+        )
         figures = {f"ssd_{name}": counts.get(name, 0) for name in names}
         return figures | {
             "ssd_capacity_bytes": self._log.capacity_bytes,
             "ssd_bytes": self._log.live_bytes,
             "ssd_records": len(self._log),
+            "ssd_records_max": self._log.records_max,
             "ssd_damaged": self._log.damaged,
             "ssd_waiting": counts.get("waiting", 0),
         }
@@ -161,7 +178,10 @@ class SsdTier:
 
     def _bring_up(self, key: bytes) -> Outcome:
         try:
-            return self._brought_up(key)
+            if self._is_wanted(key):
+                return self._brought_up(key)
+            self._count(expired=1)
+            return Outcome.FAILED
         except KvError:
             # No room, or the node is about to end.
             self._count(failed=1)
@@ -172,6 +192,11 @@ class SsdTier:
         finally:
             with self._lock:
                 self._under_way.pop(key, None)
+                self._wanted_until.pop(key, None)
+
+    def _is_wanted(self, key: bytes) -> bool:
+        with self._lock:
+            return time.monotonic() < self._wanted_until[key]
 
     def _brought_up(self, key: bytes) -> Outcome:
         if self._region.contains(key):
@@ -225,11 +250,14 @@ class SsdTier:
 
     def _demote_once(self) -> int:
         """One walk; returns how many blocks it wrote."""
-        written = waiting = 0
+        blocks = written = waiting = 0
         for held in self._region.walk():
             if self._closing.is_set():
                 break
             if not held.key.startswith(BLOCK_PREFIX):
+                continue
+            blocks += 1
+            if self._share < 1 and form.crc32c(held.key) >= self._share * _CRC_END:
                 continue
             entry = self._log.find(held.key)
             if entry is not None and entry.version == held.version:
@@ -240,9 +268,22 @@ class SsdTier:
                 written += 1
             else:
                 waiting += 1
+        else:
+            self._set_share(blocks)
         with self._lock:
             self._counts["waiting"] = waiting
         return written
+
+    def _set_share(self, blocks: int) -> None:
+        """The same keys are of the part from walk to walk, so that it comes to an end."""
+        share = min(1.0, self._log.records_max / (2 * max(blocks, 1)))
+        if share < 1 and self._share == 1:
+            self._events.warning(
+                "a part of the blocks goes to the SSD: give more --ssd-index-bytes",
+                in_memory=blocks,
+                records_max=self._log.records_max,
+            )
+        self._share = share
 
     def _write(self, held: Held, entry: Entry | None) -> bool:
         """Copies a block to the SSD, unless it is there already; false if it is not there now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from kvstore.errors import ConfigurationError
 from kvstore.node.ssd import format as form
+from kvstore.node.ssd import log as logs
 from kvstore.node.ssd.log import BYTES_MIN, SsdLog
 
 
@@ -27,8 +29,10 @@ def key_of(number: int) -> bytes:
 
 
 @contextmanager
-def opened(path: Path, bytes_max: int = BYTES_MIN) -> Iterator[SsdLog]:
-    log = SsdLog.open(str(path), bytes_max)
+def opened(
+    path: Path, bytes_max: int = BYTES_MIN, records_max: int = sys.maxsize
+) -> Iterator[SsdLog]:
+    log = SsdLog.open(str(path), bytes_max, records_max)
     try:
         yield log
     finally:
@@ -94,6 +98,39 @@ def test_the_oldest_are_written_over_and_what_was_read_stays(tmp_path: Path) -> 
         assert value_of(log, b"next") == b"x"
 
 
+def test_an_index_that_is_full_drops_the_oldest(tmp_path: Path) -> None:
+    with opened(tmp_path / "log", records_max=128) as log:
+        for number in range(1000):
+            assert append(log, key_of(number), block(number, 100))
+            assert len(log) <= 128
+        held = [i for i in range(1000) if log.find(key_of(i)) is not None]
+        assert held == list(range(1000 - len(held), 1000))
+        assert len(held) >= 125
+        assert all(value_of(log, key_of(i)) == block(i, 100) for i in held)
+        assert log.live_bytes == len(held) * form.record_bytes(19, 100)
+    with opened(tmp_path / "log", records_max=64) as log:
+        assert 62 <= len(log) <= 64
+        assert value_of(log, key_of(999)) == block(999, 100)
+    # Nothing is lost but the memory of it.
+    with opened(tmp_path / "log") as log:
+        assert len(log) == 1000
+
+
+def test_a_segment_is_written_over_also_where_the_index_dropped_records_of_it(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path / "log", records_max=32) as log:
+        # More than the file holds twice.
+        for number in range(400):
+            assert append(log, key_of(number), block(number, 6_000))
+            if number >= 8:
+                assert value_of(log, key_of(number - 8)) == block(number - 8, 6_000)
+        assert 30 <= len(log) <= 32
+    with opened(tmp_path / "log") as log:
+        assert log.damaged == 0
+        assert value_of(log, key_of(399)) == block(399, 6_000)
+
+
 def test_the_forgotten_stay_forgotten(tmp_path: Path) -> None:
     with opened(tmp_path / "log") as log:
         for number in range(8):
@@ -151,6 +188,18 @@ def test_a_forget_that_failed_is_done_by_the_next_one(
         assert log.forget(b"a") == 0
     with opened(tmp_path / "log") as log:
         assert log.held() == []
+
+
+def test_a_forget_does_not_wait_for_ever_behind_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_FORGET_WAIT_S", 0.01)
+    with opened(tmp_path / "log") as log:
+        append(log, key_of(1), block(1))
+        with log._append_lock, pytest.raises(OSError, match="busy with an earlier write"):
+            log.forget(b"L1b")
+        assert value_of(log, key_of(1)) == block(1)
+        assert log.forget(b"L1b") == 1
 
 
 def test_a_late_reader_does_not_drop_a_record_that_moved_to_its_place(tmp_path: Path) -> None:

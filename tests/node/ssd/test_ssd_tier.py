@@ -6,9 +6,12 @@ import errno
 import io
 import os
 import random
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,9 +41,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 class Node:
     """A memory node, its tier, and a client."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, records_max: int = sys.maxsize) -> None:
         self.node = MemoryNode(capacity_bytes=8 << 20)
-        self.log = SsdLog.open(str(path), 16 << 20)
+        self.log = SsdLog.open(str(path), 16 << 20, records_max)
         self.events = io.StringIO()
         self.tier = SsdTier(self.node, self.log, Log("json", self.events))
         self.client = RegionClient(self.node, 2)
@@ -142,6 +145,37 @@ def test_what_is_late_goes_on(node: Node) -> None:
     wait_until(lambda: all(node.value(KEYS[i]) is not None for i in range(16)))
 
 
+def test_what_nobody_waits_for_any_more_is_not_brought_up(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.put_down(range(tiers.READ_THREADS + 3))
+    busy, late, extended, patient = (
+        KEYS[: tiers.READ_THREADS],
+        *KEYS[tiers.READ_THREADS : tiers.READ_THREADS + 3],
+    )
+    answers = threading.Event()
+    waiting = threading.Semaphore(0)
+    read = node.log.read
+
+    def wait_for_device(*arguments: Any) -> memoryview | None:
+        waiting.release()
+        assert answers.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(node.log, "read", wait_for_device)
+    node.tier.promote(busy, 0)
+    for _ in busy:
+        assert waiting.acquire(timeout=20)
+    node.tier.promote([late, extended], 0, wanted_s=0)
+    node.tier.promote([extended, patient], 0, wanted_s=600)
+    answers.set()
+    wait_until(lambda: not node.tier._under_way)
+    there = [node.value(key) is not None for key in (*busy, late, extended, patient)]
+    assert there == [*[True] * len(busy), False, True, True]
+    assert node.tier.stats()["ssd_expired"] == 1
+    assert not node.tier._wanted_until
+
+
 def test_a_device_that_fails_makes_misses_and_is_tried_again(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,4 +217,95 @@ def test_after_the_end_nothing_comes_up(tmp_path: Path) -> None:
     node.tier.close()
     node.tier.close()
     assert node.tier.promote(KEYS[:1], 1) == [Outcome.FAILED]
+    node.close()
+
+
+def test_a_walk_that_fails_is_not_the_last_one(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = 0
+    once = node.tier._demote_once
+
+    def fail_first() -> int:
+        nonlocal walks
+        walks += 1
+        if walks == 1:
+            raise RuntimeError("nobody thought of this")
+        return once()
+
+    monkeypatch.setattr(node.tier, "_demote_once", fail_first)
+    node.put_down(range(1))
+    assert node.tier.stats()["ssd_errors"] == 1
+    assert node.events.getvalue().count("nobody thought of this") == 1
+
+
+def test_a_device_that_does_not_answer_holds_nobody_at_the_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.put_down(range(tiers.READ_THREADS + 1))
+    answers = threading.Event()
+    waiting = threading.Semaphore(0)
+    read = node.log.read
+
+    def wait_for_device(*arguments: Any) -> memoryview | None:
+        waiting.release()
+        assert answers.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(node.log, "read", wait_for_device)
+    outcomes: dict[str, list[Outcome]] = {}
+
+    def promote(name: str, keys: list[bytes]) -> threading.Thread:
+        def run() -> None:
+            outcomes[name] = node.tier.promote(keys, 60)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    try:
+        read_now = promote("read now", KEYS[: tiers.READ_THREADS])
+        for _ in range(tiers.READ_THREADS):
+            assert waiting.acquire(timeout=20)
+        last = KEYS[tiers.READ_THREADS]
+        in_queue = promote("in the queue", [last])
+        wait_until(lambda: last in node.tier._under_way)
+        node.tier.close(timeout_s=0.05)
+        assert node.tier.stuck
+        # Its turn never comes, and it is told so before its time is over.
+        in_queue.join(20)
+        assert outcomes == {"in the queue": [Outcome.FAILED]}
+    finally:
+        answers.set()
+    read_now.join(20)
+    assert outcomes["read now"] == [Outcome.IN_MEMORY] * tiers.READ_THREADS
+    # A stuck tier leaves to the end of the process what its threads may still use.
+    node.tier._region.close()
+    node.log.close()
+
+
+def test_a_small_index_takes_a_part_and_is_not_written_over_and_over(tmp_path: Path) -> None:
+    node = Node(tmp_path / "log", records_max=32)
+    walks = 0
+    once = node.tier._demote_once
+
+    def count() -> int:
+        nonlocal walks
+        written = once()
+        walks += 1
+        return written
+
+    node.tier._demote_once = count  # type: ignore[method-assign]
+    for i in range(64):
+        node.client.put_if_absent(KEYS[i], block(i), 0)
+
+    def after(more: int) -> int:
+        seen = walks
+        wait_until(lambda: walks >= seen + more)
+        return node.tier.stats()["ssd_demoted"]
+
+    # The first walk that sees them all may write more.
+    demoted = after(3)
+    assert 0 < len(node.log) <= 32
+    assert after(3) == demoted
+    assert "--ssd-index-bytes" in node.events.getvalue()
+    assert node.tier.stats()["ssd_records_max"] == 32
     node.close()
