@@ -65,7 +65,7 @@ test-engines: build ## the engine adapters with their real engines (installs tho
 
 .PHONY: rxe
 rxe: native-tests verbs ## real RDMA: fabric and store in virtual machines with Soft-RoCE
-	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target post_path
+	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target post_path lost_device
 	@KVSTORE_RXE=1 $(PYTHON_VENV) -m pytest --timeout 900 --ignore tests/rxe/guest tests/rxe
 
 # The fabric is built where libibverbs' headers are: the system's or these.

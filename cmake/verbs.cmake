@@ -39,6 +39,12 @@ if(IBVERBS_INCLUDE_DIR AND IBVERBS_LIBRARY)
     target_link_libraries(post_path PRIVATE kvstore_core kvstore_options)
     set_target_properties(verbs_bench post_path PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/benches)
+    # For a test of the lab.
+    add_library(lost_device MODULE EXCLUDE_FROM_ALL
+      ${PROJECT_SOURCE_DIR}/tests/rxe/lost_device.cpp)
+    target_include_directories(lost_device SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
+    target_link_libraries(lost_device PRIVATE kvstore_options ${CMAKE_DL_LIBS})
+    set_target_properties(lost_device PROPERTIES PREFIX "")
   endif()
 else()
   message(STATUS "infiniband/verbs.h is absent: the verbs fabric is not built")

@@ -123,7 +123,7 @@ def _node_cells(row: dict[str, Any]) -> list[str]:
         clients += f" (+{row['clients_stalled']} stalled)"
     return [
         row["address"],
-        row["state"],
+        row["state"] + (", RDMA port down" if row["rdma_ports_down"] else ""),
         row["fabric"],
         row["incarnation"],
         format_bytes(row["capacity_bytes"]),

@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "clear": "kvstore.cli.keys",
     "stat": "kvstore.cli.cluster",
     "nodes": "kvstore.cli.cluster",
+    "drain": "kvstore.cli.drain",
     "locks": "kvstore.cli.locks",
     "top": "kvstore.cli.top",
     "doctor": "kvstore.cli.doctor",

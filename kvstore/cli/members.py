@@ -98,9 +98,15 @@ def report_down(views: Iterable[MemberView]) -> None:
             print(f"kvstore: {view.error}", file=sys.stderr)
 
 
+def _state(view: MemberView) -> str:
+    if not view.up:
+        return "down"
+    return ("up", "draining", "drained")[min(view.figure("draining"), 2)]
+
+
 def node_row(settings: Settings, view: MemberView) -> dict[str, Any]:
     """One node as a row of a document."""
-    row: dict[str, Any] = {"address": view.address, "state": "up" if view.up else "down"}
+    row: dict[str, Any] = {"address": view.address, "state": _state(view)}
     if view.description is None:
         return {**row, "error": view.error}
     node = view.description
@@ -115,6 +121,7 @@ def node_row(settings: Settings, view: MemberView) -> dict[str, Any]:
         "keys": view.figure("keys"),
         "clients": view.figure("clients_live"),
         "clients_stalled": view.figure("clients_stalled"),
+        "rdma_ports_down": view.figure("verbs_ports_down"),
         "uptime_s": view.figure("uptime_ms") / 1000,
         "eviction": node.eviction,
         "consistency": node.consistency,

@@ -190,9 +190,17 @@ class ControlClient:
             for record in self._call("Clients", request, answer, timeout_s).clients
         ]
 
-    def drain(self, *, timeout_s: float = TIMEOUT_S_DEFAULT) -> None:
-        """Makes the node refuse new attachments; those that exist go on."""
-        self._call("Drain", control_pb2.DrainRequest(), control_pb2.DrainResponse(), timeout_s)
+    def drain(self, grace_s: float | None = None, *, timeout_s: float = TIMEOUT_S_DEFAULT) -> float:
+        """Makes the node refuse new attachments, and end those that it has after a grace.
+
+        `grace_s` seconds, or the node's own `--grace`; a later call shortens it and never
+        lengthens it. Returns the seconds that are left of it.
+        """
+        request = control_pb2.DrainRequest()
+        if grace_s is not None:
+            request.grace_ms = max(0, min(round(grace_s * 1000), 0xFFFFFFFF))
+        answer = self._call("Drain", request, control_pb2.DrainResponse(), timeout_s)
+        return float(answer.grace_ms) / 1000
 
     def close(self) -> None:
         """Makes later calls fail. Ends no admission."""

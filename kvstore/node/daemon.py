@@ -1,8 +1,9 @@
 """The life of a daemon: start, serve, drain, end.
 
 The main thread sleeps in the kernel until a signal comes. The first SIGTERM or SIGINT drains: no
-new attachment, `NOT_SERVING` to probes, a short grace for clients to leave, then the end. A second
-one exits at once. There is nothing to clean up after `kill -9`: the region is anonymous memory.
+new attachment, `NOT_SERVING` to probes, a short grace for clients to leave, then the end. A grace
+that a call of the control plane has begun is not begun anew. A second signal exits at once. There
+is nothing to clean up after `kill -9`: the region is anonymous memory.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Final
 from kvstore.cluster.local_tier import local_address
 from kvstore.node import metrics
 from kvstore.node.config import NodeConfig
+from kvstore.node.drain import clients_of_others
 from kvstore.node.log import Log
 from kvstore.node.memory_node import MemoryNode
+from kvstore.node.port_watch import PortWatch
 from kvstore.node.service import ControlServer
 
 if TYPE_CHECKING:
@@ -89,9 +92,11 @@ def run(config: NodeConfig, log: Log) -> int:
             token=config.token,
             certificate=config.certificate,
             advertise=config.advertise,
+            grace_s=config.grace_s,
             tier=tier,
             local_address=local_address(config.shm_name) if tier and config.shm_name else "",
         )
+        ports = PortWatch(node, log)
         signals = SignalPipe()
         port = server.start(config.listen_host, config.listen_port)
         places: dict[str, object] = {
@@ -111,7 +116,11 @@ def run(config: NodeConfig, log: Log) -> int:
             )
         log.info("started", seconds=round(time.monotonic() - began, 3), **_settings(config))
         log.ready(**places)
-        return _serve(node, tier, server, signals, config.grace_s, log)
+        ports.start()
+        try:
+            return _serve(node, tier, server, signals, log)
+        finally:
+            ports.end()
 
 
 @contextmanager
@@ -151,15 +160,14 @@ def _serve(
     tier: SsdTier | None,
     server: ControlServer,
     signals: SignalPipe,
-    grace_s: float,
     log: Log,
 ) -> int:
     first = signal.Signals(signals.wait()[0])
 
     def end() -> None:
         try:
-            server.drain()
-            log.info("draining", signal=first.name, grace_s=grace_s)
+            grace_s = server.drain()
+            log.info("draining", signal=first.name, grace_s=round(grace_s, 3))
             _drain(node, tier, server, grace_s, log)
         finally:
             signals.write_done()
@@ -181,20 +189,14 @@ def _drain(
     node: MemoryNode, tier: SsdTier | None, server: ControlServer, grace_s: float, log: Log
 ) -> None:
     if tier is not None:
-        # Its client is one of the node's own, which would otherwise be waited for.
         tier.close()
     deadline = time.monotonic() + grace_s
-    while (left := _clients_attached(node)) and time.monotonic() < deadline:
+    while (left := clients_of_others(node)) and time.monotonic() < deadline:
         time.sleep(_GRACE_STEP_S)
     if left:
         log.warning("clients still attached", clients=left)
     server.stop(_CALLS_GRACE_S)
     node.close()
-
-
-def _clients_attached(node: MemoryNode) -> int:
-    stats = node.stats()
-    return stats["clients_live"] + stats["clients_stalled"]
 
 
 def _address(host: str, port: int) -> str:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-#: `kv_eviction`, `kv_consistency`, `kv_atomic_domain`, `kv_fabric_kind` and the states of a
-#: client record, each indexed by its number in the C header.
+#: `kv_eviction`, `kv_consistency`, `kv_atomic_domain`, `kv_fabric_kind`, the states of a client
+#: record and `kv_port_state`, each indexed by its number in the C header.
 EVICTIONS: Final = ("none", "sampled-lru", "lfu", "fifo", "gdsf", "adaptive")
 CONSISTENCIES: Final = ("linearizable", "regular")
 DOMAINS: Final = ("unspecified", "cpu", "verbs")
 FABRICS: Final = ("local", "shm", "tcp", "verbs")
 CLIENT_STATES: Final = ("unspecified", "live", "stalled", "fenced")
+PORT_STATES: Final = ("unspecified", "up", "down", "lost")
 
 #: The figures of `kv_node_stats` by their names in the C header.
 NodeStats = Mapping[str, int]
@@ -70,6 +71,19 @@ class ClientRecord:
     #: Since its heartbeat changed.
     silent_ms: int
     peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortRecord:
+    """A port of an RDMA device that a node serves."""
+
+    device: str
+    #: `up`, `down`, or `lost` with its device.
+    state: str
+    #: Times that it went down.
+    failures: int
+    #: Of a lost one: why it is not served again.
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ _PORT = click.IntRange(0, 65535)
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long SIGTERM waits for clients to leave.",
+    help="How long a drain, by SIGTERM or `kvstore drain`, leaves clients their access.",
 )
 @click.option(
     "--insecure", is_flag=True, help="Listen to other machines without a token and without TLS."

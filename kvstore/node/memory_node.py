@@ -21,9 +21,11 @@ from kvstore.node.description import (
     DOMAINS,
     EVICTIONS,
     FABRICS,
+    PORT_STATES,
     Admission,
     ClientRecord,
     NodeDescription,
+    PortRecord,
     VerbsEndpoint,
     VerbsGrant,
     name_of,
@@ -239,6 +241,32 @@ class MemoryNode:
         self._check_process()
         with self._lock:
             self._lib.kv_node_drain(self.handle)
+
+    def revoke(self) -> None:
+        """Drains, and takes their access from the clients of other processes.
+
+        Over verbs and tcp it is gone on return. A client that maps the region over shm is told,
+        and its next operation fails; what a process has mapped cannot be taken from it.
+        """
+        self._check_process()
+        with self._lock:
+            self._lib.kv_node_revoke(self.handle)
+
+    def ports(self) -> list[PortRecord]:
+        """The ports of RDMA devices that are served, in the order of the node's rails."""
+        records = self._ffi.new("kv_port_record[]", self._lib.KV_VERBS_RAILS_MAX)
+        self._check_process()
+        with self._lock:
+            count = self._lib.kv_node_ports(self.handle, records, len(records))
+        return [
+            PortRecord(
+                device=self._line(record.device),
+                state=name_of(PORT_STATES, record.state),
+                failures=record.failures,
+                reason=self._line(record.reason),
+            )
+            for record in records[0:count]
+        ]
 
     def close(self) -> None:
         """Ends the node; clients still attached find the region dead. May be called again.

@@ -55,6 +55,16 @@ def _refused(field: str, fabric: str, reason: str) -> Row:
     )
 
 
+def _ports(state: str) -> Row:
+    return Row(
+        f"verbs_ports_{state}",
+        "rdma_ports",
+        "gauge",
+        "RDMA ports of the node by state.",
+        labels=(("state", state),),
+    )
+
+
 METRICS: Final = (
     Row("capacity_bytes", "capacity_bytes", "gauge", "Size of the region."),
     Row("segment_bytes", "segment_bytes", "gauge", "Size of one segment."),
@@ -103,6 +113,10 @@ METRICS: Final = (
     _refused("tcp_refused_bounds", "tcp", "bounds"),
     _refused("tcp_refused_tokens", "tcp", "token"),
     _refused("shm_refused", "shm", "attachment"),
+    Row("draining", "draining", "gauge", "1: no new clients; 2: the clients have been cut off."),
+    _ports("up"),
+    _ports("down"),
+    Row("verbs_port_failures", "rdma_port_failures_total", "counter", "Times that one went down."),
 )
 
 

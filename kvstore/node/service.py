@@ -31,6 +31,7 @@ from kvstore.node.description import (
     Admission,
     NodeDescription,
 )
+from kvstore.node.drain import Drain
 from kvstore.node.log import Log
 from kvstore.node.memory_node import MemoryNode
 from kvstore.node.tier_service import (
@@ -108,7 +109,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
         log: Log,
         *,
         advertise: str,
-        on_drain: Callable[[], None],
+        on_drain: Callable[[float | None], float],
         tier: SsdTier | None = None,
     ):
         """`advertise` is the host that clients reach the agent at; empty: where they came to."""
@@ -171,9 +172,11 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
             ]
         )
 
-    def Drain(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
-        self._guarded(context, self._on_drain)
-        return control_pb2.DrainResponse()
+    def Drain(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
+        asked_s = request.grace_ms / 1000 if request.HasField("grace_ms") else None
+        grace_s = self._guarded(context, lambda: self._on_drain(asked_s))
+        self._log.info("draining", peer=context.peer(), grace_s=round(grace_s, 3))
+        return control_pb2.DrainResponse(grace_ms=min(round(grace_s * 1000), 0xFFFFFFFF))
 
     def _attach(self, request: Any, context: grpc.ServicerContext) -> Any:
         members = tuple(sorted(request.members))
@@ -271,14 +274,17 @@ class ControlServer:
         token: str | None,
         certificate: tuple[bytes, bytes] | None,
         advertise: str,
+        grace_s: float = 0.0,
         tier: SsdTier | None = None,
         local_address: str = "",
     ) -> None:
         """`certificate` is the chain and the key in PEM; None: clear text.
 
+        `grace_s` is how long clients keep their access when the node drains.
         `local_address`: a Unix socket to listen on as well, in clear text; empty: none.
         """
         self._node = node
+        self._drain = Drain(node, log, grace_s)
         self._certificate = certificate
         self._local_address = local_address
         self.token_check = TokenCheck(token, log)
@@ -334,13 +340,18 @@ class ControlServer:
                 f"cannot listen on {address}: choose another name with --shm, or none"
             )
 
-    def drain(self) -> None:
-        """Refuses new attachments and says so to probes."""
+    def drain(self, grace_s: float | None = None) -> float:
+        """Refuses new attachments, says so to probes, and ends the clients' access after a grace.
+
+        Returns what is left of the grace, which is the node's own unless another is given.
+        """
         self._node.drain()
         self._set_health(_NOT_SERVING)
+        return self._drain.begin(grace_s)
 
     def stop(self, grace_s: float) -> None:
         """Waits for calls under way, at most `grace_s`."""
+        self._drain.abandon()
         self.health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait(grace_s + 1)
 

@@ -190,7 +190,21 @@ typedef struct kv_node_stats {
   uint64_t tcp_refused_bounds;
   uint64_t tcp_refused_tokens;
   uint64_t shm_refused;
+  uint64_t draining; /* 0: no; 1: takes no new clients; 2: has cut off those that it had */
+  uint64_t verbs_ports_up;
+  uint64_t verbs_ports_down;    /* down, or of a device that is lost */
+  uint64_t verbs_port_failures; /* times that one went down */
 } kv_node_stats;
+
+enum kv_port_state { KV_PORT_UP = 1, KV_PORT_DOWN = 2, KV_DEVICE_LOST = 3 };
+
+/* A port of an RDMA device over which a node serves its region. */
+typedef struct kv_port_record {
+  char device[72];   /* as it was named, or the device's own name */
+  uint32_t state;    /* kv_port_state */
+  uint32_t failures; /* times that it went down */
+  char reason[256];  /* of KV_DEVICE_LOST: why it is not served again; "" otherwise */
+} kv_port_record;
 
 typedef struct kv_client_record {
   uint32_t registration;
@@ -219,8 +233,14 @@ int kv_node_set_members(kv_node* node, const char* cluster_id, const char* membe
                         uint64_t error_bytes);
 void kv_node_read_stats(kv_node* node, kv_node_stats* stats);
 uint32_t kv_node_clients(kv_node* node, kv_client_record* records, uint32_t capacity);
+/* The ports of an RDMA device that the node serves, in the order of its rails. */
+uint32_t kv_node_ports(kv_node* node, kv_port_record* records, uint32_t capacity);
 /* Refuses new attachments from here on. */
 void kv_node_drain(kv_node* node);
+/* Drains, and takes their access from the clients of other processes: their queue pairs and tcp
+ * connections are gone when it returns. Those that map the region over shm are told, and their next
+ * operation fails; memory that a process has mapped can't be taken from it. */
+void kv_node_revoke(kv_node* node);
 /* Clients still attached find the region dead. */
 void kv_node_close(kv_node* node);
 

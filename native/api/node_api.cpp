@@ -76,6 +76,14 @@ void kv_node_drain(kv_node* node) {
   node->node->drain();
 }
 
+void kv_node_revoke(kv_node* node) {
+  node->node->revoke();
+}
+
+uint32_t kv_node_ports(kv_node* node, kv_port_record* records, uint32_t capacity) {
+  return node->node->ports(records, capacity);
+}
+
 void kv_node_close(kv_node* node) {
   delete node;
 }

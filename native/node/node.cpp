@@ -10,13 +10,14 @@
 
 #include "base/assert.hpp"
 #include "base/time_scale.hpp"
-#include "node/liveness.hpp"
 
 namespace kvstore {
 namespace {
 
 constexpr uint32_t kLeaseMsDefault = 5000;
 constexpr uint64_t kJanitorAttachNs = 10 * kSecond;
+constexpr uint64_t kJanitorPauseNs = kSecond;
+constexpr char kDraining[] = "the node is draining and takes no new clients";
 
 uint64_t random_word() {
   uint64_t word = 0;
@@ -68,15 +69,16 @@ bool Node::start(const kv_node_config& config, std::string& error) {
   handle_->node = this;
   registry_ = std::make_unique<Registry>(region_->data(), geometry_);
 
-  if (!open_verbs(config, error) || !attach_janitor(error)) return false;
+  janitor_ = std::make_unique<Client>(1, 1, std::vector<std::string>{"self"});
+  if (!open_verbs(config, error) || !attach_janitor(kJanitorAttachNs, error)) return false;
   start_upkeep(config.fence_after_ms * kMillisecond);
   if (!open_tcp(config, error)) return false;
   // The liveness mutex is held before anybody can map the region.
   std::promise<void> held;
   maintenance_ = std::thread([this, &held] {
-    const Liveness liveness(region_->data());
+    auto liveness = std::make_unique<Liveness>(region_->data());
     held.set_value();
-    maintain();
+    maintain(std::move(liveness));
   });
   held.get_future().wait();
   if (!open_shm(config, error)) return false;
@@ -92,26 +94,40 @@ bool Node::open_verbs(const kv_node_config& config, std::string& error) {
 }
 
 // The node changes words of its region as a client does, with the atomics of the region's domain.
-bool Node::attach_janitor(std::string& error) {
-  janitor_ = std::make_unique<Client>(1, 1, std::vector<std::string>{"self"});
+bool Node::attach_janitor(uint64_t timeout_ns, std::string& error) {
   Token token;
-  janitor_registration_ = registry_->admit("this process", KV_FABRIC_LOCAL, token);
-  KV_ASSERT(janitor_registration_ != 0);
-  registry_->connected(janitor_registration_, KV_FABRIC_LOCAL, int(::getpid()), -1);
+  const uint32_t registration = registry_->admit("this process", KV_FABRIC_LOCAL, token);
+  if (registration == 0) {
+    error = "the node has no room for its own client";
+    return false;
+  }
+  registry_->connected(registration, KV_FABRIC_LOCAL, int(::getpid()), -1);
+  const uint32_t before = janitor_registration_.exchange(registration);
+  ++janitors_;
+  if (connect_janitor(registration, timeout_ns, error)) {
+    dismiss(before);
+    return true;
+  }
+  janitor_registration_.store(before);
+  dismiss(registration);
+  return false;
+}
+
+bool Node::connect_janitor(uint32_t registration, uint64_t timeout_ns, std::string& error) {
   if (!verbs_) {
     const LocalRegion local{region_->data(), region_->bytes(), dead_, region_, {}};
-    return attach_local(*janitor_, 0, local, janitor_registration_, error) == Status::kOk;
+    return attach_local(*janitor_, 0, local, registration, error) == Status::kOk;
   }
   VerbsTarget target;
   target.node = verbs_->addresses();
   target.device = verbs_->devices();
-  target.registration = janitor_registration_;
-  target.exchange = [this](uint32_t lane, const kv_verbs_endpoint& mine, uint64_t,
-                           kv_verbs_grant& grant, std::string& line) {
-    const bool connected = verbs_->connect(janitor_registration_, lane, mine, grant, line);
+  target.registration = registration;
+  target.exchange = [this, registration](uint32_t lane, const kv_verbs_endpoint& mine, uint64_t,
+                                         kv_verbs_grant& grant, std::string& line) {
+    const bool connected = verbs_->connect(registration, lane, mine, grant, line);
     return connected ? Status::kOk : Status::kRefused;
   };
-  return attach_verbs(*janitor_, 0, target, monotonic_ns() + patient(kJanitorAttachNs), error) ==
+  return attach_verbs(*janitor_, 0, target, monotonic_ns() + patient(timeout_ns), error) ==
          Status::kOk;
 }
 
@@ -218,7 +234,7 @@ void Node::describe(kv_node_description& description) {
 
 Status Node::admit(const std::string& peer, kv_admission& admission, std::string& error) {
   if (draining_.load()) {
-    error = "the node is draining and takes no new clients";
+    error = kDraining;
     return Status::kRefused;
   }
   Token token;
@@ -228,7 +244,11 @@ Status Node::admit(const std::string& peer, kv_admission& admission, std::string
     return Status::kRefused;
   }
   std::copy(token.begin(), token.end(), admission.token);
-  return Status::kOk;
+  if (!draining_.load()) return Status::kOk;
+  // It began meanwhile, and may have passed this client by.
+  dismiss(admission.registration);
+  error = kDraining;
+  return Status::kRefused;
 }
 
 Status Node::admit_local(uint32_t& registration, LocalRegion& region, std::string& error) {
@@ -284,9 +304,29 @@ Status Node::set_members(const std::string& cluster_id, const std::string& membe
   return Status::kRefused;
 }
 
+uint32_t Node::ports(kv_port_record* records, uint32_t capacity) {
+  if (!verbs_) return 0;
+  const std::vector<kv_port_record> all = verbs_->ports();
+  const size_t count = std::min<size_t>(all.size(), capacity);
+  std::copy_n(all.begin(), count, records);
+  return uint32_t(count);
+}
+
 void Node::drain() {
   draining_.store(true);
   if (door_) door_->drain();
+}
+
+void Node::revoke() {
+  drain();
+  // Clients that map the region look at the mutex that the maintenance thread holds.
+  revoked_.store(true);
+  {
+    const std::lock_guard lock(mutex_);
+    changed_.notify_all();
+  }
+  if (door_) door_->turn_out();
+  upkeep_->revoke();
 }
 
 // ---- Upkeep ---------------------------------------------------------------------------------
@@ -302,18 +342,33 @@ Status Node::dismiss(uint32_t registration) {
   return upkeep_ ? upkeep_->dismiss(registration) : Status::kAbsent;
 }
 
-void Node::maintain() {
+void Node::maintain(std::unique_ptr<Liveness> liveness) {
   while (!stopping_.load()) {
+    if (revoked_.load()) liveness.reset();
     const uint64_t period_ns = upkeep_->tick();
+    if (verbs_) look_after_janitor();
     std::deque<Gone> gone;
     {
       std::unique_lock lock(mutex_);
-      const auto woken = [&] { return stopping_.load() || !hung_up_.empty(); };
+      const auto woken = [&] {
+        return stopping_.load() || !hung_up_.empty() || (revoked_.load() && liveness);
+      };
       changed_.wait_for(lock, std::chrono::nanoseconds(period_ns), woken);
       gone.swap(hung_up_);
     }
     for (const Gone& guest : gone) upkeep_->hung_up(guest.registration, guest.left);
   }
+}
+
+// Without its own client the node reclaims and sweeps nothing. What that one held when its device
+// failed is swept as any client's, by its successor.
+void Node::look_after_janitor() {
+  const std::shared_ptr<Attachment> current = janitor_->attachment(0);
+  if (current->state.load() == Attachment::State::kUp || !verbs_->any_up()) return;
+  if (monotonic_ns() - janitor_tried_ns_ < patient(kJanitorPauseNs)) return;
+  std::string ignored;
+  attach_janitor(kJanitorPauseNs, ignored);
+  janitor_tried_ns_ = monotonic_ns();
 }
 
 void Node::sweep_dead() {
@@ -370,6 +425,13 @@ void Node::count_memory(kv_node_stats& stats) {
   }
 }
 
+void Node::count_ports(kv_node_stats& stats) {
+  for (const kv_port_record& port : verbs_->ports()) {
+    ++(port.state == KV_PORT_UP ? stats.verbs_ports_up : stats.verbs_ports_down);
+    stats.verbs_port_failures += port.failures;
+  }
+}
+
 void Node::read_stats(kv_node_stats& stats) {
   stats = kv_node_stats{};
   stats.capacity_bytes = region_->bytes();
@@ -381,7 +443,9 @@ void Node::read_stats(kv_node_stats& stats) {
       __ATOMIC_RELAXED);
   registry_->read_stats(stats);
   stats.clients_live -= stats.clients_live > 0 ? 1 : 0;  // the janitor is no client of anybody's
-  stats.clients_total -= 1;
+  stats.clients_total -= janitors_.load();
+  stats.draining = revoked_.load() ? 2 : draining_.load() ? 1 : 0;
+  if (verbs_) count_ports(stats);
   stats.blocks_swept = sweeper_->blocks_freed();
   if (door_) stats.shm_refused = door_->refused();
   if (!agent_) return;

@@ -15,6 +15,7 @@
 
 #include "api/kvstore.h"
 #include "fabric/cpu/tcp.hpp"
+#include "node/liveness.hpp"
 #include "node/prefault.hpp"
 #include "node/region.hpp"
 #include "node/registry.hpp"
@@ -47,9 +48,12 @@ class Node {
   Status set_members(const std::string& cluster_id, const std::string& members, std::string& error);
   void read_stats(kv_node_stats& stats);
   uint32_t clients(kv_client_record* records, uint32_t capacity) {
-    return registry_->list(records, capacity, janitor_registration_);
+    return registry_->list(records, capacity, janitor_registration_.load());
   }
+  uint32_t ports(kv_port_record* records, uint32_t capacity);
   void drain();
+  // See kv_node_revoke.
+  void revoke();
 
  private:
   // A client that had the region mapped and is dead or gone, since its socket hung up.
@@ -61,13 +65,17 @@ class Node {
   Node() = default;
   bool start(const kv_node_config& config, std::string& error);
   bool open_verbs(const kv_node_config& config, std::string& error);
-  bool attach_janitor(std::string& error);
+  // A new attachment of the node's own client; the earlier one is fenced.
+  bool attach_janitor(uint64_t timeout_ns, std::string& error);
+  bool connect_janitor(uint32_t registration, uint64_t timeout_ns, std::string& error);
   bool open_tcp(const kv_node_config& config, std::string& error);
   bool open_shm(const kv_node_config& config, std::string& error);
   void start_upkeep(uint64_t fence_after_ns);
-  void maintain();
+  void maintain(std::unique_ptr<Liveness> liveness);
+  void look_after_janitor();
   void sweep_dead();
   void count_memory(kv_node_stats& stats);
+  void count_ports(kv_node_stats& stats);
 
   // How an attachment of this process finds the node, if it is still there.
   struct Handle {
@@ -94,11 +102,14 @@ class Node {
   std::unique_ptr<TcpAgent> agent_;
   std::unique_ptr<ShmDoor> door_;
   std::unique_ptr<Client> janitor_;  // sweeps; no client of anybody's
-  uint32_t janitor_registration_ = 0;
+  std::atomic<uint32_t> janitor_registration_{0};
+  std::atomic<uint64_t> janitors_{0};  // ever
+  uint64_t janitor_tried_ns_ = 0;
   std::unique_ptr<Sweeper> sweeper_;
   std::unique_ptr<Upkeep> upkeep_;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> draining_{false};
+  std::atomic<bool> revoked_{false};
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Gone> hung_up_;

@@ -214,6 +214,15 @@ void Registry::mark_swept(uint32_t registration) {
   *line = Registered{};
 }
 
+std::vector<uint32_t> Registry::live() {
+  const std::lock_guard lock(mutex_);
+  std::vector<uint32_t> registrations;
+  for (const Registered& line : lines_) {
+    if (line.state == ClientState::kLive) registrations.push_back(line.registration);
+  }
+  return registrations;
+}
+
 uint32_t Registry::list(kv_client_record* records, uint32_t capacity, uint32_t hidden) {
   const std::lock_guard lock(mutex_);
   uint32_t count = 0;

@@ -71,6 +71,7 @@ class Registry {
   // After the sweep: its lines may be used again.
   void mark_swept(uint32_t registration);
 
+  std::vector<uint32_t> live();
   // Without `hidden`, the node's own client.
   uint32_t list(kv_client_record* records, uint32_t capacity, uint32_t hidden);
   void read_stats(kv_node_stats& stats);

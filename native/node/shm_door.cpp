@@ -110,19 +110,38 @@ ShmDoor::ShmDoor(std::string name, std::string secret, uint64_t node_id, const R
       registry_(registry),
       gone_(std::move(gone)),
       listener_(listener),
-      stop_descriptor_(::eventfd(0, EFD_CLOEXEC)) {
-  KV_ASSERT(stop_descriptor_ >= 0);
+      wake_descriptor_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  KV_ASSERT(wake_descriptor_ >= 0);
   thread_ = std::thread([this] { loop(); });
 }
 
 ShmDoor::~ShmDoor() {
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t written = ::write(stop_descriptor_, &one, sizeof one);
+  stopping_.store(true);
+  wake();
   thread_.join();
   for (const Guest& guest : guests_) ::close(guest.socket);
   ::close(listener_);
-  ::close(stop_descriptor_);
+  ::close(wake_descriptor_);
   if (name_.find('/') != std::string::npos) ::unlink(name_.c_str());
+}
+
+void ShmDoor::wake() {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(wake_descriptor_, &one, sizeof one);
+}
+
+void ShmDoor::turn_out() {
+  draining_.store(true);
+  turning_out_.store(true);
+  wake();
+}
+
+void ShmDoor::hang_up_on_all() {
+  for (const Guest& guest : guests_) {
+    ::close(guest.socket);
+    registry_.disconnected(guest.registration);
+  }
+  guests_.clear();
 }
 
 std::string ShmDoor::judge(int socket, const ShmHello& hello, uint32_t& registration,
@@ -210,10 +229,16 @@ void ShmDoor::take_in(int socket) {
 
 void ShmDoor::loop() {
   for (;;) {
-    std::vector<pollfd> descriptors{{stop_descriptor_, POLLIN, 0}, {listener_, POLLIN, 0}};
+    std::vector<pollfd> descriptors{{wake_descriptor_, POLLIN, 0}, {listener_, POLLIN, 0}};
     for (const Guest& guest : guests_) descriptors.push_back({guest.socket, POLLIN, 0});
     if (::poll(descriptors.data(), descriptors.size(), -1) < 0) continue;
-    if (descriptors[0].revents != 0) return;
+    if (stopping_.load()) return;
+    uint64_t ignored = 0;
+    [[maybe_unused]] const ssize_t got = ::read(wake_descriptor_, &ignored, sizeof ignored);
+    if (turning_out_.load() && !guests_.empty()) {
+      hang_up_on_all();
+      continue;
+    }
     // Nothing is expected from a guest: whatever happens on its socket is the end of it.
     for (size_t i = guests_.size(); i-- > 0;) {
       if (descriptors[i + 2].revents == 0) continue;

@@ -28,6 +28,9 @@ class ShmDoor {
 
   uint64_t refused() const { return refused_.load(std::memory_order_relaxed); }
   void drain() { draining_.store(true); }
+  // Drains, and hangs up on all guests, who take the node for dead then. What they have mapped
+  // stays mapped until they let go of it, so none of them is `gone`. Any thread.
+  void turn_out();
 
  private:
   struct Guest {
@@ -37,7 +40,9 @@ class ShmDoor {
 
   ShmDoor(std::string name, std::string secret, uint64_t node_id, const Region& region,
           Registry& registry, std::function<void(uint32_t, bool)> gone, int listener);
+  void wake();
   void loop();
+  void hang_up_on_all();
   void take_in(int socket);
   // Empty if the peer may have the region; otherwise why not.
   std::string judge(int socket, const struct ShmHello& hello, uint32_t& registration, int& process);
@@ -50,9 +55,11 @@ class ShmDoor {
   Registry& registry_;
   const std::function<void(uint32_t, bool)> gone_;
   const int listener_;
-  const int stop_descriptor_;
+  const int wake_descriptor_;
   std::atomic<uint64_t> refused_{0};
   std::atomic<bool> draining_{false};
+  std::atomic<bool> turning_out_{false};
+  std::atomic<bool> stopping_{false};
   std::vector<Guest> guests_;
   std::thread thread_;
 };

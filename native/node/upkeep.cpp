@@ -64,6 +64,16 @@ Status Upkeep::dismiss(uint32_t registration) {
   return Status::kOk;
 }
 
+void Upkeep::revoke() {
+  revoked_.store(true);
+  for (const uint32_t registration : registry_.live()) {
+    Registered found;
+    if (!registry_.find(registration, found)) continue;
+    const bool remote = found.fabric == KV_FABRIC_TCP || found.fabric == KV_FABRIC_VERBS;
+    if (remote) fence(registration, true, false);
+  }
+}
+
 // A socket may be closed by mistake while the process goes on writing through its mapping: without
 // a farewell only the end of the process counts, which its silence makes us look for again.
 void Upkeep::hung_up(uint32_t registration, bool left) {
@@ -91,6 +101,7 @@ void Upkeep::judge_silent(uint32_t registration) {
     fence(registration, false, false);
     return;
   }
+  if (revoked_.load()) return;
   // A stopped process still maps the region: nothing of it may be reused until it is dead.
   registry_.set_stalled(registration, true);
   const uint64_t silent_ns = boottime_ns() - found.heard_ns;

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 
@@ -34,6 +35,9 @@ class Upkeep {
   // The socket over which a client had the region mapped hung up; `left`: after a farewell. Waits
   // for the end of a process that has begun to end.
   void hung_up(uint32_t registration, bool left);
+  // Fences every client that can be cut off from outside. Those that map the region have been told;
+  // nothing of them may be reused before their end, but nobody is killed for it any more.
+  void revoke();
 
  private:
   void judge_silent(uint32_t registration);
@@ -47,6 +51,7 @@ class Upkeep {
   const Told fenced_;
   const std::function<void()> lost_;
   uint64_t losses_seen_ = 0;
+  std::atomic<bool> revoked_{false};
 };
 
 }  // namespace kvstore

@@ -1,13 +1,19 @@
 // The node's end of verbs attachments: the region on the ports of RDMA devices, its rails, and a
 // queue pair for each lane of each client. Once a pair is connected, the node's processor takes no
 // part.
+//
+// A thread listens to the devices. A port that is down connects nobody until it is up again; queue
+// pairs over it live on. A device that is lost takes all of its queue pairs with it; when a port of
+// the same name with the same address is there again, the region is registered on it anew.
 
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -41,24 +47,43 @@ class VerbsDoor {
 
   const std::vector<RdmaAddress>& addresses() const { return addresses_; }  // one a rail
   const std::string& devices() const { return devices_; }
+  std::vector<kv_port_record> ports();
+  bool any_up();
 
  private:
   using Lane = std::pair<uint32_t, uint32_t>;  // registration, lane
   struct Rail {
-    VerbsPort port;
-    kv_verbs_target* target;
+    std::string name;  // by which the port is found again
+    VerbsPort port;    // null while its device is lost
+    kv_verbs_target* target = nullptr;
+    kv_port_state state = KV_PORT_UP;
+    uint32_t failures = 0;
+    std::string reason;  // why a lost one is not served again
+  };
+  struct Peer {
+    kv_verbs_peer* end = nullptr;
+    uint32_t rail = 0;
   };
 
-  VerbsDoor() = default;
+  explicit VerbsDoor(const Region& region) : region_(region) {}
   bool open_ports(const std::string& devices, const RdmaAddress* address, std::string& error);
+  kv_verbs_target* expose(kv_verbs_port* port, std::string& error);
+  void watch();
+  void take_events(uint32_t number);
+  void lose(uint32_t number);
+  void serve_again(uint32_t number);
 
+  const Region& region_;
   const kv_verbs_api* api_ = nullptr;
-  std::vector<Rail> rails_;
   std::vector<RdmaAddress> addresses_;
   std::string devices_;
   std::mutex mutex_;
+  std::vector<Rail> rails_;
   TcpRegistrations registrations_;
-  std::map<Lane, kv_verbs_peer*> peers_;
+  std::map<Lane, Peer> peers_;
+  int stop_descriptor_ = -1;
+  std::atomic<bool> stopping_{false};
+  std::thread watcher_;
 };
 
 }  // namespace kvstore

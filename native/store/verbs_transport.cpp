@@ -23,13 +23,13 @@ class VerbsTransport : public Transport {
       : api_(api), rails_(std::move(rails)), target_(std::move(target)) {}
 
   kv_connection* connect(uint32_t lane, uint64_t deadline_ns, std::string& error) override {
-    // A rail that does not even take a queue pair is passed over at once. One that loses packets is
-    // found out by the connection, and passed over by the lane's next.
+    // A rail that does not even take a queue pair, at either end, is passed over at once. One that
+    // loses packets is found out by the connection, and passed over by the lane's next.
     for (size_t tries = 0; tries < rails_.size(); ++tries) {
-      bool asked = false;
+      bool silent = false;
       kv_connection* const connection =
-          connect_over(next_rail(lane), lane, deadline_ns, asked, error);
-      if (connection != nullptr || asked) return connection;
+          connect_over(next_rail(lane), lane, deadline_ns, silent, error);
+      if (connection != nullptr || silent) return connection;
     }
     return nullptr;
   }
@@ -73,8 +73,8 @@ class VerbsTransport : public Transport {
     return rails_[turn->second++ % rails_.size()];
   }
 
-  // `asked`: whether the node was.
-  kv_connection* connect_over(const Rail& rail, uint32_t lane, uint64_t deadline_ns, bool& asked,
+  // `silent`: the node was asked and did not answer.
+  kv_connection* connect_over(const Rail& rail, uint32_t lane, uint64_t deadline_ns, bool& silent,
                               std::string& error) {
     char line[512] = "";
     kv_verbs_endpoint mine{};
@@ -84,11 +84,11 @@ class VerbsTransport : public Transport {
       error = line;
       return nullptr;
     }
-    asked = true;
     mine.rail = rail.at_node;
     const uint64_t now_ns = monotonic_ns();
     const uint64_t left_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 1;
     const Status exchanged = target_.exchange(lane, mine, left_ns, grant, error);
+    silent = exchanged == Status::kNodeUnreachable;
     const bool granted = exchanged == Status::kOk && grant.region_bytes >= layout::kRegionBytesMin;
     if (granted && api_.establish(connection, &grant, line, sizeof line) == 0) return connection;
     if (granted) error = line;

@@ -7,7 +7,7 @@ import time
 
 import kvstore
 from tests.cli.conftest import Cli, run_cli
-from tests.support.nodes import NodeProcess, start_nodes, target_of
+from tests.support.nodes import NodeProcess, start_node, start_nodes, target_of
 
 
 def test_nodes_shows_each_member(cli: Cli, node: NodeProcess) -> None:
@@ -99,3 +99,19 @@ def test_shm_target_has_no_control_plane(node: NodeProcess) -> None:
     ended = run_cli("--target", f"shm://{node.shm}", "nodes")
     assert ended.code == 2
     assert "kv://" in ended.err
+
+
+def test_drain_says_when_the_node_is_out_of_service() -> None:
+    with start_node("16MiB") as started:
+        target = ("--target", f"kv://{started.address}")
+        waits = run_cli(*target, "drain", started.address, "--no-wait")
+        assert (waits.code, waits.err) == (0, "")
+        assert "drains: its clients are cut off in 5 s" in waits.text
+        (row,) = run_cli(*target, "drain", started.address, "--grace", "0", "--json").rows
+        assert row == {"node": started.address, "state": "drained", "grace_s": 0.0}
+        (row,) = run_cli(*target, "nodes", "--json").rows
+        assert row["state"] == "drained"
+        doctor = run_cli(*target, "doctor").text
+        assert "its clients have been cut off" in doctor
+        absent = run_cli(*target, "drain", "127.0.0.1:1")
+        assert absent.code == 3

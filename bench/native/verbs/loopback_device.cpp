@@ -161,6 +161,10 @@ int ibv_get_cq_event(ibv_comp_channel*, ibv_cq**, void**) {
   return -1;
 }
 void ibv_ack_cq_events(ibv_cq*, unsigned) {}
+int ibv_get_async_event(ibv_context*, ibv_async_event*) {
+  return -1;
+}
+void ibv_ack_async_event(ibv_async_event*) {}
 
 ibv_qp* ibv_create_qp(ibv_pd* domain, ibv_qp_init_attr* initial) {
   initial->cap.max_inline_data = kInlineBytesMax;

@@ -10,7 +10,7 @@ from kvstore._version import __version__
 from kvstore.cli.checks import OK, PROBLEM, WARNING, Check
 from kvstore.cli.members import fabric_of
 from kvstore.cli.settings import Settings
-from kvstore.node.description import ClientRecord, NodeDescription
+from kvstore.node.description import ClientRecord, NodeDescription, NodeStats
 
 
 def check_target(settings: Settings) -> Iterator[Check]:
@@ -28,13 +28,14 @@ def check_target(settings: Settings) -> Iterator[Check]:
         try:
             with ControlClient(address, token=token, tls=tls) as control:
                 node = control.describe(timeout_s=settings.timeout_s)
+                stats = control.stats(timeout_s=settings.timeout_s)
                 clients = control.clients(timeout_s=settings.timeout_s)
         except errors.KvError as error:
             yield Check(name, PROBLEM, str(error), _remedy(error, address))
             continue
-        yield _reached(settings, name, node)
+        yield _reached(settings, name, node, stats)
         yield _membership(name, node, addresses)
-        yield _data_path(settings, name, node)
+        yield _data_path(settings, name, node, stats)
         yield _stalled(name, clients)
 
 
@@ -47,7 +48,12 @@ def _remedy(error: errors.KvError, address: str) -> str:
     return f"nc -vz {host} {port}; systemctl status kvstore-node  # on {host}"
 
 
-def _reached(settings: Settings, name: str, node: NodeDescription) -> Check:
+def _reached(settings: Settings, name: str, node: NodeDescription, stats: NodeStats) -> Check:
+    if stats.get("draining", 0):
+        cut = "; its clients have been cut off" if stats["draining"] > 1 else ""
+        return Check(
+            name, WARNING, f"draining, and takes no new clients{cut}", "start the node again"
+        )
     detail = f"up, over {fabric_of(settings, node) or 'no fabric'}, kvstore {node.version}"
     if node.version != __version__:
         return Check(name, WARNING, f"{detail}; here is {__version__}", "kvstore-node --version")
@@ -68,10 +74,10 @@ def _membership(name: str, node: NodeDescription, addresses: tuple[str, ...]) ->
     )
 
 
-def _data_path(settings: Settings, name: str, node: NodeDescription) -> Check:
+def _data_path(settings: Settings, name: str, node: NodeDescription, stats: NodeStats) -> Check:
     name = f"{name}, data port"
     if node.domain == "verbs":
-        return Check(name, OK, f"none: clients use RDMA to {node.verbs_device}")
+        return _rdma_path(name, node, stats)
     if not node.data_port:
         return Check(name, OK, "none: clients on the node's host only")
     try:
@@ -84,6 +90,20 @@ def _data_path(settings: Settings, name: str, node: NodeDescription) -> Check:
             f"{node.data_host}:{node.data_port}: {error.strerror or error}",
             "kvstore-node --advertise HOST …  # the name by which clients reach it",
         )
+
+
+def _rdma_path(name: str, node: NodeDescription, stats: NodeStats) -> Check:
+    down, up = stats.get("verbs_ports_down", 0), stats.get("verbs_ports_up", 0)
+    failures = stats.get("verbs_port_failures", 0)
+    seen = f"; one went down {failures} times" if failures else ""
+    if not down:
+        return Check(name, OK, f"none: clients use RDMA to {node.verbs_device}{seen}")
+    return Check(
+        name,
+        WARNING if up else PROBLEM,
+        f"{down} of the {down + up} RDMA ports {node.verbs_device} down{seen}",
+        "kvstore rxe status; ip link show  # on the node's host: is the cable in?",
+    )
 
 
 def _stalled(name: str, clients: list[ClientRecord]) -> Check:

@@ -59,6 +59,18 @@ void describe_port(const kv_verbs_port* port, kv_verbs_port_description* descrip
   description->atomics_span_devices = verbs::atomics_span_devices(port->limits) ? 1 : 0;
 }
 
+int event_descriptor(const kv_verbs_port* port) {
+  return port->context->async_fd;
+}
+
+uint32_t next_event(kv_verbs_port* port) {
+  return verbs::next_event(*port);
+}
+
+int port_is_active(const kv_verbs_port* port) {
+  return verbs::is_active(*port) ? 1 : 0;
+}
+
 int register_memory(kv_verbs_port* port, void* memory, uint64_t bytes, char* error,
                     uint64_t error_bytes) {
   const bool added = guarded(error, error_bytes, [&](std::string& line) {
@@ -115,6 +127,9 @@ extern "C" __attribute__((visibility("default"))) const kv_verbs_api* kv_verbs_o
                                          open_port,
                                          close_port,
                                          describe_port,
+                                         event_descriptor,
+                                         next_event,
+                                         port_is_active,
                                          register_memory,
                                          unregister_memory,
                                          prepare,

@@ -1,5 +1,7 @@
 #include "fabric/verbs/port.hpp"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
@@ -136,12 +138,43 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
     error = std::string(ibv_get_device_name(best->context->device)) + " has no atomics";
     return nullptr;
   }
+  // An event is asked for by whoever also waits for other things.
+  const int events = best->context->async_fd;
+  const int flags = ::fcntl(events, F_GETFL);
+  if (flags < 0 || ::fcntl(events, F_SETFL, flags | O_NONBLOCK) != 0) {
+    error = std::string("can't listen to the device's events: ") + std::strerror(errno);
+    return nullptr;
+  }
   best->domain.reset(ibv_alloc_pd(best->context.get()));
   if (!best->domain) {
     error = std::string("can't make a protection domain: ") + std::strerror(errno);
     return nullptr;
   }
   return best;
+}
+
+uint32_t next_event(kv_verbs_port& port) {
+  ibv_async_event event{};
+  if (ibv_get_async_event(port.context.get(), &event) != 0) {
+    // There is nothing to read, or never will be again.
+    return errno == EAGAIN || errno == EINTR ? KV_VERBS_NO_EVENT : KV_VERBS_DEVICE_LOST;
+  }
+  ibv_ack_async_event(&event);
+  switch (event.event_type) {
+    case IBV_EVENT_DEVICE_FATAL:
+      return KV_VERBS_DEVICE_LOST;
+    case IBV_EVENT_PORT_ACTIVE:
+    case IBV_EVENT_PORT_ERR:
+      return event.element.port_num == port.number ? KV_VERBS_PORT_CHANGED : KV_VERBS_OTHER_EVENT;
+    default:
+      return KV_VERBS_OTHER_EVENT;
+  }
+}
+
+bool is_active(const kv_verbs_port& port) {
+  ibv_port_attr attributes{};
+  return ibv_query_port(port.context.get(), port.number, &attributes) == 0 &&
+         attributes.state == IBV_PORT_ACTIVE;
 }
 
 uint32_t mtu_bytes(ibv_mtu mtu) {

@@ -76,6 +76,10 @@ namespace kvstore::verbs {
 std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* gid,
                                          std::string& error);
 
+// See kv_verbs_api.
+uint32_t next_event(kv_verbs_port& port);
+bool is_active(const kv_verbs_port& port);
+
 uint32_t mtu_bytes(ibv_mtu mtu);
 
 // See kv_verbs_port_description.

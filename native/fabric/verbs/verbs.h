@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define KV_VERBS_ABI_VERSION 2u
+#define KV_VERBS_ABI_VERSION 3u
 #define KV_VERBS_OPEN_SYMBOL "kv_verbs_open"
 
 /* A port of an RDMA device of this host, with a protection domain. */
@@ -36,6 +36,13 @@ typedef struct kv_verbs_port_description {
   uint32_t atomics_span_devices;
 } kv_verbs_port_description;
 
+enum kv_verbs_event {
+  KV_VERBS_NO_EVENT = 0,
+  KV_VERBS_PORT_CHANGED = 1, /* `port_is_active` tells to what */
+  KV_VERBS_DEVICE_LOST = 2,  /* nothing that was made of the port works again */
+  KV_VERBS_OTHER_EVENT = 3
+};
+
 typedef struct kv_verbs_api {
   uint32_t abi_version;
 
@@ -47,6 +54,12 @@ typedef struct kv_verbs_api {
   /* Nothing that was made of the port may be left. */
   void (*close_port)(kv_verbs_port* port);
   void (*describe_port)(const kv_verbs_port* port, kv_verbs_port_description* description);
+  /* Readable, as of poll(2), when `next_event` has one. */
+  int (*event_descriptor)(const kv_verbs_port* port);
+  /* What the device has said of itself or of this port: a kv_verbs_event. Never blocks. One thread
+   * at a time. */
+  uint32_t (*next_event)(kv_verbs_port* port);
+  int (*port_is_active)(const kv_verbs_port* port);
 
   /* Lets transfers to and from this memory go without a copy. Returns 0, or -1 with the limit that
    * is in the way and what raises it. */

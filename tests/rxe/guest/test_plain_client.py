@@ -60,7 +60,7 @@ def test_what_is_not_granted_is_refused(node: NodeProcess, store: kvstore.Store,
     assert client_of(node).superblock()["domain"] == 2
 
 
-@pytest.mark.parametrize("how", ["it detaches", "its lease ends"])
+@pytest.mark.parametrize("how", ["it detaches", "its lease ends", "the node is drained"])
 def test_who_has_left_has_no_key_any_more(how: str) -> None:
     with start_verbs_node("8MiB", "--membership-lease=2") as node:
         # It never renews its lease.
@@ -69,6 +69,9 @@ def test_who_has_left_has_no_key_any_more(how: str) -> None:
         with ControlClient(node.address) as control:
             if how == "it detaches":
                 assert control.detach(*plain.admission, timeout_s=TIMEOUT_S)
+            elif how == "the node is drained":
+                assert control.drain(0, timeout_s=TIMEOUT_S) == 0
+                wait_until(lambda: control.stats(timeout_s=TIMEOUT_S)["draining"] == 2)
             else:
                 wait_until(lambda: control.stats(timeout_s=TIMEOUT_S)["clients_fenced"] == 1)
         # The queue pair is gone: with the right key nothing answers.
