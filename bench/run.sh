@@ -34,6 +34,9 @@ for figure in grid writers read-ratio exec-time zipf-alpha inter-cn intra-cn mn-
   experiment "lock-$figure" kvstore-bench lock --figure "$figure" --measure-ms 10 \
     --plot "$results/lock-$figure.png"
 done
+for figure in cdf fetch qcap reset failure; do
+  experiment "lock-$figure" kvstore-bench lock --figure "$figure" --plot "$results/lock-$figure.png"
+done
 experiment lock-fairness kvstore-bench lock --figure fairness --measure-ms 200
 for fabric in shm tcp; do
   for workload in pairs counter bank recovery; do

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,4 +121,25 @@ def plot_locks(rows: Sequence[Row], title: str, axis: str, path: Path) -> None:
         panel.set_xlabel(title)
     panels[0].set_ylim(bottom=0)
     panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def plot_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    path: Path,
+    *,
+    log_x: bool = False,
+) -> None:
+    """One line for each name, of its places and their values."""
+    figure, axes = _figure(7, 4)
+    for name, (places, values) in lines.items():
+        axes.plot(places, values, marker=".", label=name)
+    if log_x:
+        axes.set_xscale("log", base=10 if "us" in x_label.split() else 2)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)

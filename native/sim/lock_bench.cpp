@@ -1,9 +1,6 @@
 #include "sim/lock_bench.hpp"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -11,9 +8,8 @@
 #include "base/variant.hpp"
 #include "lock/baselines/rival.hpp"
 #include "lock/space.hpp"
-#include "node/region.hpp"
-#include "node/registry.hpp"
 #include "sim/host.hpp"
+#include "sim/lock_bench_node.hpp"
 #include "sim/lock_waits.hpp"
 #include "sim/zipf.hpp"
 
@@ -27,8 +23,11 @@ using rivals::Rival;
 constexpr const char* kOwn = "kvstore";
 constexpr const char* kOwnFlat = "kvstore-flat";
 constexpr uint64_t kLeaseNs = 3600 * kSecond;
-constexpr uint64_t kRegionRoomBytes = uint64_t{32} << 20;
 constexpr uint64_t kDrainNs = 10 * kSecond;
+constexpr uint64_t kTimelineNs = kMillisecond;
+// Events of the bench itself, behind all numbers of parcels.
+constexpr uint64_t kKillEvent = UINT64_MAX;
+constexpr uint64_t kFenceEvent = UINT64_MAX - 1;
 
 const rivals::Kind* kind_of(const std::string& name) {
   for (const rivals::Kind* kind : rivals::kKinds) {
@@ -36,93 +35,6 @@ const rivals::Kind* kind_of(const std::string& name) {
   }
   return nullptr;
 }
-
-struct FreeMemory {
-  void operator()(uint8_t* memory) const { std::free(memory); }
-};
-
-// A memory node: locks, and behind them a counter for each.
-class BenchNode {
- public:
-  BenchNode(Schedule& schedule, const LockBenchOptions& options, const rivals::Kind* kind,
-            uint64_t ring)
-      : locks_((options.locks + options.memory_nodes - 1) / options.memory_nodes) {
-    if (kind != nullptr) {
-      stride_ = (kind->lock_bytes + 7) / 8 * 8;
-      data_ = locks_ * stride_;
-    } else {
-      shape_ = {std::bit_ceil(std::max(locks_, layout::kLockCountMin)), ring};
-      data_ = layout::round_up(shape_.bytes() + kRegionRoomBytes, layout::kPageBytes);
-    }
-    memory_.reset(static_cast<uint8_t*>(std::calloc(data_ + locks_ * 8, 1)));
-    KV_ASSERT(memory_ != nullptr);
-    if (kind == nullptr) {
-      geometry_ = format_region(memory_.get(), data_, {1, 7, 0, 0, 200});
-      registry_ = std::make_unique<Registry>(memory_.get(), geometry_);
-    } else if (kind->fill != 0) {
-      for (uint64_t lock = 0; lock < locks_; ++lock) {
-        std::memset(memory_.get() + lock * stride_ + 8, kind->fill, kind->lock_bytes - 8);
-      }
-    }
-    fabric_ =
-        std::make_unique<SimNode>(schedule, memory_.get(), data_ + locks_ * 8, options.timing);
-  }
-
-  SimNode& fabric() { return *fabric_; }
-  Registry& registry() { return *registry_; }
-  const layout::Geometry& geometry() const { return geometry_; }
-  const layout::LockTableShape& shape() const { return shape_; }
-  uint64_t offset(uint64_t number) const { return number * stride_; }
-  uint64_t counter_offset(uint64_t number) const { return data_ + number * 8; }
-  uint64_t counter(uint64_t number) const {
-    uint64_t word = 0;
-    std::memcpy(&word, memory_.get() + counter_offset(number), 8);
-    return word;
-  }
-
- private:
-  const uint64_t locks_;
-  uint64_t stride_ = 0;
-  uint64_t data_ = 0;
-  layout::LockTableShape shape_;
-  layout::Geometry geometry_;
-  std::unique_ptr<uint8_t[], FreeMemory> memory_;
-  std::unique_ptr<Registry> registry_;
-  std::unique_ptr<SimNode> fabric_;
-};
-
-// Who holds each lock, and how many writers it has had.
-class BenchLedger {
- public:
-  explicit BenchLedger(uint64_t locks) : locks_(locks) {}
-
-  void granted(uint64_t lock, bool exclusive) {
-    Lock& entry = locks_[lock];
-    if (entry.writers > 0 || (exclusive && entry.readers > 0)) {
-      violate("lock " + std::to_string(lock) + " is held beside a writer");
-    }
-    ++(exclusive ? entry.writers : entry.readers);
-    entry.count += exclusive ? 1 : 0;
-  }
-  void released(uint64_t lock, bool exclusive) {
-    Lock& entry = locks_[lock];
-    --(exclusive ? entry.writers : entry.readers);
-  }
-  uint64_t count(uint64_t lock) const { return locks_[lock].count; }
-  void violate(const std::string& what) {
-    if (violation_.empty()) violation_ = what;
-  }
-  const std::string& violation() const { return violation_; }
-
- private:
-  struct Lock {
-    uint32_t readers = 0;
-    uint32_t writers = 0;
-    uint64_t count = 0;
-  };
-  std::vector<Lock> locks_;
-  std::string violation_;
-};
 
 // What a compute node's clients have in common; with the flat form, what one client has.
 class BenchHost;
@@ -152,7 +64,9 @@ class LockBench final : public Timed {
   bool stopping = false;
   uint64_t begin_ns = UINT64_MAX;  // of what is measured
   std::vector<uint64_t> latencies_ns;
-  uint64_t hot_operations = 0;
+  std::vector<uint64_t> releases_ns;
+  std::vector<uint64_t> hot_acquires_ns;  // of the lock that is wanted most
+  std::vector<double> timeline;           // operations in each kTimelineNs
 
  private:
   struct Parcel {
@@ -160,6 +74,10 @@ class LockBench final : public Timed {
     Message message;
   };
   uint64_t verbs() const;
+  uint64_t rereads() const;
+  uint64_t found_by_look() const;
+  void kill_first_node();
+  void fence_first_node();
   bool run_until(uint64_t when_ns);
   void finish(LockBenchResult& result);
   void check_counters();
@@ -223,11 +141,26 @@ class BenchClient final : public BenchDriver {
     poke();
   }
   LockSpace& space(size_t node) { return *spaces_[node]; }
+  uint64_t rereads() const {
+    uint64_t sum = 0;
+    for (const auto& space : spaces_) sum += space->counts().ring_looks.load();
+    return sum;
+  }
+  uint64_t found_by_look() const {
+    uint64_t sum = 0;
+    for (const auto& space : spaces_) sum += space->counts().found_by_look.load();
+    return sum;
+  }
   bool is_open() const {
     return std::all_of(spaces_.begin(), spaces_.end(),
                        [](const auto& space) { return space->is_open(); });
   }
-  bool is_idle() const { return !running_; }
+  bool is_idle() const { return !running_ || stopped(); }
+  // A client of the same nodes has died.
+  void note_death() {
+    for (const auto& space : spaces_) space->note_deaths(1);
+    poke();
+  }
 
  private:
   uint64_t step() override {
@@ -336,7 +269,6 @@ class BenchHost {
       if (bench.kind->share != nullptr) shared = bench.kind->share();
       return;
     }
-    std::vector<uint32_t> registrations;
     for (const auto& node : bench.nodes) {
       Token token;
       registrations.push_back(node->registry().admit("simulated", KV_FABRIC_TCP, token));
@@ -346,6 +278,7 @@ class BenchHost {
     client = std::make_unique<BenchClient>(bench, registrations);
   }
   std::unique_ptr<rivals::Shared> shared;
+  std::vector<uint32_t> registrations;  // at each node
   std::unique_ptr<BenchClient> client;
 };
 
@@ -383,8 +316,15 @@ class BenchSeat final : public BenchDriver, public rivals::Seat {
     allowed_ = true;
     poke();
   }
-  bool is_done() const { return begun_ && !running_; }
+  bool is_done() const { return (begun_ && !running_) || stopped(); }
   uint64_t operations() const { return operations_; }
+  uint64_t rereads() const { return lock_->rereads(); }
+  // It has been given up: what it held, and what it waited for, is no longer its own.
+  void bury() {
+    if (wants_) bench_.waits.withdrew(wanted_, number_);
+    if (holds_) bench_.waits.released(wanted_, number_);
+    if (holds_) bench_.ledger.died(wanted_, exclusive_, counter());
+  }
 
  private:
   uint64_t step() override {
@@ -420,16 +360,24 @@ class BenchSeat final : public BenchDriver, public rivals::Seat {
           only_writers || schedule_.random().below(100) >= bench_.options.read_percent;
       const uint64_t asked_ns = schedule_.now_ns();
       bench_.waits.asked(lock, number_, exclusive, asked_ns);
+      wanted_ = lock;
+      exclusive_ = exclusive;
+      wants_ = true;
       if (const Status s = co_await lock_->acquire(lock, exclusive); s != Status::kOk) co_return s;
+      wants_ = false;
+      holds_ = true;
+      const uint64_t granted_ns = schedule_.now_ns();
       bench_.ledger.granted(lock, exclusive);
-      bench_.waits.granted(lock, number_, schedule_.now_ns());
+      bench_.waits.granted(lock, number_, granted_ns);
       for (uint64_t i = 0; i < bench_.options.accesses; ++i) {
         if (const Status s = co_await access(lock, exclusive); s != Status::kOk) co_return s;
       }
+      holds_ = false;
       bench_.ledger.released(lock, exclusive);
       bench_.waits.released(lock, number_);
+      const uint64_t released_ns = schedule_.now_ns();
       if (const Status s = co_await lock_->release(lock, exclusive); s != Status::kOk) co_return s;
-      note(lock, asked_ns);
+      note(lock, asked_ns, granted_ns, released_ns);
     }
     co_return Status::kOk;
   }
@@ -449,11 +397,19 @@ class BenchSeat final : public BenchDriver, public rivals::Seat {
     co_return from_fabric(posted);
   }
 
-  void note(uint64_t lock, uint64_t asked_ns) {
-    if (schedule_.now_ns() < bench_.begin_ns || bench_.stopping) return;
+  uint64_t counter() const {
+    return bench_.nodes[wanted_ % bench_.nodes.size()]->counter(wanted_ / bench_.nodes.size());
+  }
+
+  void note(uint64_t lock, uint64_t asked_ns, uint64_t granted_ns, uint64_t released_ns) {
+    const uint64_t now_ns = schedule_.now_ns();
+    if (now_ns < bench_.begin_ns || bench_.stopping) return;
     ++operations_;
-    bench_.hot_operations += lock == 0 ? 1 : 0;
-    bench_.latencies_ns.push_back(schedule_.now_ns() - asked_ns);
+    if (lock == 0) bench_.hot_acquires_ns.push_back(granted_ns - asked_ns);
+    bench_.latencies_ns.push_back(now_ns - asked_ns);
+    bench_.releases_ns.push_back(now_ns - released_ns);
+    const uint64_t slot = (now_ns - bench_.begin_ns) / kTimelineNs;
+    if (slot < bench_.timeline.size()) ++bench_.timeline[slot];
   }
 
   const uint32_t number_;
@@ -464,6 +420,11 @@ class BenchSeat final : public BenchDriver, public rivals::Seat {
   bool begun_ = false;
   bool running_ = false;
   uint64_t operations_ = 0;
+  // The lock that it has asked for, or holds.
+  uint64_t wanted_ = 0;
+  bool exclusive_ = false;
+  bool wants_ = false;
+  bool holds_ = false;
 };
 
 // ---- running --------------------------------------------------------------------------------
@@ -482,7 +443,8 @@ LockBench::LockBench(const LockBenchOptions& given, uint64_t seed)
   const uint64_t places = flat ? given.compute_nodes * given.clients : given.compute_nodes;
   // A client has a place for its writers and one for its readers.
   const uint64_t places_a_lock = flat ? places : 2 * places;
-  const uint64_t ring = std::max(layout::kLockRingDefault, std::bit_ceil(places_a_lock));
+  const uint64_t fitting = std::max(layout::kLockRingDefault, std::bit_ceil(places_a_lock));
+  const uint64_t ring = given.ring != 0 ? given.ring : fitting;
   for (uint64_t i = 0; i < given.memory_nodes; ++i) {
     nodes.push_back(std::make_unique<BenchNode>(schedule, given, kind, ring));
   }
@@ -510,6 +472,8 @@ void LockBench::post(uint32_t to, const Message& message) {
 }
 
 void LockBench::fire(uint64_t number) {
+  if (number == kKillEvent) return kill_first_node();
+  if (number == kFenceEvent) return fence_first_node();
   const Parcel parcel = parcels_[number];
   free_parcels_.push_back(number);
   const OnHost scope(clock);
@@ -520,6 +484,37 @@ uint64_t LockBench::verbs() const {
   uint64_t sum = 0;
   for (const auto& node : nodes) sum += node->fabric().counts().operations;
   return sum;
+}
+
+uint64_t LockBench::rereads() const {
+  uint64_t sum = 0;
+  for (const auto& seat : seats_) sum += seat->rereads();
+  for (const auto& host : hosts_) sum += host->client ? host->client->rereads() : 0;
+  return sum;
+}
+
+uint64_t LockBench::found_by_look() const {
+  uint64_t sum = 0;
+  for (const auto& host : hosts_) sum += host->client ? host->client->found_by_look() : 0;
+  return sum;
+}
+
+// The first compute node dies where it stands, and keeps all that it holds and waits for.
+void LockBench::kill_first_node() {
+  hosts_[0]->client->stop();
+  for (uint64_t i = 0; i < options.clients; ++i) seats_[i]->stop();
+  schedule.after(options.lease_ns, *this, kFenceEvent);
+}
+
+// Its lease has ended: the nodes give it up, and the others hear of it. A lease is longer than any
+// verb of it can have been under way.
+void LockBench::fence_first_node() {
+  const OnHost scope(clock);
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    nodes[i]->registry().mark_fenced(hosts_[0]->registrations[i], false);
+  }
+  for (uint64_t i = 0; i < options.clients; ++i) seats_[i]->bury();
+  for (size_t i = 1; i < hosts_.size(); ++i) hosts_[i]->client->note_death();
 }
 
 // False if something is wrong.
@@ -561,6 +556,10 @@ LockBenchResult LockBench::run() {
   if (run_until(start_ns)) {
     begin_ns = start_ns;
     waits.begin(start_ns);
+    timeline.assign(options.measure_ns / kTimelineNs, 0);
+    if (options.kill_ns > 0) schedule.after(options.kill_ns, *this, kKillEvent);
+    const uint64_t rereads_before = rereads();
+    const uint64_t found_before = found_by_look();
     const uint64_t verbs_before = verbs();
     const uint64_t messages_before = posted_ + mail.counts().sent;
     const uint64_t busy_before_ns = nodes[0]->fabric().nic().busy_ns();
@@ -568,6 +567,8 @@ LockBenchResult LockBench::run() {
       const double operations = double(std::max<size_t>(latencies_ns.size(), 1));
       result.verbs_per_op = double(verbs() - verbs_before) / operations;
       result.messages_per_op = double(posted_ + mail.counts().sent - messages_before) / operations;
+      result.rereads_per_op = double(rereads() - rereads_before) / operations;
+      result.found_by_look_per_op = double(found_by_look() - found_before) / operations;
       result.nic_busy =
           double(nodes[0]->fabric().nic().busy_ns() - busy_before_ns) / double(options.measure_ns);
     }
@@ -595,14 +596,21 @@ void LockBench::finish(LockBenchResult& result) {
   result.events = schedule.events();
   result.ops_per_s = double(latencies_ns.size()) * 1e9 / double(options.measure_ns);
   if (latencies_ns.empty()) return;
-  std::sort(latencies_ns.begin(), latencies_ns.end());
-  const auto percentile_us = [this](uint64_t thousandth) {
-    return double(latencies_ns[(latencies_ns.size() - 1) * thousandth / 1000]) / 1e3;
+  result.timeline = timeline;
+  for (std::vector<uint64_t>* times : {&latencies_ns, &releases_ns, &hot_acquires_ns}) {
+    std::sort(times->begin(), times->end());
+  }
+  const auto quantile_us = [](const std::vector<uint64_t>& times, uint64_t thousandth) {
+    return double(times[(times.size() - 1) * thousandth / 1000]) / 1e3;
   };
-  result.p50_us = percentile_us(500);
-  result.p99_us = percentile_us(990);
-  result.p999_us = percentile_us(999);
-  result.hot_share = double(hot_operations) / double(latencies_ns.size());
+  result.p50_us = quantile_us(latencies_ns, 500);
+  result.p99_us = quantile_us(latencies_ns, 990);
+  result.p999_us = quantile_us(latencies_ns, 999);
+  result.release_p50_us = quantile_us(releases_ns, 500);
+  result.hot_share = double(hot_acquires_ns.size()) / double(latencies_ns.size());
+  for (uint64_t i = 0; i < kHotQuantiles.size() && !hot_acquires_ns.empty(); ++i) {
+    result.hot_acquire_us.push_back(quantile_us(hot_acquires_ns, kHotQuantiles[i]));
+  }
   const LockWaits::Worst worst = waits.worst();
   result.wait_ratio = worst.ratio;
   result.wait_position = worst.position;
@@ -640,6 +648,12 @@ std::string check_options(const LockBenchOptions& options) {
     return "a queue of declock holds at most 32 compute nodes";
   }
   if (options.zipf < 0 || options.zipf >= 1) return "zipf is at least 0 and below 1";
+  if (options.ring != 0 && (!std::has_single_bit(options.ring) || options.ring < 8)) {
+    return "ring is a power of two and at least 8";
+  }
+  if (options.kill_ns > 0 && (options.lock != kOwn || options.compute_nodes < 2)) {
+    return std::string("only ") + kOwn + ", on 2 compute nodes and more, survives one of them";
+  }
   return "";
 }
 
@@ -659,7 +673,7 @@ LockBenchResult run_lock_bench(const LockBenchOptions& options, uint64_t seed) {
 #endif
     auto bench = std::make_unique<LockBench>(options, seed);
     result = bench->run();
-    if (!result.good()) keep_for_ever(std::move(bench));
+    if (!result.good() || options.kill_ns > 0) keep_for_ever(std::move(bench));
   });
   thread.join();
   return result;

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -27,6 +28,9 @@ struct LockBenchOptions {
   uint64_t read_percent = 50;
   uint64_t accesses = 1;          // of 8 bytes, while a lock is held
   uint64_t locality_percent = 0;  // of the operations: on a lock that is the compute node's own
+  uint64_t ring = 0;              // entries of a queue of the store's lock; 0: one for each place
+  uint64_t kill_ns = 0;           // so long after `warmup_ns` a compute node dies; 0: none does
+  uint64_t lease_ns = 5'000'000;  // from its death until the nodes give it up
   uint64_t warmup_ns = 2'000'000;
   uint64_t measure_ns = 8'000'000;
   SimTiming timing;
@@ -34,6 +38,10 @@ struct LockBenchOptions {
   uint64_t events_max = 2'000'000'000;
   SwitchBits variants;  // rules that are broken: see base/variant.hpp
 };
+
+// In thousandths, ascending.
+inline constexpr std::array<uint64_t, 13> kHotQuantiles = {0,   10,  50,  100, 250, 500, 750,
+                                                           900, 950, 990, 995, 999, 1000};
 
 struct LockBenchResult {
   std::string violation;  // empty if there is none
@@ -53,6 +61,11 @@ struct LockBenchResult {
   uint64_t wait_position = 0;
   double wait_us = 0;
   double handover_us = 0;  // of that lock, the median
+  double release_p50_us = 0;
+  double rereads_per_op = 0;           // READs of a queue beyond the one that a release takes along
+  double found_by_look_per_op = 0;     // grants that their waiter found without a message
+  std::vector<double> hot_acquire_us;  // of the lock that is wanted most, at kHotQuantiles
+  std::vector<double> timeline;        // operations in each millisecond
 
   bool good() const { return violation.empty(); }
 };

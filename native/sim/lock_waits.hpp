@@ -67,6 +67,12 @@ class LockWaits {
     entry.requests.erase(find(entry, client));
   }
 
+  // It waits no longer, and will not be granted.
+  void withdrew(uint64_t lock, uint32_t client) {
+    Lock& entry = locks_[lock];
+    entry.requests.erase(find(entry, client));
+  }
+
   // The wait that was longest beside its position.
   Worst worst() {
     Worst found;

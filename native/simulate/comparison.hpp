@@ -35,6 +35,7 @@ struct ComparisonRow {
   uint64_t operations;
   uint64_t events;
   std::vector<std::pair<const char*, double>> figures;
+  std::vector<std::pair<const char*, std::vector<double>>> series = {};
 };
 
 // What differs between these programs. Options have `mail` and `timing`, and check_options().
@@ -96,6 +97,13 @@ void run(const Comparison<Options>& comparison, const Options& options, const Se
                 seed, row.violation.empty() ? "true" : "false", quoted(row.violation).c_str(),
                 row.operations, row.events);
     for (const auto& [name, figure] : row.figures) std::printf(", \"%s\": %.9g", name, figure);
+    for (const auto& [name, figures] : row.series) {
+      std::printf(", \"%s\": [", name);
+      for (size_t i = 0; i < figures.size(); ++i) {
+        std::printf("%s%.9g", i == 0 ? "" : ", ", figures[i]);
+      }
+      std::printf("]");
+    }
     std::printf(", \"wall_s\": %.6g}\n", wall_s);
     std::fflush(stdout);
     if (seed == seeds.last) return;

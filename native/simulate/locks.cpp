@@ -15,6 +15,12 @@ constexpr Setting<LockBenchOptions> kSettings[] = {
     {"accesses", "of 8 bytes while a lock is held", 0, 1000, 1, &LockBenchOptions::accesses},
     {"locality_percent", "of the compute node's own locks", 0, 100, 1,
      &LockBenchOptions::locality_percent},
+    {"ring", "entries of a queue, 0: one for each place", 0, layout::kLockRingMax, 1,
+     &LockBenchOptions::ring},
+    {"kill_us", "after the warm-up a compute node dies, 0: none", 0, 60'000'000, 1000,
+     &LockBenchOptions::kill_ns},
+    {"lease_us", "from its death until it is given up", 100, 60'000'000, 1000,
+     &LockBenchOptions::lease_ns},
     {"warmup_us", "before it is measured", 0, 60'000'000, 1000, &LockBenchOptions::warmup_ns},
     {"measure_us", "for so long", 1, 60'000'000, 1000, &LockBenchOptions::measure_ns},
 };
@@ -38,6 +44,13 @@ ComparisonRow measure(const LockBenchOptions& options, uint64_t seed) {
               {"wait_position", double(result.wait_position)},
               {"wait_us", result.wait_us},
               {"handover_us", result.handover_us},
+              {"release_p50_us", result.release_p50_us},
+              {"rereads_per_op", result.rereads_per_op},
+              {"found_by_look_per_op", result.found_by_look_per_op},
+          },
+          {
+              {"hot_acquire_us", result.hot_acquire_us},
+              {"timeline", result.timeline},
           }};
 }
 

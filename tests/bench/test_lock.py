@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 import kvstore
 from kvstore.bench.locks.accounts import INITIAL, Bank, account, open_accounts, total
 from kvstore.bench.locks.command import lock
+from kvstore.bench.locks.points import QUANTILES
 from kvstore.bench.locks.recovery import check_tokens
 from kvstore.bench.locks.simulated import WAIT_BOUND, compare, interval95, waits
 from kvstore.bench.processes import ProcessError
@@ -104,6 +106,30 @@ def test_the_longest_wait_beside_the_bound() -> None:
     assert longest["kvstore"]["met"] == (longest["kvstore"]["wait_ratio"] <= WAIT_BOUND)
     (above,) = waits([{**flat, "p999_us": 1.0, "wait_ratio": WAIT_BOUND + 0.1}])
     assert not above["met"]
+
+
+def test_the_figure_of_a_death_shows_it(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "failure.png"
+    arguments = ("--figure", "failure", "--seeds", "1", "--warmup-ms", "1", "--measure-ms", "18")
+    (row,) = document(*arguments, "--plot", str(picture))["rows"]
+    timeline = row["timeline_ops_per_s"]
+    assert len(timeline) == 18
+    assert min(timeline[:8]) > 0
+    assert timeline[10] == 0  # dead since 8 ms, given up 5 ms later
+    assert timeline[17] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_of_the_hottest_lock_is_a_row_of_quantiles_for_each_lock() -> None:
+    arguments = ("--figure", "cdf", "--lock", "kvstore,declock", *SHORT)
+    told = document(*arguments)
+    assert told["meta"]["measure_ms"] == 0.5
+    for row in told["rows"]:
+        assert len(row["hot_acquire_us"]) == len(QUANTILES)
+        assert row["hot_acquire_us"] == sorted(row["hot_acquire_us"])
+    printed = run(*arguments).output
+    assert "p99.9_us" in printed
 
 
 @pytest.mark.parametrize(("fabric", "lease_s"), [("shm", 20), ("tcp", 0.6)])

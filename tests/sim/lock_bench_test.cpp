@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "base/variant.hpp"
 #include "sim/zipf.hpp"
 
@@ -85,6 +87,48 @@ TEST_CASE("lock bench: a lock that does not hold is found out") {
 
 // Entries of 6 bytes lie across words, and a READ beside a WRITE may find half of each. Ours are
 // one word.
+TEST_CASE("lock bench: a compute node that dies is survived once it is given up") {
+  LockBenchOptions options = crowded("kvstore");
+  options.measure_ns = 16'000'000;
+  options.kill_ns = 3'000'000;
+  options.lease_ns = 4'000'000;
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    const LockBenchResult result = run_lock_bench(options, seed);
+    CHECK(result.violation == "");
+    REQUIRE(result.timeline.size() == 16);
+    CHECK(result.timeline[1] > 0);
+    // With so few locks, all others wait for one that the dead one holds or stands before.
+    CHECK(result.timeline[6] == 0);
+    CHECK(result.timeline[15] > 0);
+  }
+  options.compute_nodes = 1;
+  CHECK(check_options(options) != "");
+}
+
+TEST_CASE("lock bench: a queue with too few entries is slow, and no more") {
+  LockBenchOptions options = crowded("kvstore-flat");
+  options.locks = 1;
+  options.ring = 8;
+  const LockBenchResult result = run_lock_bench(options, 1);
+  CHECK(result.violation == "");
+  CHECK(result.found_by_look_per_op > 0);
+  options.ring = 0;
+  CHECK(run_lock_bench(options, 1).ops_per_s > result.ops_per_s);
+  options.ring = 9;
+  CHECK(check_options(options) != "");
+}
+
+TEST_CASE("lock bench: how long the hottest lock was waited for, in ascending order") {
+  for (const char* lock : {"kvstore", "declock"}) {
+    const LockBenchResult result = run_lock_bench(crowded(lock), 1);
+    REQUIRE(result.hot_acquire_us.size() == kHotQuantiles.size());
+    CHECK(std::is_sorted(result.hot_acquire_us.begin(), result.hot_acquire_us.end()));
+    CHECK(result.hot_acquire_us.back() > result.hot_acquire_us.front());
+    CHECK(result.release_p50_us > 0);
+    CHECK(result.rereads_per_op > 0);
+  }
+}
+
 TEST_CASE("lock bench: transfers that tear break DecLock as released, not the store's lock") {
   unsigned broken = 0;
   for (uint64_t seed = 1; seed <= 5; ++seed) {

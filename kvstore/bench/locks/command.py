@@ -9,7 +9,18 @@ from typing import Any, Final
 import click
 
 from kvstore.bench.document import Row, metadata, print_json, print_table
-from kvstore.bench.locks.points import FIGURES, LOCKS, OWN, Figure, Point, sweep
+from kvstore.bench.locks.points import (
+    ACQUIRE_TIMES,
+    FIGURES,
+    LOCKS,
+    OWN,
+    QUANTILES,
+    THROUGHPUT,
+    TIMELINE,
+    Figure,
+    Point,
+    sweep,
+)
 
 _COLUMNS: Final = (
     *("lock", "fabric", "point", "clients", "ops_per_s", "ops_per_s_ci95", "p50_us", "p99_us"),
@@ -18,6 +29,10 @@ _COLUMNS: Final = (
 _REAL_COLUMNS: Final = (
     *("lock", "fabric", "workload", "clients", "locks", "read_ratio", "ops_per_s", "p50_us"),
     *("p99_us", "jain", "verbs_per_op", "checked"),
+)
+_SPECIAL_COLUMNS: Final = (
+    *("lock", "compute_nodes", "read_ratio", "accesses", "zipf", "ring", "ops_per_s", "p99_us"),
+    *("rereads_per_op", "release_p50_us", "found_by_look_per_op", "verbs_per_op"),
 )
 _RATIOS: Final = (
     *("point", "ops_per_s", "over_cas", "over_dslr", "over_shiftlock", "over_declock"),
@@ -62,6 +77,7 @@ Examples:
   kvstore-bench lock --compute-nodes 1,8,31 --read-percent 0,50
   kvstore-bench lock --figure read-ratio --plot read-ratio.png
   kvstore-bench lock --figure grid --seeds 5 --json
+  kvstore-bench lock --figure failure            a compute node is killed, ms by ms
   kvstore-bench lock --fabric shm                pairs a second, beside redis-py and fasteners
   kvstore-bench lock --fabric tcp --workload bank --processes 4
   kvstore-bench lock --fabric tcp --workload recovery --rounds 10
@@ -90,9 +106,7 @@ Examples:
 @click.option(
     "--measure-ms",
     type=click.FloatRange(0.1),
-    default=20.0,
-    show_default=True,
-    help="Of virtual time; longer where sections are long.",
+    help="Of virtual time; longer where sections are long. [default: 20, or what suits the figure]",
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
@@ -129,7 +143,7 @@ def lock(
     profile: str,
     assignments: tuple[str, ...],
     warmup_ms: float,
-    measure_ms: float,
+    measure_ms: float | None,
     jobs: int,
     workload: str,
     processes: int,
@@ -157,6 +171,7 @@ def lock(
         _run_real(fabric, workload, processes, seconds, as_json)
         return
     chosen = _figure(figure, axes)
+    measure_ms = measure_ms or chosen.measure_ms
     rows = _run_simulated(
         chosen,
         list(locks or chosen.locks),
@@ -169,17 +184,23 @@ def lock(
     )
     from kvstore.bench.locks.simulated import compare, waits
 
-    ratios, longest = compare(rows), waits(rows)
+    is_special = figure is not None and (chosen.shows != THROUGHPUT or chosen.series != "")
+    ratios, longest = ([], []) if is_special else (compare(rows), waits(rows))
     if plot is not None:
-        from kvstore.bench.plot import plot_locks
-
-        plot_locks(rows, chosen.title, chosen.axis, plot)
+        _plot(chosen, rows, is_special, plot)
     if as_json:
         facts = {"profile": profile, "seeds": seeds, "measure_ms": measure_ms}
         facts |= {"ratios": ratios, "waits": longest}
         print_json(metadata("kvstore-bench lock", **facts), rows)
         return
+    if is_special:
+        _print_special(chosen, rows, profile)
+        return
     print_table(f"{chosen.title}: simulated, profile {profile}", rows, _COLUMNS)
+    _print_beside(ratios, longest)
+
+
+def _print_beside(ratios: Sequence[Row], longest: Sequence[Row]) -> None:
     if ratios:
         print_table("The store's lock beside the others", ratios, _RATIOS)
     for ratio in ratios:
@@ -199,6 +220,41 @@ def lock(
                 f" at most {wait['bound']:g} is wanted"
                 + (": hand-overs within a compute node are shorter" if wait["lock"] == OWN else "")
             )
+
+
+def _plot(figure: Figure, rows: Sequence[Row], is_special: bool, path: Path) -> None:
+    from kvstore.bench.plot import plot_lines, plot_locks
+
+    if not is_special:
+        plot_locks(rows, figure.title, figure.axis, path)
+        return
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    if figure.shows == ACQUIRE_TIMES:
+        shares = [quantile / 1000 for quantile in QUANTILES]
+        lines = {row["lock"]: (row[ACQUIRE_TIMES], shares) for row in rows if row[ACQUIRE_TIMES]}
+        plot_lines(lines, "us until it is granted", f"{figure.title}: share", path, log_x=True)
+        return
+    if figure.shows == TIMELINE:
+        lines = {row["lock"]: (list(range(len(row[TIMELINE]))), row[TIMELINE]) for row in rows}
+        plot_lines(lines, figure.title, "operations a second", path)
+        return
+    for row in rows:
+        label = f"{row['lock']}, {figure.series} {row[figure.series]:g}"
+        xs, ys = lines.setdefault(label, ([], []))
+        xs.append(row[figure.axis])
+        ys.append(row[figure.shows])
+    plot_lines(lines, figure.title, figure.shows, path, log_x=figure.axis != "accesses")
+
+
+def _print_special(figure: Figure, rows: Sequence[Row], profile: str) -> None:
+    from kvstore.bench.locks.simulated import spread_out
+
+    title = f"{figure.title}: simulated, profile {profile}"
+    if figure.shows in (ACQUIRE_TIMES, TIMELINE):
+        spread = spread_out(rows, figure.shows)
+        print_table(title, spread, list(spread[0]) if spread else ())
+        return
+    print_table(title, rows, _SPECIAL_COLUMNS)
 
 
 def _figure(name: str | None, axes: dict[str, Any]) -> Figure:

@@ -32,6 +32,9 @@ class Point:
     locality_percent: int = 0
     atomic_ns: int | None = None
     head_of_line: bool = False
+    ring: int = 0  # entries of a queue; 0: one for each place
+    kill_ms: int = 0  # after the warm-up the first compute node dies; 0: none does
+    lease_ms: int = 5  # from its death until it is given up
 
     def settings(self) -> dict[str, int | str]:
         """As the simulator takes them."""
@@ -45,6 +48,10 @@ class Point:
             "accesses": self.accesses,
             "locality_percent": self.locality_percent,
         }
+        if self.ring > 0:
+            settings["ring"] = self.ring
+        if self.kill_ms > 0:
+            settings |= {"kill_us": self.kill_ms * 1000, "lease_us": self.lease_ms * 1000}
         if self.atomic_ns is not None:
             settings |= {"atomic_ns": self.atomic_ns, "head_of_line": int(self.head_of_line)}
         return settings
@@ -72,7 +79,18 @@ _NAMES: Final[Mapping[str, str]] = {
     "accesses": "{} accesses",
     "locality_percent": "{} % of own locks",
     "atomic_ns": "atomics of one address every {} ns",
+    "ring": "queues of {}",
+    "kill_ms": "a compute node killed after {} ms",
 }
+
+#: What a figure shows of its rows: a quantity of each, or a list of them.
+THROUGHPUT: Final = "ops_per_s"
+ACQUIRE_TIMES: Final = "hot_acquire_us"
+TIMELINE: Final = "timeline_ops_per_s"
+REREADS: Final = "rereads_per_op"
+RELEASE: Final = "release_p50_us"
+#: Of `ACQUIRE_TIMES`, in thousandths: the simulator's kHotQuantiles.
+QUANTILES: Final = (0, 10, 50, 100, 250, 500, 750, 900, 950, 990, 995, 999, 1000)
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,9 @@ class Figure:
     axis: str  # a field of Point; empty: the points are named
     points: tuple[Point, ...]
     locks: tuple[str, ...] = (OWN, *COMPARED)
+    shows: str = THROUGHPUT
+    series: str = ""  # a field of the rows of which each value has a line of its own
+    measure_ms: float = 20.0
 
 
 def _vary(axis: str, values: Iterable[int | float], base: Point = Point()) -> tuple[Point, ...]:
@@ -135,6 +156,59 @@ FIGURES: Final[Mapping[str, Figure]] = {
         (OWN, OWN_FLAT, "cas", "mcs", "shiftlock", "declock"),
     ),
     "fairness": Figure("Fairness", "", (Point(),), LOCKS),
+    "cdf": Figure(
+        "Until the hottest lock is granted",
+        "",
+        (Point(),),
+        (OWN, OWN_FLAT, *COMPARED),
+        ACQUIRE_TIMES,
+    ),
+    "fetch": Figure(
+        "READs of a queue beyond that of a release",
+        "accesses",
+        tuple(
+            point
+            for percent in (0, 50, 90)
+            for point in _vary("accesses", (0, 1, 4, 16), Point(read_percent=percent))
+        ),
+        (OWN, "declock"),
+        REREADS,
+        series="read_ratio",
+        measure_ms=4,
+    ),
+    "qcap": Figure(
+        "Entries of a queue",
+        "ring",
+        tuple(
+            point
+            for zipf in (0.0, 0.9, 0.99)
+            for point in _vary("ring", (8, 16, 32, 64, 128, 256), Point(zipf=zipf))
+        ),
+        (OWN,),
+        RELEASE,
+        series="zipf",
+        measure_ms=5,
+    ),
+    "reset": Figure(
+        "Queues for all clients, or for half of them",
+        "compute_nodes",
+        tuple(
+            Point(compute_nodes=nodes, read_percent=0, ring=ring)
+            for nodes in (1, 2, 4, 8)
+            for ring in (nodes * 32, nodes * 16)
+        ),
+        (OWN_FLAT,),
+        series="ring_per_client",
+        measure_ms=10,
+    ),
+    "failure": Figure(
+        "Milliseconds; a compute node is killed",
+        "",
+        (Point(read_percent=0, kill_ms=8),),
+        (OWN,),
+        TIMELINE,
+        measure_ms=30,
+    ),
 }
 
 

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, Final
 
-from kvstore.bench.locks.points import COMPARED, MASKED, OWN, OWN_FLAT, Point
+from kvstore.bench.locks.points import (
+    ACQUIRE_TIMES,
+    COMPARED,
+    MASKED,
+    OWN,
+    OWN_FLAT,
+    QUANTILES,
+    TIMELINE,
+    Point,
+)
 from kvstore.bench.sim.errors import SimulationError
 from kvstore.bench.sim.runner import Row, Runner, find_simulator, read_parameters
 from kvstore.bench.sim.scenario import Catalogue
@@ -16,6 +25,7 @@ from kvstore.bench.sim.scenario import Catalogue
 _T95: Final = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 _MEANS: Final = (
     *("p50_us", "p99_us", "p999_us", "jain", "verbs_per_op", "messages_per_op", "nic_busy"),
+    *("release_p50_us", "rereads_per_op", "found_by_look_per_op"),
 )
 #: A NIC that is busy for this share of the time is what bounds the throughput.
 NIC_BOUND: Final = 0.9
@@ -106,14 +116,42 @@ def _mean(lock: str, profile: str, point: Point, measured: Sequence[Row]) -> Row
         "locality": point.locality_percent / 100,
         "atomic_ns": point.atomic_ns,
         "head_of_line": point.head_of_line,
+        "ring": point.ring or None,
+        "ring_per_client": point.ring / (point.compute_nodes * point.clients) or None,
         "masked_atomics": lock in MASKED,
         "ops_per_s": fmean(rates),
         "ops_per_s_ci95": interval95(rates),
         "seeds": len(measured),
         **{name: fmean(row[name] for row in measured) for name in _MEANS},
+        ACQUIRE_TIMES: _means([row["hot_acquire_us"] for row in measured]),
+        TIMELINE: [1000 * value for value in _means([row["timeline"] for row in measured])],
         # Of all seeds the wait that was longest beside its position.
         **{name: longest[name] for name in _WAITS},
     }
+
+
+def _means(lists: Sequence[Sequence[float]]) -> list[float]:
+    """Of each place in the lists that are not empty."""
+    return [fmean(values) for values in zip(*filter(None, lists), strict=True)]
+
+
+def spread_out(rows: Sequence[Row], shows: str) -> list[Row]:
+    """What a row has a list of, as rows of their own."""
+    if shows == ACQUIRE_TIMES:
+        return [
+            {"lock": row["lock"], "point": row["point"]}
+            | {
+                f"p{quantile / 10:g}_us": value
+                for quantile, value in zip(QUANTILES, row[ACQUIRE_TIMES], strict=True)
+            }
+            for row in rows
+            if row[ACQUIRE_TIMES]
+        ]
+    return [
+        {"lock": row["lock"], "point": row["point"], "ms": ms, "ops_per_s": value}
+        for row in rows
+        for ms, value in enumerate(row[TIMELINE])
+    ]
 
 
 def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -162,6 +162,8 @@ class DecLock final : public Rival {
     seat_.gate.open(seat_.executor());
   }
 
+  uint64_t rereads() const override { return rereads_; }
+
  private:
   // Of another client of the compute node.
   static void resume(const Local::Waiter& waiter, bool granted) {
@@ -270,6 +272,7 @@ class DecLock final : public Rival {
   }
 
   Task<Status> reread(uint32_t lock, Ring& ring) {
+    ++rereads_;
     kv_op op[1] = {read_op(seat_.offset(lock) + kRingOffset, &ring, kRingBytes)};
     co_return from_fabric(co_await seat_.remote(lock).batch(op));
   }
@@ -328,6 +331,7 @@ class DecLock final : public Rival {
   Node& node_;
   bool granted_ = false;
   uint64_t granted_stamp_ = 0;
+  uint64_t rereads_ = 0;
 };
 
 }  // namespace

@@ -66,6 +66,8 @@ class Rival {
   virtual Task<Status> acquire(uint32_t lock, bool exclusive) = 0;
   virtual Task<Status> release(uint32_t lock, bool exclusive) = 0;
   virtual void receive(const Message&) {}
+  // READs of a queue beyond the one that each release takes along.
+  virtual uint64_t rereads() const { return 0; }
 };
 
 // What the clients of one compute node share.
