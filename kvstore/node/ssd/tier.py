@@ -30,6 +30,7 @@ from kvstore.node.memory_node import MemoryNode
 from kvstore.node.ssd import format as form
 from kvstore.node.ssd.log import Entry, SsdLog
 from kvstore.node.ssd.region import Held, RegionClient
+from kvstore.node.ssd.summary import TierSummary
 
 READ_THREADS: Final = 4
 #: Promotions under way or waiting for a thread; more fail at once.
@@ -63,6 +64,7 @@ class SsdTier:
         """Attaches to the node and begins to demote."""
         self._log = log
         self._events = events
+        self.summary = TierSummary(log.held())
         self._region = RegionClient(node, READ_THREADS + 2)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -250,6 +252,8 @@ class SsdTier:
 
     def _demote_once(self) -> int:
         """One walk; returns how many blocks it wrote."""
+        if self.summary.is_full:
+            self.summary.begin(self._log.held())
         blocks = written = waiting = 0
         for held in self._region.walk():
             if self._closing.is_set():
@@ -300,6 +304,7 @@ class SsdTier:
                 held.key, block.value, block.codec, version=block.version, generation=generation
             )
             if appended:
+                self.summary.add(held.key)
                 self._count(demoted=1, demoted_bytes=len(block.value))
                 self._retry_s = _RETRY_FIRST_S
             return appended
