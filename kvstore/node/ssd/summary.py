@@ -42,11 +42,13 @@ class Change:
 
 
 class TierSummary:
-    """The filter of one log. Thread-safe."""
+    """The filter of one log; there is none before `begin`. Thread-safe."""
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.begin(keys)
+        self._filter: Filter | None = None
+        self._epoch = self._version = self._room = 0
+        self._journal: deque[int] = deque(maxlen=_JOURNAL_MAX)
 
     def begin(self, keys: Sequence[bytes]) -> None:
         """Begins a filter of these keys, with room for as many more."""
@@ -61,7 +63,7 @@ class TierSummary:
             self._epoch = secrets.randbits(63) | 1
             self._version = 0
             self._room = capacity - len(keys)
-            self._journal: deque[int] = deque(maxlen=_JOURNAL_MAX)
+            self._journal.clear()
 
     @property
     def is_full(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,14 @@ from kvstore.node.ssd.summary import Change, TierSummary
 
 def keys(begin: int, end: int) -> list[bytes]:
     return [b"L1b%016d" % number for number in range(begin, end)]
+
+
+def begun(there: Sequence[bytes]) -> TierSummary:
+    summary = TierSummary()
+    assert summary.is_full
+    assert summary.since(0, 0) is None
+    summary.begin(there)
+    return summary
 
 
 class Client:
@@ -45,7 +55,7 @@ class Client:
 def test_what_the_log_has_is_never_denied(
     first: set[bytes], rounds: list[set[bytes]], restarts: set[int], skipped: set[int]
 ) -> None:
-    summary, client, there = TierSummary(sorted(first)), Client(), set(first)
+    summary, client, there = begun(sorted(first)), Client(), set(first)
     for number, added in enumerate(rounds):
         for key in sorted(added):
             summary.add(key)
@@ -61,7 +71,7 @@ def test_what_the_log_has_is_never_denied(
 
 def test_few_that_are_absent_look_present() -> None:
     client = Client()
-    summary = TierSummary(keys(0, 1000))
+    summary = begun(keys(0, 1000))
     for key in keys(1000, 2000):
         summary.add(key)
     client.take(summary.since(0, 0))
@@ -70,7 +80,7 @@ def test_few_that_are_absent_look_present() -> None:
 
 
 def test_a_client_is_told_what_is_new_or_all() -> None:
-    summary, client = TierSummary(keys(0, 10)), Client()
+    summary, client = begun(keys(0, 10)), Client()
     whole = summary.since(0, 0)
     client.take(whole)
     assert whole is not None
@@ -95,7 +105,7 @@ def test_a_client_is_told_what_is_new_or_all() -> None:
 def test_another_filter_is_begun_when_one_is_full_and_none_that_is_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    summary, client = TierSummary([]), Client()
+    summary, client = begun([]), Client()
     client.take(summary.since(0, 0))
     for key in keys(0, 2 * summaries._KEYS_MIN):
         assert not summary.is_full
