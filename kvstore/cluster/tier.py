@@ -5,6 +5,8 @@ Every call ends within its time-out and raises `NodeUnreachable` where it did no
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,11 +16,14 @@ from google.protobuf.message import DecodeError, Message
 from kvstore import errors
 from kvstore.cluster import rpc
 from kvstore.cluster.proto import tier_pb2
+from kvstore.cluster.summary import Filter, hash_of
 from kvstore.cluster.tls import TlsConfig
 
 _SERVICE: Final = tier_pb2.DESCRIPTOR.services_by_name["Tier"].full_name
 #: Left of a call's time for the way there and back.
 _WAY_S: Final = 0.005
+#: For how long a filter counts after it was brought up to date.
+SUMMARY_S: Final = 1.0
 #: Outcomes of a promotion; see `proto/tier.proto`.
 IN_MEMORY: Final = 1
 
@@ -42,6 +47,10 @@ class TierClient:
     def __init__(self, where: TierAddress) -> None:
         """Connects to nothing yet."""
         self._where = where
+        self._lock = threading.Lock()
+        self._filter: Filter | None = None
+        self._epoch = self._version = 0
+        self._current_until = 0.0
         self._channel = rpc.Channel(
             rpc.Call(
                 address=where.address,
@@ -55,14 +64,48 @@ class TierClient:
             )
         )
 
+    def may_have(self, key: bytes) -> bool:
+        """False: the tier had no record of the key within the last second, as its filter says."""
+        with self._lock:
+            if self._filter is None or time.monotonic() >= self._current_until:
+                return True
+            return self._filter.may_have(hash_of(key))
+
     def begin_lookup(self, keys: Sequence[bytes], timeout_s: float) -> Any:
         """Begins to ask which keys have a record."""
-        return self._begin("Lookup", tier_pb2.LookupRequest(keys=keys), timeout_s)
+        request = tier_pb2.LookupRequest(keys=keys)
+        now = time.monotonic()
+        with self._lock:
+            request.wants_summary = now >= self._current_until
+            request.summary_epoch, request.summary_version = self._epoch, self._version
+        return now, self._begin("Lookup", request, timeout_s)
 
     def lookup(self, begun: Any, count: int) -> list[bool]:
         """What became of it."""
-        found = self._end(begun, tier_pb2.LookupResponse()).found
-        return [byte == 1 for byte in self._counted(found, count)]
+        asked, call = begun
+        answer = self._end(call, tier_pb2.LookupResponse())
+        found = self._counted(answer.found, count)
+        if answer.HasField("summary"):
+            self._learn(answer.summary, asked)
+        return [byte == 1 for byte in found]
+
+    def _learn(self, summary: Any, asked: float) -> None:
+        """Brings the filter up to date, as of when that was asked for."""
+        size = len(summary.content)
+        with self._lock:
+            if summary.epoch == self._epoch and summary.version < self._version:
+                return  # overtaken by another answer
+            if size:
+                if size & (size - 1):
+                    raise self._failed(f"its filter has {size} bytes")
+                self._filter = Filter(summary.content)
+                self._epoch, self._version = summary.epoch, summary.version
+            elif self._filter is not None and summary.epoch == self._epoch:
+                self._filter.add(summary.added)
+                self._version = summary.version
+            else:
+                return
+            self._current_until = max(self._current_until, asked + SUMMARY_S)
 
     def begin_promote(self, keys: Sequence[bytes], timeout_s: float, *, waits: bool) -> Any:
         """Begins to bring blocks into memory; the node answers when they are there, or at once."""

@@ -71,6 +71,16 @@ class Tiers:
             keys, timeout_s, begin, lambda client, begun, count: client.lookup(begun, count)
         )
 
+    def may_have(self, key: bytes) -> bool:
+        """False: the SSD of the key's node had nothing of it within the last second."""
+        tiers = self._store._membership.tiers()
+        try:
+            index = self._store._client.member_of(key) if len(tiers) > 1 else 0
+        except KvError:
+            return False
+        member = self._members.get(index)
+        return member is None or member.client.may_have(key)
+
     def promote(
         self, keys: Sequence[bytes], timeout_s: float, later: Sequence[bytes] = ()
     ) -> list[bool]:
@@ -214,6 +224,8 @@ def extend(
     """
     on_ssd = 0
     while matched < len(keys):
+        if not on_ssd and not tiers.may_have(keys[matched]):
+            break
         part = keys[matched : matched + KEYS_AT_ONCE]
         there = tiers.found(part, left_s(deadline))
         if not there[0] and not on_ssd:

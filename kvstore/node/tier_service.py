@@ -43,7 +43,14 @@ class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc,unused-ignor
         keys = _checked(request.keys, context)
 
         def look() -> Any:
-            return tier_pb2.LookupResponse(found=bytes(self._tier.lookup(keys)))
+            answer = tier_pb2.LookupResponse(found=bytes(self._tier.lookup(keys)))
+            if request.wants_summary:
+                change = self._tier.summary.since(request.summary_epoch, request.summary_version)
+                if change is not None:
+                    answer.summary.epoch, answer.summary.version = change.epoch, change.version
+                    answer.summary.content = change.content
+                    answer.summary.added.extend(change.added)
+            return answer
 
         return _placed(self._glances, context, look)
 

@@ -6,6 +6,7 @@ this fails before any engine starts, and says what to look at.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import pytest
@@ -15,7 +16,12 @@ from tests.engines.conftest import engine_module
 base = engine_module("vllm.distributed.kv_transfer.kv_connector.v1.base")
 vllm = engine_module("vllm")
 
+from kvstore.llm.results import CacheStats  # noqa: E402
 from kvstore.llm.vllm.connector import MADE_FOR, KvStoreConnector  # noqa: E402
+from kvstore.llm.vllm.metrics import COUNTERS  # noqa: E402
+
+#: Counted by the worker itself.
+WORKERS = {"dropped_blocks", "requests_loaded", "load_seconds", "save_seconds"}
 
 ABSTRACT = {
     "build_connector_meta": ["scheduler_output"],
@@ -81,3 +87,10 @@ def test_every_override_is_in_the_table() -> None:
 def test_what_a_transfer_reports() -> None:
     results = base.KVConnectorTransferResults()
     assert set(vars(results)) == {"finished_sending", "finished_recving", "failed_recving"}
+
+
+def test_the_metrics_have_the_hits_of_every_tier() -> None:
+    counted = {field.name for field in dataclasses.fields(CacheStats)}
+    assert set(COUNTERS) <= counted | WORKERS
+    hits = {name for name in counted if name.startswith(("matched_", "loaded_"))}
+    assert hits <= set(COUNTERS)

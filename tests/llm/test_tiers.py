@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import kvstore
+from kvstore.cluster import tier as tier_clients
 from kvstore.errors import NodeUnreachable
 from kvstore.llm import Limits, Namespace, PrefixCache, block_hashes
 from kvstore.llm import prefix_cache as prefix_caches
@@ -161,6 +162,48 @@ def test_what_an_ssd_has_is_not_offered_while_the_memory_is_out_of_reach(
                 patch.undo()
                 wait_until("attached again", lambda: cache.match(HASHES[:8]) == 8, 30)
                 assert cache.get(HASHES[:8], [bytearray(6) for _ in range(8)]).all_ok
+
+
+def test_misses_ask_nobody_while_the_filter_is_fresh(
+    node: NodeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For as long as this machine takes.
+    monkeypatch.setattr(tier_clients, "SUMMARY_S", 1_000.0)
+    with cache_on(node) as cache:
+        put_down(cache, range(8), node)
+        asked = 0
+        found = cache._tiers.found
+
+        def count(keys: Sequence[bytes], timeout_s: float) -> list[bool]:
+            nonlocal asked
+            asked += 1
+            return found(keys, timeout_s)
+
+        monkeypatch.setattr(cache._tiers, "found", count)
+        for _ in range(20):
+            assert cache.match(HASHES[20:]) == 0
+        assert asked == 1
+        # Another prompt is as absent, and of one that goes on nothing is known to be there.
+        assert [cache.match(HASHES[i:]) for i in range(21, 61)] == [0] * 40
+        assert cache.match(HASHES) == 8
+        # One in eighty looks as if it were there.
+        assert asked < 10
+        for i in range(8):
+            assert cache._store.delete(cache.key_of(HASHES[i]))
+        before = asked
+        assert cache.match(HASHES) == 8
+        assert asked == before + 1
+        # What goes down now is asked for when the filter is too old.
+        put_down(cache, range(8, 16), node)
+        for i in range(8, 16):
+            assert cache._store.delete(cache.key_of(HASHES[i]))
+        cache._tiers._members[0].client._current_until = 0.0
+        assert cache.match(HASHES[8:]) == 8
+        # And that answer told of all that is new.
+        before = asked
+        assert cache.match(HASHES[12:]) == 4
+        assert cache.match(HASHES[40:]) == 0
+        assert before + 1 <= asked <= before + 2
 
 
 def test_a_node_that_is_down_keeps_no_other_from_forgetting(tmp_path: Path) -> None:

@@ -191,6 +191,9 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path, node: NodeProces
     long_name = "n" * 95
     for extra, said in (
         (["--ssd-bytes=64MiB"], "without --ssd"),
+        (["--ssd-index-bytes=4MiB"], "without --ssd"),
+        ([*options(tmp_path), "--ssd-index-bytes=1MiB"], "below the least"),
+        ([*options(tmp_path), "--ssd-index-bytes=1000000GiB"], "for --ssd-index-bytes is more"),
         ([f"--ssd={tmp_path / 'x'}", "--ssd-bytes=8MiB"], "below twice the --capacity"),
         ([f"--ssd={tmp_path}", "--ssd-bytes=64MiB"], "Is a directory"),
         (options(tmp_path), "in use by another node"),

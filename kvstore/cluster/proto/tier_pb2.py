@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kvstore/cluster/proto/tier.proto\x12\x0fkvstore.tier.v1\"\x1d\n\rLookupRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1f\n\x0eLookupResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x0c\"/\n\x0ePromoteRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"#\n\x0fPromoteResponse\x12\x10\n\x08outcomes\x18\x01 \x01(\x0c\"\x1f\n\rForgetRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\x0c\"!\n\x0e\x46orgetResponse\x12\x0f\n\x07records\x18\x01 \x01(\x04\x32\xea\x01\n\x04Tier\x12I\n\x06Lookup\x12\x1e.kvstore.tier.v1.LookupRequest\x1a\x1f.kvstore.tier.v1.LookupResponse\x12L\n\x07Promote\x12\x1f.kvstore.tier.v1.PromoteRequest\x1a .kvstore.tier.v1.PromoteResponse\x12I\n\x06\x46orget\x12\x1e.kvstore.tier.v1.ForgetRequest\x1a\x1f.kvstore.tier.v1.ForgetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kvstore/cluster/proto/tier.proto\x12\x0fkvstore.tier.v1\"d\n\rLookupRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\x15\n\rwants_summary\x18\x02 \x01(\x08\x12\x15\n\rsummary_epoch\x18\x03 \x01(\x04\x12\x17\n\x0fsummary_version\x18\x04 \x01(\x04\"J\n\x0eLookupResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x0c\x12)\n\x07summary\x18\x02 \x01(\x0b\x32\x18.kvstore.tier.v1.Summary\"I\n\x07Summary\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x04 \x03(\x06\"/\n\x0ePromoteRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"#\n\x0fPromoteResponse\x12\x10\n\x08outcomes\x18\x01 \x01(\x0c\"\x1f\n\rForgetRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\x0c\"!\n\x0e\x46orgetResponse\x12\x0f\n\x07records\x18\x01 \x01(\x04\x32\xea\x01\n\x04Tier\x12I\n\x06Lookup\x12\x1e.kvstore.tier.v1.LookupRequest\x1a\x1f.kvstore.tier.v1.LookupResponse\x12L\n\x07Promote\x12\x1f.kvstore.tier.v1.PromoteRequest\x1a .kvstore.tier.v1.PromoteResponse\x12I\n\x06\x46orget\x12\x1e.kvstore.tier.v1.ForgetRequest\x1a\x1f.kvstore.tier.v1.ForgetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,17 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvstore.cluster.proto.tier_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOOKUPREQUEST']._serialized_start=53
-  _globals['_LOOKUPREQUEST']._serialized_end=82
-  _globals['_LOOKUPRESPONSE']._serialized_start=84
-  _globals['_LOOKUPRESPONSE']._serialized_end=115
-  _globals['_PROMOTEREQUEST']._serialized_start=117
-  _globals['_PROMOTEREQUEST']._serialized_end=164
-  _globals['_PROMOTERESPONSE']._serialized_start=166
-  _globals['_PROMOTERESPONSE']._serialized_end=201
-  _globals['_FORGETREQUEST']._serialized_start=203
-  _globals['_FORGETREQUEST']._serialized_end=234
-  _globals['_FORGETRESPONSE']._serialized_start=236
-  _globals['_FORGETRESPONSE']._serialized_end=269
-  _globals['_TIER']._serialized_start=272
-  _globals['_TIER']._serialized_end=506
+  _globals['_LOOKUPREQUEST']._serialized_end=153
+  _globals['_LOOKUPRESPONSE']._serialized_start=155
+  _globals['_LOOKUPRESPONSE']._serialized_end=229
+  _globals['_SUMMARY']._serialized_start=231
+  _globals['_SUMMARY']._serialized_end=304
+  _globals['_PROMOTEREQUEST']._serialized_start=306
+  _globals['_PROMOTEREQUEST']._serialized_end=353
+  _globals['_PROMOTERESPONSE']._serialized_start=355
+  _globals['_PROMOTERESPONSE']._serialized_end=390
+  _globals['_FORGETREQUEST']._serialized_start=392
+  _globals['_FORGETREQUEST']._serialized_end=423
+  _globals['_FORGETRESPONSE']._serialized_start=425
+  _globals['_FORGETRESPONSE']._serialized_end=458
+  _globals['_TIER']._serialized_start=461
+  _globals['_TIER']._serialized_end=695
 # @@protoc_insertion_point(module_scope)

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 COUNTERS: Final = {
     "match_blocks": "Blocks that the scheduler asked the store for",
     "matched_blocks": "Blocks of them that the store had",
+    "matched_ssd": "Blocks of these that only an SSD of the store had",
     "negative_hits": "Look-ups that were cut short by a block that had failed to load lately",
-    "loaded_remote": "Blocks loaded from the store",
+    "loaded_prefetched": "Blocks loaded from this process's own memory",
+    "loaded_remote": "Blocks loaded from the memory of the store's nodes",
+    "loaded_ssd": "Blocks loaded from the SSDs of the store's nodes",
     "loaded_bytes": "Bytes loaded from the store",
     "failed_loads": "Blocks that could not be loaded",
     "stored": "Blocks stored",

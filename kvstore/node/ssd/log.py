@@ -349,10 +349,12 @@ class SsdLog:
 
         Some at a time, so that it needs little more memory than the index.
         """
-        numbers = sorted(range(len(self._sequences)), key=self._sequence_of)
+        numbers = range(len(self._sequences))
+        self._sequences = [self._sequence_of(number) for number in numbers]
+        order = sorted(numbers, key=self._sequences.__getitem__)
         with ThreadPoolExecutor(_SCAN_THREADS, "ssd-scan") as pool:
-            for begin in range(0, len(numbers), _SCAN_THREADS):
-                some = numbers[begin : begin + _SCAN_THREADS]
+            for begin in range(0, len(order), _SCAN_THREADS):
+                some = order[begin : begin + _SCAN_THREADS]
                 for number, scan in zip(some, pool.map(self._scan_segment, some), strict=True):
                     self._replay_segment(number, *scan)
 
@@ -364,12 +366,9 @@ class SsdLog:
             return 0
         return form.parse_segment(page, self._file_id, number) or 0
 
-    def _replay_segment(
-        self, number: int, sequence: int, found: Sequence[_Found], damaged: int
-    ) -> None:
-        self._sequences[number] = sequence
+    def _replay_segment(self, number: int, found: Sequence[_Found], damaged: int) -> None:
         self.damaged += damaged
-        if not sequence:
+        if not self._sequences[number]:
             return
         # The last one that has records is the one to go on with.
         self._number, self._cursor = number, self._begin_of(number) + form.PAGE_BYTES
@@ -395,19 +394,17 @@ class SsdLog:
             ),
         )
 
-    def _scan_segment(self, number: int) -> tuple[int, list[_Found], int]:
-        """The sequence of a segment, its records in order, and how many gaps are between them.
+    def _scan_segment(self, number: int) -> tuple[list[_Found], int]:
+        """The records of a segment in order, and how many gaps are between them.
 
         What the device cannot read ends the segment, as a gap.
         """
         begin, end = self._begin_of(number), self._end_of(number)
         found: list[_Found] = []
-        sequence = damaged = 0
+        sequence, damaged = self._sequences[number], 0
         try:
-            page = os.pread(self._descriptor, form.PAGE_BYTES, begin)
-            sequence = form.parse_segment(page, self._file_id, number) or 0
             if not sequence:
-                return 0, [], int(any(page))
+                return [], int(any(os.pread(self._descriptor, form.PAGE_BYTES, begin)))
             offset = begin + form.PAGE_BYTES
             while offset < end:
                 record = self._record_at(offset, sequence, end)
@@ -420,7 +417,7 @@ class SsdLog:
                 offset = record.offset + record.header.record_bytes
         except OSError:
             damaged += 1
-        return sequence, found, damaged
+        return found, damaged
 
     def _record_at(self, offset: int, sequence: int, end: int) -> _Found | None:
         head_bytes = form.RECORD_HEADER_BYTES + form.KEY_BYTES_MAX

@@ -30,6 +30,7 @@ from kvstore.node.memory_node import MemoryNode
 from kvstore.node.ssd import format as form
 from kvstore.node.ssd.log import Entry, SsdLog
 from kvstore.node.ssd.region import Held, RegionClient
+from kvstore.node.ssd.summary import TierSummary
 
 READ_THREADS: Final = 4
 #: Promotions under way or waiting for a thread; more fail at once.
@@ -63,6 +64,8 @@ class SsdTier:
         """Attaches to the node and begins to demote."""
         self._log = log
         self._events = events
+        #: Begun by the first walk.
+        self.summary = TierSummary()
         self._region = RegionClient(node, READ_THREADS + 2)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -177,11 +180,14 @@ class SsdTier:
     # ---- up ----
 
     def _bring_up(self, key: bytes) -> Outcome:
+        with self._lock:
+            # In one step: who asks from here on begins anew.
+            if time.monotonic() >= self._wanted_until[key]:
+                self._end_promotion(key)
+                self._counts["expired"] += 1
+                return Outcome.FAILED
         try:
-            if self._is_wanted(key):
-                return self._brought_up(key)
-            self._count(expired=1)
-            return Outcome.FAILED
+            return self._brought_up(key)
         except KvError:
             # No room, or the node is about to end.
             self._count(failed=1)
@@ -191,12 +197,10 @@ class SsdTier:
             return Outcome.FAILED
         finally:
             with self._lock:
-                self._under_way.pop(key, None)
-                self._wanted_until.pop(key, None)
+                self._end_promotion(key)
 
-    def _is_wanted(self, key: bytes) -> bool:
-        with self._lock:
-            return time.monotonic() < self._wanted_until[key]
+    def _end_promotion(self, key: bytes) -> None:
+        del self._under_way[key], self._wanted_until[key]
 
     def _brought_up(self, key: bytes) -> Outcome:
         if self._region.contains(key):
@@ -250,6 +254,8 @@ class SsdTier:
 
     def _demote_once(self) -> int:
         """One walk; returns how many blocks it wrote."""
+        if self.summary.is_full:
+            self.summary.begin(self._log.held())
         blocks = written = waiting = 0
         for held in self._region.walk():
             if self._closing.is_set():
@@ -300,6 +306,7 @@ class SsdTier:
                 held.key, block.value, block.codec, version=block.version, generation=generation
             )
             if appended:
+                self.summary.add(held.key)
                 self._count(demoted=1, demoted_bytes=len(block.value))
                 self._retry_s = _RETRY_FIRST_S
             return appended
