@@ -271,7 +271,7 @@ class ControlServer:
         token: str | None,
         certificate: tuple[bytes, bytes] | None,
         advertise: str,
-        grace_s: float = 0.0,
+        grace_s: float,
         tier: SsdTier | None = None,
     ) -> None:
         """`certificate` is the chain and the key in PEM; None: clear text.
