@@ -35,6 +35,9 @@ BENCHES: Final = CHECKOUT / "build" / "editable" / "benches"
 LIBRARY: Final = CHECKOUT / "kvstore" / "_verbs.so"
 SMALL_BYTES: Final = 64
 LARGE_BYTES: Final = 1 << 20
+#: Bytes of a READ of `ib_read_bw`, and how many are under way: its own choice, a call of the store
+#: at a time as one READ, and as the READs that the fabric makes of it.
+WAYS: Final = ((LARGE_BYTES, 128), (LARGE_BYTES, 1), (LARGE_BYTES // 8, 8))
 TIMEOUT_S: Final = 240.0
 COLUMNS: Final = (*("measure", "store", "beside", "reference", "verbs", "ratio", "target", "met"),)
 #: Runs a shell command and returns its output.
@@ -101,11 +104,13 @@ def _output_of(command: str, exit_code: int, output: str) -> str:
 def measures(run: Shell, device: str, say: Callable[[str], None]) -> Iterator[Row]:
     """The rows."""
     chosen = shlex.quote(device)
-    latencies_us, rates, contests, prices = [], [], {}, {}
+    latencies_us, contests, prices = [], {}, {}
+    rates: dict[tuple[int, int], list[float]] = {way: [] for way in WAYS}
     for turn in range(2):
         say("perftest")
         latencies_us.append(latency_us(run, chosen))
-        rates.append(megabytes_per_s(run, chosen))
+        for way in WAYS:
+            rates[way].append(megabytes_per_s(run, chosen, *way))
         if turn == 0:
             say("the store beside bare verbs")
             bench = f"KVSTORE_VERBS_LIBRARY={LIBRARY} {BENCHES / 'verbs_bench'} {chosen} --json"
@@ -117,9 +122,12 @@ def measures(run: Shell, device: str, say: Callable[[str], None]) -> Iterator[Ro
     read_us = f"ib_read_lat {SMALL_BYTES} B: {statistics.median(latencies_us):.1f} us"
     yield beside_bare(contests["get 64 B, address remembered"], prices, "1 round trip", read_us)
     yield beside_bare(contests["get 64 B, cold"], prices, "2 round trips", read_us)
-    yield beside_bandwidth(contests["get 1 MiB into registered memory"], statistics.median(rates))
+    middle = {way: statistics.median(found) for way, found in rates.items()}
+    yield beside_bandwidth(contests["get 1 MiB into registered memory"], middle)
+    yield beside_the_same(contests["get 1 MiB beside the same READs, summed up"])
     bare = contests["32 gets of bare verbs: single, batch"]
     yield batch(contests["32 gets of the store: single, batch"], bare)
+    yield beside_the_same(contests["32 gets at once"])
     clean = [line for line in posts if line.endswith("no allocation, no system call")]
     yield {
         "measure": "post path: calls without allocation and system call",
@@ -144,14 +152,29 @@ def beside_bare(contest: Row, prices: dict[str, Any], wanted: str, beside: str) 
     }
 
 
-def beside_bandwidth(contest: Row, rate: float) -> Row:
-    """A large value beside perftest, which keeps many READs under way."""
+def beside_the_same(contest: Row) -> Row:
+    """The store beside a program that does what cannot be left out, and nothing else."""
+    return {
+        "measure": contest["name"],
+        "store": f"{contest['store_us']:.0f} us",
+        "beside": f"bare verbs: {contest['bare_us']:.0f} us",
+        "ratio": contest["ratio"],
+    }
+
+
+def beside_bandwidth(contest: Row, rates: dict[tuple[int, int], float]) -> Row:
+    """A large value beside perftest: one at a time, as one call is, and with many under way."""
     own = LARGE_BYTES / contest["store_us"]
+    rate = rates[WAYS[0]]
+    others = ", ".join(
+        f"{depth} of {size >> 10} KiB under way: {rates[size, depth]:.1f}"
+        for size, depth in WAYS[1:]
+    )
     return {
         "measure": contest["name"],
         "store": f"{own:.1f} MB/s",
         "beside": f"one bare READ: {LARGE_BYTES / contest['bare_us']:.1f} MB/s",
-        "reference": f"ib_read_bw 1 MiB: {rate:.1f} MB/s",
+        "reference": f"ib_read_bw 1 MiB, 128 under way: {rate:.1f} MB/s; {others}",
         "ratio": own / rate,
         "target": "at least 0.9x ib_read_bw",
         "met": own >= 0.9 * rate,
@@ -179,9 +202,10 @@ def latency_us(run: Shell, device: str) -> float:
     return float(table[4])
 
 
-def megabytes_per_s(run: Shell, device: str) -> float:
+def megabytes_per_s(run: Shell, device: str, size: int, depth: int) -> float:
     """The average of `ib_read_bw`, in 10^6 bytes; it prints MiB."""
-    table = both_ends(run, f"ib_read_bw -d {device} -F -s {LARGE_BYTES} -n 20")
+    count = 20 * LARGE_BYTES // size
+    table = both_ends(run, f"ib_read_bw -d {device} -F -s {size} -n {count} -t {depth}")
     # bytes, iterations, peak, average, message rate
     return float(table[3]) * (1 << 20) / 1e6
 

@@ -274,7 +274,7 @@ class ControlServer:
         token: str | None,
         certificate: tuple[bytes, bytes] | None,
         advertise: str,
-        grace_s: float = 0.0,
+        grace_s: float,
         tier: SsdTier | None = None,
         local_address: str = "",
     ) -> None:

@@ -7,7 +7,8 @@
 
 #include <cerrno>
 
-extern "C" int ibv_get_async_event(ibv_context* context, ibv_async_event* event) {
+extern "C" __attribute__((visibility("default"))) int ibv_get_async_event(ibv_context* context,
+                                                                          ibv_async_event* event) {
   using Function = int (*)(ibv_context*, ibv_async_event*);
   void* const library = dlopen("libibverbs.so.1", RTLD_NOW | RTLD_NOLOAD);
   Function real = nullptr;

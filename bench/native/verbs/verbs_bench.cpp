@@ -32,6 +32,7 @@ constexpr size_t kChainMax = 2 * kBatch;
 constexpr uint32_t kKeys = 64;
 constexpr size_t kSmallBytes = 64;
 constexpr size_t kLargeBytes = 1 << 20;
+constexpr uint32_t kPieceBytes = 128 << 10;  // of a large READ, as the fabric cuts it
 constexpr uint64_t kRegionBytes = 64 << 20;
 // What a get of a small value reads: its slot, two combined buckets, its object.
 constexpr uint32_t kSlotBytes = 8;
@@ -63,15 +64,18 @@ class BareReader {
     key_ = grant.remote_key;
   }
 
+  const uint8_t* local() const { return local_.data(); }
+
   // Reads pieces of these lengths, so many times over, in one chain and waits for the last.
   void read(std::initializer_list<uint32_t> lengths, size_t times = 1) {
     ibv_send_wr requests[kChainMax];
     ibv_sge pieces[kChainMax];
-    size_t count = 0;
+    size_t count = 0, at = 0;
     KV_ASSERT(lengths.size() * times <= kChainMax);
     for (size_t i = 0; i < lengths.size() * times; ++i) {
       const uint32_t length = lengths.begin()[i % lengths.size()];
-      pieces[count] = {reinterpret_cast<uint64_t>(local_.data()), length, memory_->lkey};
+      pieces[count] = {reinterpret_cast<uint64_t>(local_.data()) + at, length, memory_->lkey};
+      at = (at + length) % kLargeBytes;
       ibv_send_wr& request = requests[count] = ibv_send_wr{};
       request.sg_list = &pieces[count];
       request.num_sge = 1;
@@ -320,6 +324,16 @@ int main(int argc, char** argv) {
       {"get 1 MiB into registered memory", kLargeCalls,
        [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
        [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
+      // What a large get must do: the READs that the fabric makes of it, and their checksum.
+      {"get 1 MiB beside the same READs, summed up", kLargeCalls,
+       [&](uint32_t) {
+         bare.read({kPieceBytes}, kLargeBytes / kPieceBytes);
+         sum = crc32c(sum, bare.local(), kLargeBytes);
+       },
+       [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
+      {"1 MiB of bare verbs: one READ, 8 READs", kLargeCalls,
+       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+       [&](uint32_t) { bare.read({kPieceBytes}, kLargeBytes / kPieceBytes); }},
       {"1 MiB: bare READ, checksum alone", kLargeCalls,
        [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
        [&](uint32_t) { sum = crc32c(sum, summed.data(), summed.size()); }},
@@ -336,6 +350,9 @@ int main(int argc, char** argv) {
          for (uint32_t n = 0; n < kBatch; ++n) address_known(i);
        },
        [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); }},
+      {"32 gets at once", kSmallCalls / kBatch,
+       [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); },
+       [&](uint32_t) { warm.get_batch(); }},
   });
   const std::vector<Price> prices = {price_of("get 64 B, address remembered", warm),
                                      price_of("get 64 B, cold", cold)};
