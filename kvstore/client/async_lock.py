@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -50,6 +51,20 @@ class AsyncLock:
         """The token of this possession: larger than those of all earlier writers."""
         return self._held().token
 
+    def __repr__(self) -> str:
+        mode = "shared" if self._shared else "exclusive"
+        return f"<AsyncLock {self._name!r}, {mode}, {'held' if self.held else 'not held'}>"
+
+    @property
+    def name(self) -> Key:
+        """The name of the lock."""
+        return self._name
+
+    @property
+    def shared(self) -> bool:
+        """Whether other readers may hold it too."""
+        return self._shared
+
     @property
     def held(self) -> bool:
         """Whether it is held through this object."""
@@ -66,6 +81,13 @@ class AsyncLock:
         If the task is cancelled meanwhile, the wish ends with its time-out; a lock that is granted
         before that is let go at once.
         """
+        await self._take(_acquire)
+
+    async def try_acquire(self) -> bool:
+        """Acquire the lock if it is free; return whether."""
+        return await self._take(_try_acquire)
+
+    async def _take(self, take: Callable[[Lock], bool]) -> bool:
         lock = self._store.lock(
             self._name,
             shared=self._shared,
@@ -73,8 +95,10 @@ class AsyncLock:
             lease_s=self._lease_s,
             owner=_owner(),
         )
-        await _in_thread(lock)
+        if not await _in_thread(lock, take):
+            return False
         self._lock = lock
+        return True
 
     async def release(self) -> None:
         """Release the lock; LockLost if it had been lost before."""
@@ -109,41 +133,51 @@ def _owner() -> int:
     return _owners[task]
 
 
-async def _in_thread(lock: Lock) -> None:
-    """Acquire on a thread of its own."""
+def _acquire(lock: Lock) -> bool:
+    lock.acquire()
+    return True
+
+
+def _try_acquire(lock: Lock) -> bool:
+    return lock.try_acquire()
+
+
+async def _in_thread(lock: Lock, take: Callable[[Lock], bool]) -> bool:
+    """Acquire on a thread of its own; return what `take` does."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+    done: asyncio.Future[bool] = loop.create_future()
     # Which of the two lets a lock go that came too late.
     agreement = threading.Lock()
     given_up = False
     delivered = False
 
-    def settle(error: BaseException | None) -> None:
+    def settle(taken: bool, error: BaseException | None) -> None:
         if done.done():
             return
         if error is None:
-            done.set_result(None)
+            done.set_result(taken)
         else:
             done.set_exception(error)
 
     def acquire() -> None:
         nonlocal delivered
         failure: BaseException | None = None
+        taken = False
         try:
-            lock.acquire()
+            taken = take(lock)
         except BaseException as error:
             failure = error
         with agreement:
             if not given_up:
                 delivered = True
-                loop.call_soon_threadsafe(settle, failure)
+                loop.call_soon_threadsafe(settle, taken, failure)
                 return
-        if failure is None:
+        if taken:
             lock.release()
 
     threading.Thread(target=acquire, name="kvstore-lock", daemon=True).start()
     try:
-        await done
+        return await done
     except asyncio.CancelledError:
         with agreement:
             given_up = True

@@ -17,7 +17,7 @@ using Place = LocalLock::Place;
 namespace {
 
 constexpr uint64_t kLookNsMax = 100 * kMillisecond;
-constexpr uint64_t kRoomLookNs = 200'000;
+constexpr uint64_t kRoomLookNs = LocalLock::kRoomLookNs;
 constexpr uint64_t kRoomLookNsMax = 5 * kMillisecond;
 constexpr uint64_t kBarLookNs = kMillisecond;
 constexpr uint64_t kBarLookNsMax = 20 * kMillisecond;

@@ -333,7 +333,7 @@ void LocalLock::queued(bool exclusive, LockHeader before, bool entry_written) {
   if (own.early_grant == own.index) {
     hold_locked(own, own.index);
   } else {
-    attendant_.attend(*this, UINT64_MAX);
+    attendant_.attend(*this, entry_written ? UINT64_MAX : monotonic_ns() + kRoomLookNs);
   }
   answer_locked();
 }

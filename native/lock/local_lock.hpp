@@ -123,6 +123,9 @@ class LocalLock {
   // for twice the clients but one.
   static constexpr uint64_t kSecondPlaceMax = layout::LockHeader::kCountMax / 4;
 
+  // Nobody can tell a waiter that has found no room for its entry: it looks itself, soon.
+  static constexpr uint64_t kRoomLookNs = 200'000;
+
   LocalLock(LockAttendant& attendant, uint32_t number) : attendant_(attendant), number_(number) {}
   LocalLock(const LocalLock&) = delete;
   LocalLock& operator=(const LocalLock&) = delete;

@@ -182,6 +182,13 @@ PyObject* shared(PyObject* self, void*) {
   return PyBool_FromLong((lock_of(self)->flags & KV_LOCK_SHARED) != 0 ? 1 : 0);
 }
 
+PyObject* represent(PyObject* self) {
+  const Lock* lock = lock_of(self);
+  const char* mode = (lock->flags & KV_LOCK_SHARED) != 0 ? "shared" : "exclusive";
+  return PyUnicode_FromFormat("<Lock %R, %s, %s>", lock->name, mode,
+                              lock->held ? "held" : "not held");
+}
+
 // A lock that nobody can release any more is released.
 void deallocate(PyObject* self) {
   Lock* lock = lock_of(self);
@@ -261,6 +268,7 @@ PyMethodDef lock_makers[] = {
 PyObject* make_lock_type() {
   static PyType_Slot slots[] = {
       {Py_tp_doc, const_cast<char*>("A lock of a store. Made by `Store.lock`.")},
+      {Py_tp_repr, reinterpret_cast<void*>(represent)},
       {Py_tp_dealloc, reinterpret_cast<void*>(deallocate)},
       {Py_tp_methods, lock_methods},
       {Py_tp_getset, lock_attributes},

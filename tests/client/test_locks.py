@@ -105,6 +105,14 @@ def test_a_lock_object_can_be_used_again(store: kvstore.Store) -> None:
     lock.release()
 
 
+def test_a_lock_says_what_it_is(store: kvstore.Store) -> None:
+    lock = store.lock("order/17", shared=True)
+    assert repr(lock) == "<Lock 'order/17', shared, not held>"
+    with lock:
+        assert repr(lock) == "<Lock 'order/17', shared, held>"
+    assert repr(store.lock(b"a")) == "<Lock b'a', exclusive, not held>"
+
+
 def test_names_are_those_of_keys(store: kvstore.Store) -> None:
     with store.lock("name"), pytest.raises(kvstore.WouldDeadlock), store.lock(b"name"):
         pass
@@ -177,6 +185,28 @@ def test_tasks_exclude_each_other() -> None:
         return counter
 
     assert asyncio.run(main()) == 80
+
+
+def test_a_task_takes_a_lock_only_if_it_is_free() -> None:
+    async def main() -> None:
+        async with await kvstore.aio.connect() as store:
+            lock = store.lock("a", shared=True)
+            assert repr(lock) == "<AsyncLock 'a', shared, not held>"
+            assert (lock.name, lock.shared) == ("a", True)
+            assert await lock.try_acquire()
+            assert repr(lock) == "<AsyncLock 'a', shared, held>"
+
+            async def other() -> bool:
+                writer = store.lock("a")
+                taken = await writer.try_acquire()
+                assert taken == writer.held
+                return taken
+
+            assert not await asyncio.create_task(other())
+            await lock.release()
+            assert await asyncio.create_task(other())
+
+    asyncio.run(main())
 
 
 def test_a_cancelled_task_lets_its_lock_go() -> None:

@@ -43,6 +43,21 @@ def test_clients_take_turns(node: NodeProcess, store: kvstore.Store, prefix: byt
     assert store.get(key) == b"%d" % (2 * ROUNDS)
 
 
+def test_a_free_pair_costs_two_verbs(store: kvstore.Store, prefix: bytes) -> None:
+    lock = store.lock(prefix + b"free", timeout_s=TIMEOUT_S)
+    with lock:
+        pass  # the table of locks is there
+    before = store.stats()
+    for _ in range(ROUNDS):
+        with lock:
+            pass
+    after = store.stats()
+    assert after.faa - before.faa == 2 * ROUNDS
+    # Of others a pair has none; the client itself may have a few, for its upkeep.
+    others = [stats.reads + stats.writes + stats.cas for stats in (before, after)]
+    assert others[1] - others[0] < ROUNDS / 2
+
+
 def test_a_killed_holder_is_followed() -> None:
     with (
         start_verbs_node("16MiB", LEASE) as node,
