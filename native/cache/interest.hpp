@@ -5,7 +5,7 @@
 // takes is measured: over shared memory a get costs less than a hundredth of such a write, over a
 // network about as much.
 //
-// Of each key a mean of its reads between changes is kept, over about eight changes. It needs no
+// Of each key a mean of its reads between changes is kept, over some sixteen changes. It needs no
 // copies: a read from the node that finds what was seen before would have been served by one. A key
 // is copied while its mean pays, and in any case once it was read four times as often as would pay
 // since it changed, for what was written much may have come to rest. A key of which no change is
@@ -106,8 +106,8 @@ class Interest {
   static constexpr uint32_t kWaitBits = 12;
   static_assert(kTagBits + kMeanBits + kRunBits + kWaitBits == 64);
   static constexpr uint32_t kRunMax = (1u << kRunBits) - 1;
-  // Means count in eighths, and a change weighs an eighth.
-  static constexpr uint32_t kWeight = 8;
+  // Means count in sixteenths, and a change weighs a sixteenth.
+  static constexpr uint32_t kWeight = 16;
   static constexpr uint32_t kUnknown = (1u << kMeanBits) - 1;
   static constexpr uint32_t kMeanMax = kUnknown - 1;
   // Of a key's first mean so many parts are what would just pay, to one that was seen.

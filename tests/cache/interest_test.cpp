@@ -19,7 +19,7 @@ uint32_t read_until_copied(Interest& interest, uint64_t key, uint32_t reads_max)
   return reads_max;
 }
 
-// Eight changes and more, each after so many reads.
+// Many changes, each after so many reads.
 void live(Interest& interest, uint64_t key, uint32_t reads) {
   for (int change = 0; change < 40; ++change) interest.taken(key, reads, kPays);
 }
