@@ -80,6 +80,7 @@ uint32_t Registry::admit(const std::string& peer, uint32_t fabric, Token& token)
     line.state = ClientState::kLive;
     line.heard_ns = boottime_ns();
     ++admitted_;
+    ++live_;
     // The client has not begun: until its first heartbeat it counts as of now.
     layout::ClientLine& client = client_line(registration);
     client = layout::ClientLine{};
@@ -193,6 +194,7 @@ bool Registry::mark_fenced(uint32_t registration, bool left) {
   if (line == nullptr || line->state != ClientState::kLive) return false;
   count_copies_locked(*line, client_line(registration));
   line->state = ClientState::kFenced;
+  --live_;
   line->connected = false;
   fenced_ += left ? 0 : 1;
   layout::RegistryLine& granted = registry_line(registration);
@@ -232,12 +234,17 @@ uint32_t Registry::list(kv_client_record* records, uint32_t capacity, uint32_t h
   return count;
 }
 
+uint32_t Registry::clients_live() {
+  const std::lock_guard lock(mutex_);
+  return live_;
+}
+
 void Registry::read_stats(kv_node_stats& stats) {
   const std::lock_guard lock(mutex_);
   for (const Registered& line : lines_) {
-    stats.clients_live += line.state == ClientState::kLive;
     stats.clients_stalled += line.state == ClientState::kLive && line.stalled;
   }
+  stats.clients_live = live_;
   stats.clients_total = admitted_;
   stats.clients_fenced = fenced_;
   stats.cache_hits = cache_hits_;

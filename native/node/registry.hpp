@@ -74,6 +74,7 @@ class Registry {
   // Without `hidden`, the node's own client.
   uint32_t list(kv_client_record* records, uint32_t capacity, uint32_t hidden);
   void read_stats(kv_node_stats& stats);
+  uint32_t clients_live();
 
  private:
   layout::NodeLine& node_line() const;
@@ -90,6 +91,7 @@ class Registry {
   uint32_t next_ = 1;
   std::vector<Registered> lines_;
   uint64_t admitted_ = 0;
+  uint32_t live_ = 0;  // lines of that state
   uint64_t fenced_ = 0;
   uint64_t cache_hits_ = 0;
   uint64_t cache_invalidated_ = 0;

@@ -89,10 +89,7 @@ class DrivenClient::Attacher final : public Driver {
   uint32_t registration() const { return grant_.registration; }
   uint64_t attached_ns() const { return attached_ns_; }
   SimNode* fabric() const { return grant_.fabric; }
-  bool is_up() const {
-    const std::shared_ptr<Attachment> current = host_.client_->attachment(member_);
-    return current && current->state.load() == Attachment::State::kUp;
-  }
+  bool is_up() const { return given_ != nullptr && given_->state.load() == Attachment::State::kUp; }
 
   // Once the client has crashed.
   void abandon() {
@@ -167,6 +164,7 @@ class DrivenClient::Attacher final : public Driver {
     asked_ = {};
     attached_ns_ = schedule_.now_ns();
     ++host_.attachments_;
+    given_ = attachment.get();
     host_.client_->attach(member_, std::move(attachment));
     host_.service_driver_->poke();
     for (Driver* listener : *host_.listeners_) {
@@ -203,6 +201,8 @@ class DrivenClient::Attacher final : public Driver {
   kv_connection* connection_ = nullptr;
   Task<Status> task_;
   std::shared_ptr<Attachment> attachment_;
+  // The client's, which nobody else replaces; asked after every step.
+  const Attachment* given_ = nullptr;
   std::string error_;
 };
 

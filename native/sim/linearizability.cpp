@@ -3,40 +3,16 @@
 #include <algorithm>
 #include <map>
 #include <tuple>
-#include <unordered_set>
+#include <utility>
 
 #include "base/assert.hpp"
+#include "fabric/sim/schedule.hpp"
 #include "sim/register_model.hpp"
 
 namespace kvstore::sim {
 namespace {
 
 constexpr size_t kNone = SIZE_MAX;
-
-// A set of operations, numbered in the order of their calls. At any moment of a search nearly all
-// numbers below some point are in it and none far above, so a copy of what is between identifies
-// it.
-class PlacedSet {
- public:
-  explicit PlacedSet(size_t count) : words_(count / 64 + 1, 0) {}
-
-  void flip(size_t number) {
-    const size_t word = number / 64;
-    words_[word] ^= uint64_t{1} << number % 64;
-    first_ = std::min(first_, word);
-    end_ = std::max(end_, word + 1);
-    while (first_ < end_ && words_[first_] == UINT64_MAX) ++first_;
-    while (end_ > first_ && words_[end_ - 1] == 0) --end_;
-  }
-  size_t first() const { return first_; }
-  std::span<const uint64_t> window() const { return {&words_[first_], end_ - first_}; }
-  std::span<const uint64_t> all() const { return words_; }
-
- private:
-  std::vector<uint64_t> words_;
-  size_t first_ = 0;
-  size_t end_ = 0;
-};
 
 // A call or a return, in a list in the order of time from which placed operations are taken out.
 struct Entry {
@@ -47,24 +23,65 @@ struct Entry {
   size_t after;
 };
 
-// Which operations have been placed, and what they left.
-struct Configuration {
-  size_t first = 0;              // all words of the returned operations before it are full
-  std::vector<uint64_t> placed;  // from there on; then the words of those without an outcome
-  RegisterState state;
-  bool operator==(const Configuration&) const = default;
+// Which operations have been placed and what they left, in 128 bits: the exclusive or of a random
+// word for each (Zobrist, "A New Hashing Method with Application for Game Playing", 1970). Two
+// configurations of the millions of a search are taken for one with a probability below 2^-80.
+struct Fingerprint {
+  uint64_t low = 0;
+  uint64_t high = 0;
+  bool operator==(const Fingerprint&) const = default;
+  void flip(const Fingerprint& other) {
+    low ^= other.low;
+    high ^= other.high;
+  }
 };
 
-struct ConfigurationHash {
-  size_t operator()(const Configuration& configuration) const {
-    uint64_t hash = configuration.state.value * 0x9e3779b97f4a7c15ull + configuration.state.version;
-    hash += configuration.first << 32;
-    for (const uint64_t word : configuration.placed) {
-      hash = (hash ^ word) * 0xff51afd7ed558ccdull;
-      hash ^= hash >> 32;
-    }
-    return size_t(hash);
+Fingerprint fingerprint_of(const RegisterState& state) {
+  Fingerprint mixed{1, 2};
+  for (const uint64_t word : {state.value, state.version, uint64_t(state.mortal), state.fence}) {
+    mixed = {Random(mixed.low ^ word).next(), Random(mixed.high + word).next()};
   }
+  return mixed;
+}
+
+// A set that only grows, in one piece of memory: searches of many configurations wait for memory
+// more than for anything else.
+class FingerprintSet {
+ public:
+  size_t size() const { return size_; }
+
+  // False if it is there already.
+  bool insert(Fingerprint fingerprint) {
+    if (fingerprint == kFree) fingerprint.low = 1;
+    if (2 * size_ >= places_.size()) grow();
+    Fingerprint& place = find(fingerprint);
+    if (place == fingerprint) return false;
+    place = fingerprint;
+    ++size_;
+    return true;
+  }
+
+ private:
+  static constexpr Fingerprint kFree{};
+  static constexpr size_t kPlacesMin = 64;
+
+  // Where it is, or the free place where it belongs. At least half of the places are free.
+  Fingerprint& find(const Fingerprint& fingerprint) {
+    size_t at = fingerprint.low & (places_.size() - 1);
+    while (places_[at] != kFree && places_[at] != fingerprint) at = (at + 1) & (places_.size() - 1);
+    return places_[at];
+  }
+
+  void grow() {
+    const size_t count = std::max(kPlacesMin, 2 * places_.size());
+    const std::vector<Fingerprint> before = std::exchange(places_, std::vector<Fingerprint>(count));
+    for (const Fingerprint& fingerprint : before) {
+      if (fingerprint != kFree) find(fingerprint) = fingerprint;
+    }
+  }
+
+  std::vector<Fingerprint> places_;  // their number is a power of two
+  size_t size_ = 0;
 };
 
 bool constrains(const Operation& operation) {
@@ -77,12 +94,9 @@ bool constrains(const Operation& operation) {
 class Search {
  public:
   Search(std::span<const Operation> history, const LinearizabilityOptions& options)
-      : history_(history),
-        options_(options),
-        model_(options.may_vanish),
-        numbers_(history.size(), 0),
-        returned_(history.size()),
-        unknown_(history.size()) {
+      : history_(history), options_(options), model_(options.may_vanish) {
+    Random random(0);
+    for (size_t i = 0; i < history.size(); ++i) words_.push_back({random.next(), random.next()});
     link();
   }
 
@@ -137,7 +151,6 @@ class Search {
     entries_.push_back({kNone, kNone, false, kNone, kEnd});
     entries_.push_back({kNone, kNone, false, kHead, kNone});
     std::vector<size_t> calls(history_.size(), kNone);
-    size_t returned_count = 0;
     for (const Event& event : events) {
       const size_t at = entries_.size();
       entries_.push_back({event.operation, kNone, !event.is_return, kNone, kNone});
@@ -146,8 +159,6 @@ class Search {
         entries_[calls[event.operation]].match = at;
       } else {
         calls[event.operation] = at;
-        const bool unknown = history_[event.operation].outcome == OperationOutcome::kUnknown;
-        numbers_[event.operation] = unknown ? unknown_count_++ : returned_count++;
       }
     }
   }
@@ -166,20 +177,11 @@ class Search {
     entries_[entries_[at].after].before = at;
   }
 
-  void flip(size_t operation) {
-    const bool unknown = history_[operation].outcome == OperationOutcome::kUnknown;
-    (unknown ? unknown_ : returned_).flip(numbers_[operation]);
-  }
-
   // False if the search has been here before.
   bool is_new() {
-    Configuration here;
-    here.first = returned_.first();
-    here.state = state_;
-    here.placed.assign(returned_.window().begin(), returned_.window().end());
-    const std::span<const uint64_t> unknown = unknown_.all().first(unknown_count_ / 64 + 1);
-    here.placed.insert(here.placed.end(), unknown.begin(), unknown.end());
-    return tried_.insert(std::move(here)).second;
+    Fingerprint here = placed_;
+    here.flip(fingerprint_of(state_));
+    return tried_.insert(here);
   }
 
   bool try_to_place(size_t call) {
@@ -189,9 +191,9 @@ class Search {
       state_ = before;
       return false;
     }
-    flip(entry.operation);
+    placed_.flip(words_[entry.operation]);
     if (!is_new()) {
-      flip(entry.operation);
+      placed_.flip(words_[entry.operation]);
       state_ = before;
       return false;
     }
@@ -221,7 +223,7 @@ class Search {
       ++open_;
     }
     relink(step.call);
-    flip(entry.operation);
+    placed_.flip(words_[entry.operation]);
     state_ = step.before;
     at = entries_[step.call].after;
     return true;
@@ -257,14 +259,12 @@ class Search {
   const LinearizabilityOptions options_;
   const RegisterModel model_;
   std::vector<Entry> entries_;
-  size_t open_ = 0;              // operations that have returned and are not placed
-  std::vector<size_t> numbers_;  // of each operation in its set
-  PlacedSet returned_;
-  PlacedSet unknown_;
-  size_t unknown_count_ = 0;
+  size_t open_ = 0;                 // operations that have returned and are not placed
+  std::vector<Fingerprint> words_;  // of each operation
+  Fingerprint placed_;
   RegisterState state_;
   std::vector<Step> steps_;
-  std::unordered_set<Configuration, ConfigurationHash> tried_;
+  FingerprintSet tried_;
   size_t deepest_ = 0;
   size_t stuck_ = 0;
   RegisterState stuck_state_;

@@ -1,6 +1,8 @@
 #include "sim/memory_node.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 namespace kvstore::sim {
 namespace {
@@ -14,30 +16,43 @@ void occupy(uint8_t* region, const layout::Geometry& geometry, uint64_t left) {
   }
 }
 
+// Of the heap, which hands the memory of one world on to the next (sim/heap.hpp).
+struct Freed {
+  void operator()(uint8_t* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<uint8_t, Freed>;
+
+// `bytes` are whole pages.
+Memory zeroed(uint64_t bytes) {
+  Memory memory(static_cast<uint8_t*>(std::aligned_alloc(layout::kPageBytes, bytes)));
+  KV_ASSERT(memory != nullptr);
+  std::memset(memory.get(), 0, bytes);
+  return memory;
+}
+
 }  // namespace
 
 class MemoryNode::Life {
  public:
   Life(Schedule& schedule, MemoryNode& node)
       : clock_(schedule, node.drift_per_million_, schedule.random().below(3600 * kSecond)) {
-    std::string error;
-    region_ = Region::create(node.options_.region_bytes, false, error);
-    KV_ASSERT(region_ != nullptr);
+    const uint64_t bytes = layout::round_up(node.options_.region_bytes, layout::kPageBytes);
+    KV_ASSERT(bytes >= layout::kRegionBytesMin);
+    region_ = zeroed(bytes);
     const OnHost scope(clock_);
     const uint64_t incarnation = schedule.random().next() | 1;
     const uint32_t lease_ms = uint32_t(node.options_.lease_ns / kMillisecond);
-    geometry_ = format_region(region_->data(), region_->bytes(),
+    geometry_ = format_region(region_.get(), bytes,
                               {node.index_ + 1u, incarnation, node.options_.eviction, 0, lease_ms});
-    occupy(region_->data(), geometry_, node.options_.segments_max);
-    fabric_ = std::make_unique<SimNode>(schedule, region_->data(), region_->bytes(),
-                                        node.options_.timing);
+    occupy(region_.get(), geometry_, node.options_.segments_max);
+    fabric_ = std::make_unique<SimNode>(schedule, region_.get(), bytes, node.options_.timing);
     fabric_->set_name(node.name_);
     if (node.watched_ != nullptr) {
-      watch_ = std::make_unique<BlockWatch>(schedule, region_->data(), geometry_, node.index_,
+      watch_ = std::make_unique<BlockWatch>(schedule, region_.get(), geometry_, node.index_,
                                             *node.watched_);
       fabric_->set_watch(watch_.get());
     }
-    registry_ = std::make_unique<Registry>(region_->data(), geometry_);
+    registry_ = std::make_unique<Registry>(region_.get(), geometry_);
     start_upkeep(schedule, node);
   }
 
@@ -76,17 +91,12 @@ class MemoryNode::Life {
     upkeep_->dismiss(registration);
   }
 
-  bool deserted() {
-    const OnHost scope(clock_);
-    kv_node_stats stats{};
-    registry_->read_stats(stats);
-    return stats.clients_live <= 1 && sweeper_->idle();
-  }
+  bool deserted() { return registry_->clients_live() <= 1 && sweeper_->idle(); }
 
   SimNode& fabric() { return *fabric_; }
   const SimCounts& fabric_counts() const { return fabric_->counts(); }
   Registry& registry() { return *registry_; }
-  uint8_t* region() const { return region_->data(); }
+  uint8_t* region() const { return region_.get(); }
   const layout::Geometry& geometry() const { return geometry_; }
   uint64_t fenced() const { return fenced_; }
   const Sweeper& sweeper() const { return *sweeper_; }
@@ -126,7 +136,7 @@ class MemoryNode::Life {
     Status status = Status::kOk;
     Lane* lane = janitor_->client().acquire_lane(0, status);
     KV_ASSERT(lane != nullptr);
-    sweeper_ = std::make_unique<Sweeper>(*registry_, region_->data(), *lane);
+    sweeper_ = std::make_unique<Sweeper>(*registry_, region_.get(), *lane);
     const auto cut_off = [this](uint32_t registration) { fabric_->fence(registration); };
     const auto fenced = [this, &schedule, &node](uint32_t registration) {
       ++fenced_;
@@ -150,7 +160,7 @@ class MemoryNode::Life {
   }
 
   HostClock clock_;
-  std::unique_ptr<Region> region_;
+  Memory region_;
   layout::Geometry geometry_;
   std::unique_ptr<BlockWatch> watch_;
   std::unique_ptr<SimNode> fabric_;

@@ -240,22 +240,25 @@ class World final : private Clients, private BlockUsers {
 
   // ---- The end ----
 
-  bool all_back() {
-    bool back = true;
-    for (const auto& client : clients_) back &= !client->paused() && client->client().attached();
-    for (const auto& client : former_) back &= client->gone();
-    return back;
+  // Whether `holds` for each of `things`. Asked after every event, so it looks first at the one for
+  // which it did not hold the last time.
+  template <class Things, class Holds>
+  static auto for_all(const Things& things, Holds holds) {
+    return [&things, holds, last = size_t{0}]() mutable {
+      if (last < things.size() && !holds(*things[last])) return false;
+      for (last = 0; last < things.size(); ++last) {
+        if (!holds(*things[last])) return false;
+      }
+      return true;
+    };
   }
 
-  bool limbos_empty() {
-    uint64_t waiting = 0;
-    for (const auto& client : clients_) {
-      for (uint32_t member = 0; member < nodes_.size(); ++member) {
-        const auto attachment = client->client().client().attachment(member);
-        if (attachment) waiting += attachment->limbo.bytes();
-      }
+  bool has_limbo(ComputeNode& client) {
+    for (uint32_t member = 0; member < nodes_.size(); ++member) {
+      const auto attachment = client.client().client().attachment(member);
+      if (attachment && attachment->limbo.bytes() > 0) return true;
     }
-    return waiting == 0;
+    return false;
   }
 
   void check_alive() {
@@ -291,10 +294,7 @@ class World final : private Clients, private BlockUsers {
         client->crash();
       }
     }
-    const auto deserted = [this] {
-      return std::all_of(nodes_.begin(), nodes_.end(),
-                         [](const auto& node) { return node->deserted(); });
-    };
+    auto deserted = for_all(nodes_, [](MemoryNode& node) { return node.deserted(); });
     expect(run_until(deserted, kSweepsNs), "the sweep after the last client");
     if (!workload_.violation.empty()) return;
     for (const auto& node : nodes_) {
@@ -310,12 +310,14 @@ class World final : private Clients, private BlockUsers {
     workload_.resting = true;
     faults_.heal();
     mail_.heal();
-    expect(run_until([this] { return all_back(); }, kComeBackNs), "a client did not come back");
-    expect(run_until([this] { return limbos_empty(); }, kComeBackNs), "blocks stay in limbo");
-    const auto swept = [this] {
-      return std::all_of(nodes_.begin(), nodes_.end(),
-                         [](const auto& node) { return node->is_swept(); });
-    };
+    auto back = for_all(clients_, [](ComputeNode& client) {
+      return !client.paused() && client.client().attached();
+    });
+    auto gone = for_all(former_, [](const ComputeNode& client) { return client.gone(); });
+    expect(run_until([&] { return back() && gone(); }, kComeBackNs), "a client did not come back");
+    auto empty = for_all(clients_, [this](ComputeNode& client) { return !has_limbo(client); });
+    expect(run_until(empty, kComeBackNs), "blocks stay in limbo");
+    auto swept = for_all(nodes_, [](const MemoryNode& node) { return node.is_swept(); });
     expect(run_until(swept, kSweepsNs), "a sweep");
     const uint64_t settled_ns = schedule_.now_ns() + kSettleNs;
     run_until([&] { return schedule_.now_ns() >= settled_ns; }, kSettleNs);

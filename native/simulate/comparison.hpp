@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "sim/heap.hpp"
 #include "sim/parameters.hpp"
 #include "simulate/job.hpp"
 
@@ -112,6 +113,7 @@ void print_help(const Comparison<Options>& comparison) {
 
 template <typename Options>
 int compare(const Comparison<Options>& comparison, int count, char** arguments) {
+  keep_memory();
   const std::string flag = count == 2 ? arguments[1] : "";
   if (flag == comparison.list_flag) {
     comparison.print_list();

@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "sim/heap.hpp"
 #include "sim/parameters.hpp"
 #include "sim/switch_names.hpp"
 #include "simulate/job.hpp"
@@ -200,6 +201,7 @@ void print_switches() {
 
 int main(int count, char** arguments) {
   using namespace kvstore::sim;
+  keep_memory();
   if (count == 2 && std::strcmp(arguments[1], "--parameters") == 0) {
     print_parameters();
     return 0;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tomllib
@@ -19,6 +18,8 @@ from kvstore.bench.sim.errors import SimulationError
 from kvstore.bench.sim.runner import Runner, find_simulator, read_parameters
 from kvstore.bench.sim.scenario import Catalogue
 from kvstore.bench.sim.shrink import Failure, Shrinker
+from tests.support.clients import start_command
+from tests.support.processes import is_running
 
 COMMAND = [sys.executable, "-m", "kvstore.bench.main", "sim"]
 COLUMNS = {
@@ -262,22 +263,15 @@ def test_a_failing_world_is_made_as_small_as_it_can_be() -> None:
 
 def test_control_c_ends_every_process() -> None:
     words = ["steady", "--set", "operations=1000000000", "--jobs", "2", "--seeds", "1-4"]
-    process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True)
-    children: list[int] = []
-    try:
+    with start_command([*COMMAND, *words]) as command:
+        children: list[int] = []
         while len(children) < 2:
-            assert process.poll() is None
-            listing = Path(f"/proc/{process.pid}/task").glob("*/children")
+            assert command.process.poll() is None
+            listing = Path(f"/proc/{command.pid}/task").glob("*/children")
             children = [int(word) for path in listing for word in path.read_text().split()]
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-    finally:
-        process.kill()
-        process.wait()
-    for child in children:
-        stat = Path(f"/proc/{child}/stat")
-        # Gone, or dead and waiting for its new parent.
-        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+        command.interrupt()
+        command.process.wait(60)
+        assert not any(is_running(child) for child in children)
 
 
 def test_verbs_are_those_of_the_real_fabrics() -> None:

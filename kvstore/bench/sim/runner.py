@@ -25,6 +25,7 @@ Row = dict[str, Any]
 
 _CHUNK_SEEDS_MAX: Final = 64
 _JOB_REFUSED: Final = 2
+_SIGNAL_S: Final = 0.5
 
 
 def find_simulator() -> Path:
@@ -168,7 +169,7 @@ class Runner:
             threading.Thread(target=work, daemon=True).start()
         try:
             for _ in seeds:
-                row = finished.get()
+                row = _next(finished)
                 if isinstance(row, BaseException):
                     raise row
                 yield row
@@ -219,6 +220,15 @@ class Runner:
                 finally:
                     with self._lock:
                         self._running.discard(process)
+
+
+def _next(finished: queue.SimpleQueue[Row | BaseException]) -> Row | BaseException:
+    """What ends next. A signal that comes just before a wait is heeded when the wait is over."""
+    while True:
+        try:
+            return finished.get(timeout=_SIGNAL_S)
+        except queue.Empty:
+            continue
 
 
 def _lost_row(scenario: str, seed: int, process: _Process) -> Row:
