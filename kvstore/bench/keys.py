@@ -34,13 +34,14 @@ def uniform_order(keys: int, length: int, seed: int = 1) -> list[int]:
 def zipf_order(keys: int, length: int, theta: float, seed: int = 1) -> list[int]:
     """`length` key numbers; the key of rank r has probability proportional to 1 / r ** theta.
 
-    Ranks are spread over the key numbers, so that hot keys are not neighbours.
+    Ranks are spread over the key numbers, so that hot keys are not neighbours: for every seed in
+    the same way, so that clients with different orders have the same hot keys, as in YCSB.
     """
     generator = random.Random(seed)
     cumulative = list(itertools.accumulate((rank + 1) ** -theta for rank in range(keys)))
     total = cumulative[-1]
     places = list(range(keys))
-    generator.shuffle(places)
+    random.Random(keys).shuffle(places)
     return [
         places[min(keys - 1, bisect.bisect_left(cumulative, generator.random() * total))]
         for _ in range(length)

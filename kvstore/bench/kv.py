@@ -33,7 +33,10 @@ _CAPACITY_BYTES_MIN: Final = 256 << 20
 
 @dataclass(frozen=True)
 class Setting:
-    """One measurement; what a worker process needs to know, and most of its row."""
+    """One measurement; what a worker process needs to know, and most of its row.
+
+    `warm_up` is a share of `seconds`, which goes before.
+    """
 
     target: str
     fabric: str
@@ -46,6 +49,7 @@ class Setting:
     read_ratio: float
     zipf_theta: float | None
     seconds: float
+    warm_up: float = 0.1
     busy_thread: bool = False
     native: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +57,7 @@ class Setting:
     def row(self) -> Row:
         """The row's first columns."""
         row = asdict(self)
-        for name in ("target", "options", "zipf_theta", "native", "seconds"):
+        for name in ("target", "options", "zipf_theta", "native", "seconds", "warm_up"):
             row.pop(name)
         theta = self.zipf_theta
         row["distribution"] = "uniform" if theta is None else f"zipf {theta:g}"

@@ -125,7 +125,7 @@ class Worker:
         batch = setting["batch"]
         calls = itertools.cycle(self._calls(number))
         clock = time.perf_counter_ns
-        warm_until = clock() + int(setting["seconds"] * 1e8)
+        warm_until = clock() + int(setting["seconds"] * setting["warm_up"] * 1e9)
         while clock() < warm_until:
             call, arguments = next(calls)
             call(*arguments)

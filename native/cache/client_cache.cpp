@@ -67,7 +67,7 @@ void ClientCache::read_state(const Key& key, kv_copy_state& state) const {
   CacheStorage::View view;
   const bool held = storage_.find(key, view);
   if (held) state.uses = CacheStorage::uses_of(view);
-  state.reads_to_wait = interest_.reads_to_wait(key.hash);
+  state.reads_to_wait = interest_.reads_to_wait(key.hash, state.uses_that_pay);
   const auto kind = [&] {
     if (!is_current()) return KV_COPY_NO_LEASE;
     if (held) return KV_COPY_HELD;
@@ -92,7 +92,7 @@ bool ClientCache::wants(const Key& key, uint64_t value_bytes) {
   const uint64_t now_ns = boottime_ns();
   if (now_ns >= lease_until_ns_.load(std::memory_order_acquire)) return false;
   if (now_ns < paused_until_ns_.load(std::memory_order_relaxed)) return false;
-  if (interest_.read(key.hash) || KV_BUGGIFY(cache_everything)) return true;
+  if (interest_.read(key.hash, uses_that_pay()) || KV_BUGGIFY(cache_everything)) return true;
   counts_.bypassed.fetch_add(1, std::memory_order_relaxed);
   figures_.note(key.hash, KeyFigures::kBypassed);
   return false;
@@ -113,11 +113,32 @@ bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill
   for (const Pending& one : pending_[shard]) {
     if (one.hash == hash) return false;
   }
+  add_pending_locked(shard, hash, record, fill);
+  return true;
+}
+
+bool ClientCache::begin_rewrite(uint64_t hash, uint32_t record, uint64_t term, Fill& fill) {
+  KV_ASSERT(!fill.begun());
+  const unsigned shard = storage_.shard_index(hash);
+  const std::lock_guard lock(storage_.mutex_of(shard));
+  if (!is_current() || term_.load(std::memory_order_relaxed) != term) return false;
+  uint32_t uses = 0;
+  if (!drop_copy_locked(hash, By::kOwnWrite, uses)) return false;
+  for (Pending& one : pending_[shard]) {
+    if (one.hash == hash) one.spoiled = true;
+  }
+  // What is written again and again without being read is left to be read first.
+  const bool worth = uses > 0 && interest_.pays(hash, uses_that_pay());
+  if (!worth && !KV_BUGGIFY(cache_everything)) return false;
+  add_pending_locked(shard, hash, record, fill);
+  return true;
+}
+
+void ClientCache::add_pending_locked(unsigned shard, uint64_t hash, uint32_t record, Fill& fill) {
   fill.cache_ = this;
   fill.shard_ = shard;
   fill.number_ = next_fill_.fetch_add(1, std::memory_order_relaxed);
   pending_[shard].push_back({fill.number_, hash, record, false});
-  return true;
 }
 
 void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const void* value) {
@@ -136,7 +157,7 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
   } else {
     cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kSpoiled);
-    cache_->interest_.taken(key.hash, false);
+    cache_->interest_.taken(key.hash, 0, cache_->uses_that_pay());
   }
   cache_->figures_.forget(key.hash, KeyFigures::Obstacle::kMortal);
   cache_ = nullptr;
@@ -156,20 +177,24 @@ void ClientCache::Fill::abandon() {
 
 // ---- coherence ------------------------------------------------------------------------------
 
-bool ClientCache::drop(uint64_t hash, uint32_t record, By by) {
+// Under the lock of the key's shard.
+bool ClientCache::drop_copy_locked(uint64_t hash, By by, uint32_t& uses) {
   // The next value may be short, or without an end.
   figures_.forget(hash, KeyFigures::Obstacle::kTooLarge);
   figures_.forget(hash, KeyFigures::Obstacle::kMortal);
+  if (!storage_.drop_locked(hash, uses)) return false;
+  const bool by_other = by == By::kOther;
+  (by_other ? counts_.invalidated : counts_.overwritten).fetch_add(1, std::memory_order_relaxed);
+  figures_.note(hash, by_other ? KeyFigures::kInvalidated : KeyFigures::kOverwritten);
+  interest_.taken(hash, uses, uses_that_pay());
+  return true;
+}
+
+bool ClientCache::drop(uint64_t hash, uint32_t record, By by) {
   const unsigned shard = storage_.shard_index(hash);
   const std::lock_guard lock(storage_.mutex_of(shard));
   uint32_t uses = 0;
-  const bool had = storage_.drop_locked(hash, uses);
-  if (had) {
-    (by == By::kOther ? counts_.invalidated : counts_.overwritten)
-        .fetch_add(1, std::memory_order_relaxed);
-    figures_.note(hash, by == By::kOther ? KeyFigures::kInvalidated : KeyFigures::kOverwritten);
-    interest_.taken(hash, uses >= uses_that_pay());
-  }
+  const bool had = drop_copy_locked(hash, by, uses);
   bool idle = !had && storage_.of_record_locked(hash, record) == 0;
   for (Pending& one : pending_[shard]) {
     if (one.record == record) idle = false;

@@ -94,6 +94,10 @@ class ClientCache {
 
   // Whether a value of this size should be copied now that it is read.
   bool wants(const Key& key, uint64_t value_bytes);
+  // A read from the node that has been asked about: the key was as seen before.
+  void unchanged(uint64_t hash) { interest_.unchanged(hash, uses_that_pay()); }
+  // The key was found without anything known of it.
+  void met(uint64_t hash) { interest_.met(hash); }
   // The key was found changed at the node, or this client has written it.
   void changed(uint64_t hash) { interest_.changed(hash, uses_that_pay()); }
   // What a get from the node took, and what a write took to end copies.
@@ -124,6 +128,10 @@ class ClientCache {
   };
   // False if it was bound anew, or somebody is at it already.
   bool begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill& fill);
+  // Before this client's own write of a key: takes the copy of the old value away, and if it was
+  // worth having begins one of the new value. False: nothing was begun.
+  bool begin_rewrite(uint64_t hash, uint32_t record, uint64_t term, Fill& fill);
+  bool takes(uint64_t value_bytes) const { return value_bytes <= storage_.value_bytes_max(); }
 
   // ---- coherence ----
 
@@ -167,6 +175,8 @@ class ClientCache {
   static constexpr uint64_t kLongestNs = kMillisecond;
 
   void note_hit(const Key& key, const CacheStorage::View& view);
+  void add_pending_locked(unsigned shard, uint64_t hash, uint32_t record, Fill& fill);
+  bool drop_copy_locked(uint64_t hash, By by, uint32_t& uses);
 
   CacheStorage storage_;
   Interest interest_;

@@ -136,6 +136,8 @@ Task<Status> Coherence::ask(Remote& remote, Postbox& postbox, const Copies& copi
   message.record = copies.record;
   message.hash = copies.hash;
   message.number = question.number;
+  message.slot = copies.successor.word;
+  message.value_bytes = copies.value_bytes;
   const uint64_t until_ns = monotonic_ns() + patient(kAskNs);
   uint64_t pause_ns = patient(kAskAgainNs);
   for (;;) {

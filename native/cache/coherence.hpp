@@ -61,6 +61,8 @@ class Coherence {
     layout::CoherenceRecord owners;  // read after the slot was frozen
     layout::NodeLine node;           // likewise
     bool mine_empty = true;          // this client itself has nothing under the record
+    layout::Slot successor;          // that the slot will hold; empty: none
+    uint64_t value_bytes = 0;        // of what it leads to
     // What came of it: groups whose bits may be cleared.
     uint64_t empty_groups = 0;
   };
@@ -80,6 +82,9 @@ class Coherence {
   ClientCache* cache() const { return cache_; }
   uint64_t term() const { return term_; }
   unsigned group() const { return layout::owner_group(registration_); }
+  bool is_owner(layout::CoherenceRecord record) const {
+    return (record.owners() >> group() & 1) != 0;
+  }
   uint64_t revoke_offset() const { return layout::revoke_offset(group()); }
   // Others must be able to reach this client before it makes copies.
   void set_reachable() { reachable_.store(true, std::memory_order_release); }

@@ -1,16 +1,17 @@
-// Which keys are worth a copy, judged by what earlier copies have brought.
+// Which keys are worth a copy, judged by how often they are read between two changes.
 //
 // A copy pays if it is read often enough before a write takes it away: what its reads save must
 // make up for the write, which waits for the answers of those who have copies. How many reads that
 // takes is measured: over shared memory a get costs less than a hundredth of such a write, over a
 // network about as much.
 //
-// A key is first copied when it is read for the second time. A copy that did not pay, or that a
-// write came before, makes its key wait for twice as many reads as before, up to a million; one
-// that did pay, half as many. Few reads from the node between two changes that they meet count as a
-// copy that did not pay, so what is written much is hardly ever tried. Where most do not pay, keys
-// of which nothing is known wait as well, up to 1,024 reads. All of it is this client's own
-// opinion: nobody else needs to know it, so it can change at any moment.
+// Of each key a mean of its reads between changes is kept, over some sixteen changes. It needs no
+// copies: a read from the node that finds what was seen before would have been served by one. A key
+// is copied while its mean pays, and in any case once it was read four times as often as would pay
+// since it changed, for what was written much may have come to rest. A key of which no change is
+// known is copied when it is read for the second time; where most such keys turn out not to pay,
+// later, after up to 1,024 reads. All of it is this client's own opinion: nobody else needs to know
+// it, so it can change at any moment.
 //
 // A table of words, one a key, in which newer keys displace older ones. Any thread; what threads
 // do to one word at once may be lost.
@@ -44,101 +45,137 @@ class Interest {
   Interest() : words_(std::make_unique<std::atomic<uint64_t>[]>(kWords)) {}
 
   // A read that missed: whether to make a copy now.
-  bool read(uint64_t hash) {
+  bool read(uint64_t hash, uint32_t uses_that_pay) {
     std::atomic<uint64_t>& word = word_of(hash);
     State seen(word.load(std::memory_order_relaxed));
     if (seen.tag != tag_of(hash)) {
-      const uint32_t level = doubt_.load(std::memory_order_relaxed) / kDoubtPerLevel;
-      word.store(State(tag_of(hash), level, 1u << level).word(), std::memory_order_relaxed);
+      word.store(fresh(hash).word(), std::memory_order_relaxed);
       return false;
     }
-    const bool now = seen.wait <= 1;
-    if (!now) --seen.wait;
-    if (seen.run < kRunMax) ++seen.run;
-    word.store(seen.word(), std::memory_order_relaxed);
-    return now;
-  }
-  // How many reads from the node pass before one makes a copy.
-  uint32_t reads_to_wait(uint64_t hash) const {
-    const State seen(words_[number_of(hash)].load(std::memory_order_relaxed));
-    if (seen.tag != tag_of(hash)) {
-      return 1u << doubt_.load(std::memory_order_relaxed) / kDoubtPerLevel;
+    if (reads_left(seen, uses_that_pay) == 0) return true;
+    if (seen.wait > 0) {
+      --seen.wait;
+      word.store(seen.word(), std::memory_order_relaxed);
     }
-    return std::max(seen.wait, 1u) - 1;
+    return false;
   }
-  // A write has taken the copy away, or came before it was there.
-  void taken(uint64_t hash, bool paid) {
+  // A read that told nothing of earlier ones: the next one is not the first.
+  void met(uint64_t hash) {
+    std::atomic<uint64_t>& word = word_of(hash);
+    if (State(word.load(std::memory_order_relaxed)).tag == tag_of(hash)) return;
+    word.store(fresh(hash).word(), std::memory_order_relaxed);
+  }
+  // A read from the node found what was seen before.
+  void unchanged(uint64_t hash, uint32_t uses_that_pay) {
     std::atomic<uint64_t>& word = word_of(hash);
     State seen(word.load(std::memory_order_relaxed));
-    if (seen.tag != tag_of(hash)) seen = State(tag_of(hash), 0, 1);
-    judge(word, seen, paid, kRunTold);
+    if (seen.tag != tag_of(hash) || seen.run == kRunMax) return;
+    ++seen.run;
+    word.store(seen.word(), std::memory_order_relaxed);
+    if (seen.mean == kUnknown && seen.run == uses_that_pay) relieve();
   }
-  // The key was found changed by the read that `read` was told of last, or has been written here.
-  // Reads that met no change would have been hits. That they were many is no proof: several writes
-  // may have come while they were under way.
+  // A read found the key changed, or it has been written here. Of what nobody has read in between
+  // this tells nothing.
   void changed(uint64_t hash, uint32_t uses_that_pay) {
     std::atomic<uint64_t>& word = word_of(hash);
-    State seen(word.load(std::memory_order_relaxed));
-    if (seen.tag != tag_of(hash)) return;
-    if (seen.run == 0) return;
-    if (seen.run != kRunTold && seen.run <= std::min(uses_that_pay, kRunMax - 1)) {
-      judge(word, seen, false, 0);
-      return;
-    }
-    seen.run = 0;
-    word.store(seen.word(), std::memory_order_relaxed);
+    const State seen(word.load(std::memory_order_relaxed));
+    if (seen.tag == tag_of(hash) && seen.run > 0) learn(word, seen, 0, uses_that_pay);
+  }
+  // A write has taken a copy away that was read so often, or came before it was there.
+  void taken(uint64_t hash, uint32_t uses, uint32_t uses_that_pay) {
+    std::atomic<uint64_t>& word = word_of(hash);
+    const State seen(word.load(std::memory_order_relaxed));
+    learn(word, seen.tag == tag_of(hash) ? seen : fresh(hash), uses, uses_that_pay);
+  }
+  // Whether its copies have paid lately.
+  bool pays(uint64_t hash, uint32_t uses_that_pay) const {
+    const State seen(words_[number_of(hash)].load(std::memory_order_relaxed));
+    return seen.tag == tag_of(hash) && pays(seen, uses_that_pay);
+  }
+  // How many reads from the node pass before one makes a copy.
+  uint32_t reads_to_wait(uint64_t hash, uint32_t uses_that_pay) const {
+    const State seen(words_[number_of(hash)].load(std::memory_order_relaxed));
+    return seen.tag == tag_of(hash) ? reads_left(seen, uses_that_pay) : 1 + wait_of_unknown();
   }
 
  private:
   static constexpr uint64_t kWords = 1 << 16;
-  static constexpr uint32_t kLevelMax = 20;
-  static constexpr uint32_t kWaitBits = 21;
-  static constexpr uint32_t kLevelBits = 5;
-  static constexpr uint32_t kRunBits = 8;
-  static constexpr uint32_t kRunTold = (1u << kRunBits) - 1;  // of its next change it is known
-  static constexpr uint32_t kRunMax = kRunTold - 1;
-  // Copies in a row that did not pay, for every key to wait twice as long; one that did counts for
-  // several.
+  static constexpr uint32_t kTagBits = 24;
+  static constexpr uint32_t kMeanBits = 14;
+  static constexpr uint32_t kRunBits = 14;
+  static constexpr uint32_t kWaitBits = 12;
+  static_assert(kTagBits + kMeanBits + kRunBits + kWaitBits == 64);
+  static constexpr uint32_t kRunMax = (1u << kRunBits) - 1;
+  // Means count in sixteenths, and a change weighs a sixteenth.
+  static constexpr uint32_t kWeight = 16;
+  static constexpr uint32_t kUnknown = (1u << kMeanBits) - 1;
+  static constexpr uint32_t kMeanMax = kUnknown - 1;
+  // Of a key's first mean so many parts are what would just pay, to one that was seen.
+  static constexpr uint32_t kPriorShare = 3;
+  // Reads in a row, in what would pay, after which a key is taken to have come to rest.
+  static constexpr uint32_t kRestingRuns = 4;
+  // Keys in a row that turned out not to pay, for unknown ones to wait twice as long; one that did
+  // counts for several.
   static constexpr uint32_t kDoubtPerLevel = 8;
   static constexpr uint32_t kReliefByOne = 4;
   static constexpr uint32_t kDoubtLevelMax = 10;
 
   struct State {
-    // tag 30, reads since it changed 8, level 5, reads to wait for 21
     explicit State(uint64_t word)
-        : tag(uint32_t(word >> (kRunBits + kLevelBits + kWaitBits))),
-          run(uint32_t(word >> (kLevelBits + kWaitBits)) & kRunTold),
-          level(uint32_t(word >> kWaitBits) & ((1u << kLevelBits) - 1)),
+        : tag(uint32_t(word >> (kMeanBits + kRunBits + kWaitBits))),
+          mean(uint32_t(word >> (kRunBits + kWaitBits)) & kUnknown),
+          run(uint32_t(word >> kWaitBits) & kRunMax),
           wait(uint32_t(word) & ((1u << kWaitBits) - 1)) {}
-    State(uint32_t of, uint32_t at, uint32_t reads) : tag(of), run(1), level(at), wait(reads) {}
+    State(uint32_t of, uint32_t reads) : tag(of), mean(kUnknown), run(0), wait(reads) {}
     uint64_t word() const {
-      const uint64_t high = uint64_t{tag} << kRunBits | run;
-      return (high << kLevelBits | level) << kWaitBits | wait;
+      const uint64_t high = uint64_t{tag} << kMeanBits | mean;
+      return (high << kRunBits | run) << kWaitBits | wait;
     }
 
     uint32_t tag;
-    uint32_t run;
-    uint32_t level;
-    uint32_t wait;
+    uint32_t mean;  // reads between changes
+    uint32_t run;   // reads from the node since it changed
+    uint32_t wait;  // reads to wait for while no change is known
   };
 
-  void judge(std::atomic<uint64_t>& word, State seen, bool paid, uint32_t run) {
-    if (paid) {
-      seen.level -= seen.level > 0 ? 1 : 0;
-    } else if (seen.level < kLevelMax) {
-      ++seen.level;
+  static bool pays(const State& seen, uint32_t uses_that_pay) {
+    return seen.mean == kUnknown || seen.mean >= uses_that_pay * kWeight;
+  }
+  static uint32_t reads_left(const State& seen, uint32_t uses_that_pay) {
+    if (seen.mean == kUnknown) return seen.wait;
+    if (pays(seen, uses_that_pay)) return 0;
+    const uint32_t resting = uses_that_pay * kRestingRuns;
+    return resting - std::min(resting, seen.run);
+  }
+  uint32_t wait_of_unknown() const {
+    return (1u << doubt_.load(std::memory_order_relaxed) / kDoubtPerLevel) - 1;
+  }
+  State fresh(uint64_t hash) const { return State(tag_of(hash), wait_of_unknown()); }
+
+  void learn(std::atomic<uint64_t>& word, State seen, uint32_t uses, uint32_t uses_that_pay) {
+    const uint32_t reads = seen.run + uses;
+    if (seen.mean == kUnknown) {
+      // One change says little, and what came before it began in the middle.
+      const uint32_t first = (kPriorShare * uses_that_pay + reads) * kWeight / (kPriorShare + 1);
+      seen.mean = std::min(first, kMeanMax);
+      reads < uses_that_pay ? doubt() : relieve();
+    } else {
+      seen.mean = std::min(seen.mean - seen.mean / kWeight + reads, kMeanMax);
     }
-    seen.wait = paid ? 1 : 1u << seen.level;
-    seen.run = run;
+    seen.run = 0;
     word.store(seen.word(), std::memory_order_relaxed);
-    const uint32_t doubt = doubt_.load(std::memory_order_relaxed);
-    const uint32_t lighter = doubt - std::min(doubt, kReliefByOne);
-    const uint32_t heavier = std::min(doubt + 1, kDoubtLevelMax * kDoubtPerLevel);
-    doubt_.store(paid ? lighter : heavier, std::memory_order_relaxed);
+  }
+  void doubt() {
+    const uint32_t now = doubt_.load(std::memory_order_relaxed);
+    doubt_.store(std::min(now + 1, kDoubtLevelMax * kDoubtPerLevel), std::memory_order_relaxed);
+  }
+  void relieve() {
+    const uint32_t now = doubt_.load(std::memory_order_relaxed);
+    doubt_.store(now - std::min(now, kReliefByOne), std::memory_order_relaxed);
   }
 
   static uint32_t tag_of(uint64_t hash) {
-    return uint32_t(hash >> (kRunBits + kLevelBits + kWaitBits));
+    return uint32_t(hash >> (64 - kTagBits));
   }
   static uint64_t number_of(uint64_t hash) {
     return (hash * 0x9e3779b97f4a7c15ull) >> 48 & (kWords - 1);

@@ -133,7 +133,7 @@ CacheStorage::Way& CacheStorage::way_for(Shard& shard, uint64_t hash) {
   uint32_t least_uses = UINT32_MAX;
   for (Way& way : set.ways) {
     if (way.place.load(std::memory_order_relaxed) == 0) return way;
-    const uint32_t uses = mark_of(shard, way).load(std::memory_order_relaxed) & kUsesMask;
+    const uint32_t uses = uses_of(shard, way);
     if (uses < least_uses) {
       least = &way;
       least_uses = uses;
@@ -191,25 +191,40 @@ bool CacheStorage::move(Shard& shard, Way& way, const Header& header, uint64_t o
   return true;
 }
 
-// Takes the oldest copy out of a ring. Returns whether it stays, in the main ring, where it takes
-// as much room again.
-bool CacheStorage::pop(Shard& shard, Ring& ring, bool may_stay) {
+// The way of the oldest copy in a ring; nullptr: it is none any more.
+CacheStorage::Way* CacheStorage::oldest_of(Shard& shard, const Ring& ring, Header& header) const {
   KV_ASSERT(ring.tail < ring.head);
   const uint64_t offset = ring.base + ring.tail % ring.bytes;
-  const Header header = header_at(offset);
+  header = header_at(offset);
+  if (header.hash == 0) return nullptr;
+  Way* const way = way_of(shard, header.hash);
+  if (way == nullptr || offset_of(way->place.load(std::memory_order_relaxed)) != offset) {
+    return nullptr;
+  }
+  return way;
+}
+
+uint32_t CacheStorage::uses_of(const Shard& shard, const Way& way) const {
+  return mark_of(shard, way).load(std::memory_order_relaxed) & kUsesMask;
+}
+
+// Takes the oldest copy out of a ring. Returns whether it stays, in the main ring, where it takes
+// as much room again. What comes from the small ring without having been read stays only where room
+// is to spare.
+bool CacheStorage::pop(Shard& shard, Ring& ring, bool may_stay) {
+  Header header;
+  Way* const way = oldest_of(shard, ring, header);
+  const uint64_t offset = ring.base + ring.tail % ring.bytes;
   KV_ASSERT(header.copy_bytes != 0);
   ring.tail += header.copy_bytes;
-  if (header.hash == 0) return false;
-  Way* way = way_of(shard, header.hash);
-  const bool is_it =
-      way != nullptr && offset_of(way->place.load(std::memory_order_relaxed)) == offset;
-  if (!is_it) return false;
-  std::atomic<uint32_t>& mark = mark_of(shard, *way);
-  const uint32_t uses = mark.load(std::memory_order_relaxed) & kUsesMask;
-  if (may_stay && uses > 0 && move(shard, *way, header, offset, shard.main)) {
+  if (way == nullptr) return false;
+  const uint32_t uses = uses_of(shard, *way);
+  const bool from_small = &ring == &shard.small;
+  if (may_stay && (uses > 0 || from_small) && move(shard, *way, header, offset, shard.main)) {
+    std::atomic<uint32_t>& mark = mark_of(shard, *way);
     mark.store((mark.load(std::memory_order_relaxed) & ~kUsesMask) | uses / 2,
                std::memory_order_relaxed);
-    return &ring == &shard.main;
+    return !from_small;
   }
   forget(shard, *way);
   evictions_.fetch_add(1, std::memory_order_relaxed);
@@ -222,8 +237,11 @@ void CacheStorage::make_room(Shard& shard, Ring& ring, uint64_t bytes) {
   while (!has_room(ring, bytes)) {
     if (&ring == &shard.small && ring.tail < ring.head) {
       // What was read in the small ring needs room in the main one.
-      const Header oldest = header_at(ring.base + ring.tail % ring.bytes);
-      if (oldest.hash != 0) make_room(shard, shard.main, oldest.copy_bytes);
+      Header oldest;
+      const Way* const way = oldest_of(shard, ring, oldest);
+      if (way != nullptr && uses_of(shard, *way) > 0) {
+        make_room(shard, shard.main, oldest.copy_bytes);
+      }
     }
     stayed += pop(shard, ring, &ring == &shard.small || stayed < kSecondChances);
   }
@@ -257,7 +275,7 @@ bool CacheStorage::drop_locked(uint64_t hash, uint32_t& uses) {
   Shard& shard = shard_of(hash);
   Way* way = way_of(shard, hash);
   if (way == nullptr) return false;
-  uses = mark_of(shard, *way).load(std::memory_order_relaxed) & kUsesMask;
+  uses = uses_of(shard, *way);
   forget(shard, *way);
   return true;
 }

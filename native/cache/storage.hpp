@@ -8,8 +8,8 @@
 // Changes take the lock of one of a few shards.
 //
 // What stays is decided as in S3-FIFO (SOSP'23): a copy begins in a small queue, a tenth of the
-// bytes, and goes on to the main queue only if it was read there; the main queue gives what was
-// read another round. Both queues are rings of bytes, so values of any size lie side by side and
+// bytes, and goes on to the main queue only if it was read there, or while that has room to spare;
+// the main queue gives what was read another round. Both queues are rings of bytes, so values of any size lie side by side and
 // nothing is fragmented.
 
 #pragma once
@@ -143,6 +143,8 @@ class CacheStorage {
   bool has_room(const Ring& ring, uint64_t bytes) const;
   uint64_t claim(Ring& ring, uint64_t bytes);
   void make_room(Shard& shard, Ring& ring, uint64_t bytes);
+  Way* oldest_of(Shard& shard, const Ring& ring, Header& header) const;
+  uint32_t uses_of(const Shard& shard, const Way& way) const;
   bool pop(Shard& shard, Ring& ring, bool may_stay);
   bool move(Shard& shard, Way& way, const Header& header, uint64_t offset, Ring& to);
 

@@ -17,6 +17,10 @@ struct CacheMessage {
   uint32_t record = 0;
   uint64_t hash = 0;    // of the key
   uint64_t number = 0;  // of the writer's question
+  // What the key's slot will hold, 0: unknown, and how long the value is that this leads to. It is
+  // no more than a hint where to look next.
+  uint64_t slot = 0;
+  uint64_t value_bytes = 0;
 
   std::span<const uint8_t> bytes() const {
     return {reinterpret_cast<const uint8_t*>(this), sizeof *this};
@@ -27,6 +31,6 @@ struct CacheMessage {
     return message.kind == kInvalidate || message.kind == kDone;
   }
 };
-static_assert(sizeof(CacheMessage) == 24);
+static_assert(sizeof(CacheMessage) == 40);
 
 }  // namespace kvstore

@@ -388,6 +388,9 @@ class BenchLane final : public Driver, private Waker {
     uint64_t number = 0;
     std::memcpy(&number, calls_[i].data, 8);
     judge(number, bounds_[i]);
+    if (bench_.policy == Policy::kCentral || bench_.policy == Policy::kLease) {
+      node_.copies.seen(keys_[i], number);
+    }
     if (!granted_) return;
     const auto missed = std::find(missed_.begin(), missed_.end(), keys_[i]);
     if (missed == missed_.end()) return;

@@ -23,9 +23,19 @@ uint64_t RivalCopies::era(uint64_t key) const {
 
 bool RivalCopies::begin(uint64_t key) {
   Copy& copy = copies_[key];
-  if (copy.begun || !interest_.read(hash_of(key))) return false;
+  if (copy.begun || !interest_.read(hash_of(key), kUsesThatPay)) return false;
   copy.begun = true;
   return true;
+}
+
+void RivalCopies::seen(uint64_t key, uint64_t number) {
+  Copy& copy = copies_[key];
+  if (copy.number == number) {
+    interest_.unchanged(hash_of(key), kUsesThatPay);
+  } else {
+    interest_.changed(hash_of(key), kUsesThatPay);
+  }
+  copy.number = number;
 }
 
 void RivalCopies::put(uint64_t key, uint64_t era, uint64_t number, uint64_t until_ns) {
@@ -42,12 +52,12 @@ void RivalCopies::put(uint64_t key, uint64_t era, uint64_t number, uint64_t unti
 
 void RivalCopies::abandon(uint64_t key) {
   copies_[key].begun = false;
-  interest_.taken(hash_of(key), false);
+  interest_.taken(hash_of(key), 0, kUsesThatPay);
 }
 
 void RivalCopies::drop(uint64_t key) {
   Copy& copy = copies_[key];
-  if (copy.until_ns != 0) interest_.taken(hash_of(key), copy.uses >= kUsesThatPay);
+  if (copy.until_ns != 0) interest_.taken(hash_of(key), copy.uses, kUsesThatPay);
   copy.until_ns = 0;
   ++copy.era;
 }

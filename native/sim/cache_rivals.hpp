@@ -30,6 +30,8 @@ class RivalCopies {
   bool find(uint64_t key, uint64_t now_ns, uint64_t& number) const;
   // Whether a key that has no copy is to be read for one now; then `put` or `abandon` follows.
   bool begin(uint64_t key);
+  // Every value that is read from the node: what changes often is not worth a copy.
+  void seen(uint64_t key, uint64_t number);
   // To be noted before the value is read; `put` then knows whether a writer came meanwhile.
   uint64_t era(uint64_t key) const;
   void put(uint64_t key, uint64_t era, uint64_t number, uint64_t until_ns);
@@ -39,7 +41,7 @@ class RivalCopies {
  private:
   static constexpr uint32_t kUsesThatPay = 4;
   struct Copy {
-    uint64_t number = 0;
+    uint64_t number = 0;  // of the value that was seen last
     uint64_t until_ns = 0;  // 0: none
     uint64_t era = 0;
     bool begun = false;

@@ -71,6 +71,7 @@ class Attachment {
       coherence.handle(message, [this](uint32_t to, const CacheMessage& answer) {
         locks.reply(to, MessageKind::kCache, answer.bytes());
       });
+      expect_successor(message);
     });
   }
 
@@ -158,6 +159,21 @@ class Attachment {
   }
 
  private:
+  // Who ends the copies of a key says what its slot will hold: where the next read looks.
+  void expect_successor(const Message& message) {
+    CacheMessage told;
+    if (!CacheMessage::read(message.content, told)) return;
+    KnownAddress known;
+    if (told.kind != CacheMessage::kInvalidate || !addresses.find(told.hash, known)) return;
+    known.slot.word = told.slot;
+    known.value_bytes = told.value_bytes;
+    if (told.slot == 0) {
+      addresses.forget(told.hash);
+    } else {
+      addresses.remember(told.hash, known);
+    }
+  }
+
   std::atomic<uint64_t> sequence_{1};
   std::atomic<uint64_t> heard_ns_{monotonic_ns()};
   std::atomic<int64_t> clock_difference_ms_{0};

@@ -195,7 +195,7 @@ class Copying {
     if (!cache->begin_fill(target.key.hash, record_, coherence_.term(), fill_)) return;
     const layout::CoherenceRecord guessed = coherence_.guess(record_);
     const uint64_t at = geometry.present_record_offset(record_);
-    if (is_owner(guessed)) {
+    if (coherence_.is_owner(guessed)) {
       registration_ = faa_op(at, KV_VARIANT(cache_clears_blindly) ? 0 : kOneChange);
     } else {
       registration_ = cas_op(at, guessed.word, guessed.with_owner(coherence_.group()).word);
@@ -211,12 +211,12 @@ class Copying {
   bool registered(const kv_op& posted) {
     const layout::CoherenceRecord before{posted.result};
     const bool counted = posted.kind == KV_OP_FAA;
-    const bool done = counted ? is_owner(before) : posted.result == posted.operand;
+    const bool done = counted ? coherence_.is_owner(before) : posted.result == posted.operand;
     const uint64_t counted_word = posted.result + posted.operand;
     coherence_.saw(record_, layout::CoherenceRecord{counted ? counted_word
                                                     : done  ? posted.desire
                                                             : posted.result});
-    guessed_wrong_ = !done && !is_owner(coherence_.guess(record_));
+    guessed_wrong_ = !done && !coherence_.is_owner(coherence_.guess(record_));
     return done;
   }
   // After a wrong guess: sets the bit as the record is now, for the next read. Where many clients
@@ -247,10 +247,6 @@ class Copying {
 
  private:
   static constexpr uint64_t kOneChange = layout::CoherenceRecord{}.changed(0).word;
-
-  bool is_owner(layout::CoherenceRecord record) const {
-    return (record.owners() >> coherence_.group() & 1) != 0;
-  }
 
   Coherence& coherence_;
   ClientCache::Fill fill_;
@@ -373,6 +369,7 @@ Task<Status> find_and_read(Channel& channel, const Target& target) {
         }
         attachment.addresses.remember(
             hash, {matches[i].offset, matches[i].slot, places.subtable(), call.data_bytes});
+        if (ClientCache* const cache = attachment.coherence.cache()) cache->met(hash);
       }
       co_return outcome_of(reading);
     }
@@ -410,6 +407,8 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
     }
     if (reading != Reading::kUnsound && reading != Reading::kOther) {
       ++counts.address_hits;
+      ClientCache* const cache = channel.attachment->coherence.cache();
+      if (cache != nullptr && reading == Reading::kDone) cache->unchanged(key.hash);
       if (is_use(call)) channel.touch(known.subtable, known.slot_offset, key, call, false);
       co_return outcome_of(reading);
     }

@@ -41,30 +41,53 @@ Task<Status> freeze(Channel& channel, SlotRef& ref, Coherence::Copies& copies) {
   co_return Status::kOk;
 }
 
+// If this client's copy was worth having, begins one of what is about to be written. Between the
+// two there is no moment without either, so nobody is told that there is nothing under the record,
+// and this client stays registered.
+void begin_own(Coherence& coherence, const Replacement* replacement, Coherence::Copies& copies,
+             CopiesEnded& ended) {
+  ClientCache* const cache = coherence.cache();
+  if (cache == nullptr || replacement == nullptr || !replacement->may_be_kept) return;
+  if (!cache->takes(replacement->value_bytes)) return;
+  cache->begin_rewrite(copies.hash, copies.record, coherence.term(), ended.kept);
+}
+
 Coherence::Bounds bounds_of(const Channel& channel) {
   return {channel.lane().deadline_ns(), channel.lane().cancelled()};
 }
 
 }  // namespace
 
-Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref, CopiesEnded& ended) {
+Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
+                        const Replacement* replacement, CopiesEnded& ended) {
   if (!ref.slot.guarded()) co_return Status::kOk;
   Attachment& attachment = *channel.attachment;
   Coherence& coherence = attachment.coherence;
+  ClientCache* const cache = coherence.cache();
   Coherence::Copies copies;
   copies.hash = key_hash;
   copies.record = attachment.geometry.record_of(key_hash);
-  const uint64_t began_ns = coherence.cache() != nullptr ? monotonic_ns() : 0;
+  const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
   Postbox* postbox = nullptr;
   if (const Status s = co_await open_postbox(channel, postbox); s != Status::kOk) co_return s;
+  begin_own(coherence, replacement, copies, ended);
   if (const Status s = co_await freeze(channel, ref, copies); s != Status::kOk) co_return s;
-  if (coherence.cache() != nullptr) {
-    copies.mine_empty =
-        coherence.cache()->drop(key_hash, copies.record, ClientCache::By::kOwnWrite);
+  if (ended.kept.begun()) {
+    copies.mine_empty = false;
+    // Who has waited for this client's lease may have cleared its bit.
+    if (!coherence.is_owner(copies.owners)) ended.kept.abandon();
+  } else if (cache != nullptr) {
+    copies.mine_empty = cache->drop(key_hash, copies.record, ClientCache::By::kOwnWrite);
+  }
+  if (replacement != nullptr) {
+    const Slot to = replacement->slot;
+    copies.successor =
+        ref.slot.successor(to.fingerprint(), to.flags(), to.size_class(), to.address());
+    copies.value_bytes = replacement->value_bytes;
   }
   const Status s =
       co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));
-  if (coherence.cache() != nullptr) coherence.cache()->note_ending(monotonic_ns() - began_ns);
+  if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
   if (s != Status::kOk || copies.empty_groups == 0) co_return s;
   const CoherenceRecord cleared = KV_VARIANT(cache_clears_blindly)
                                       ? CoherenceRecord{copies.owners.word & ~copies.empty_groups}
@@ -89,7 +112,7 @@ Task<Status> empty_slot(Channel& channel, SlotRef ref) {
     const bool known = layout::sound(header, ref.slot.address(), ref.slot.size_class());
     Status s = Status::kOk;
     if (known) {
-      s = co_await end_copies(channel, header.key_hash, ref, ended);
+      s = co_await end_copies(channel, header.key_hash, ref, nullptr, ended);
     } else {
       s = co_await attachment.coherence.end_all_copies(channel.remote, bounds_of(channel));
     }

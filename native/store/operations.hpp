@@ -79,15 +79,26 @@ Task<Status> confirm_miss(Channel& channel, const Key& key, const Places& places
 Task<Status> resolve_lost_cas(Channel& channel, uint64_t slot_offset, layout::Slot before,
                               layout::Slot after);
 
+// What is to take the place of a slot's object, and whether this client may keep a copy of it.
+struct Replacement {
+  layout::Slot slot;  // fingerprint, class and address
+  uint64_t value_bytes = 0;
+  bool may_be_kept = false;
+};
+
 // Before the slot of a key is replaced: sees to it that no client can read a copy of what it points
 // at. A slot that nobody guards is left as it is, at no cost. Otherwise `ref` becomes the frozen
 // word that the replacing CAS must expect, and `ended.clear` may go into the batch behind it.
+// Where a copy of the replacement has been begun the slot must become `shared`: this client is
+// registered already. `replacement` is null where the slot will be emptied.
 // kAbsent: somebody has changed the slot; look the key up again.
 struct CopiesEnded {
   bool clears = false;
   kv_op clear{};
+  ClientCache::Fill kept;
 };
-Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref, CopiesEnded& ended);
+Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
+                        const Replacement* replacement, CopiesEnded& ended);
 
 // Empties a slot, copies or not. kAbsent: somebody has changed it. What it pointed at is the
 // caller's to retire.

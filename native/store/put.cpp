@@ -48,6 +48,7 @@ class Draft {
         assembled_(value_at_ + contents.value_bytes <= kAssembleBytesMax &&
                    (contents.value_bytes == 0 || !KV_BUGGIFY(value_first))),
         head_(assembled_ ? value_at_ + contents.value_bytes : layout::kHeaderBytes + key.bytes),
+        contents_(contents),
         fenced_(contents.fenced),
         extension_{contents.fence, layout::fence_checksum(contents.fence)} {
     header_.key_bytes = uint16_t(key.bytes);
@@ -96,8 +97,17 @@ class Draft {
   std::span<kv_op> pending() { return {&second_, pending_ ? 1u : 0u}; }
   void posted() { pending_ = false; }
   uint64_t version() const { return header_.version; }
-  Slot contents() const {
-    return Slot{}.successor(0, 0, block_.size_class, block_.offset / layout::kUnitBytes);
+  Replacement replacement(const Key& key) const {
+    const uint64_t address = block_.offset / layout::kUnitBytes;
+    return {Slot{}.successor(key.fingerprint(), 0, block_.size_class, address),
+            contents_.value_bytes, contents_.ttl_ms == 0 && !contents_.tombstone};
+  }
+  void finish_copy(ClientCache::Fill& fill, const Attachment& attachment, const Key& key,
+                   const SlotRef& ref, uint64_t subtable) const {
+    fill.finish(key,
+                {contents_.value_bytes, header_.version, ref.offset, subtable,
+                 attachment.geometry.record_of(key.hash), contents_.codec},
+                contents_.value);
   }
 
  private:
@@ -113,6 +123,7 @@ class Draft {
   const bool assembled_;
   bool pending_ = false;
   const Scratch head_;
+  const Contents& contents_;
   const bool fenced_;
   const layout::FenceExtension extension_;
   ObjectHeader header_{};
@@ -157,14 +168,17 @@ Step step_of(Status not_ended) {
 }
 
 // Replaces the object that a slot points at. `ref` becomes what the slot holds then.
-Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, Draft& draft) {
+Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subtable,
+                   Draft& draft) {
   CopiesEnded ended;
-  if (const Status s = co_await end_copies(channel, key.hash, ref, ended); s != Status::kOk) {
+  const Replacement to = draft.replacement(key);
+  if (const Status s = co_await end_copies(channel, key.hash, ref, &to, ended); s != Status::kOk) {
     co_return step_of(s);
   }
   const Slot before = ref.slot;
-  const Slot after = before.successor(key.fingerprint(), 0, draft.contents().size_class(),
-                                      draft.contents().address());
+  const bool shared = ended.kept.begun() && !KV_VARIANT(cache_keeps_unshared);
+  const Slot after = before.successor(key.fingerprint(), shared ? Slot::kShared : 0,
+                                      to.slot.size_class(), to.slot.address());
   ref.slot = after;
   kv_op ops[3];
   unsigned count = 0;
@@ -188,6 +202,7 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, Draft& draft)
     co_return Step::kAgain;
   }
   if (fate != Status::kOk) co_return Step::kUnknown;
+  if (ended.kept.begun()) draft.finish_copy(ended.kept, *channel.attachment, key, ref, subtable);
   if (KV_VARIANT(forget_retired_block)) co_return Step::kDone;
   channel.attachment->limbo.retire({before.offset(), before.size_class()});
   co_return Step::kDone;
@@ -208,7 +223,7 @@ Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lo
                       SlotRef& slot) {
   const InsertResult result = co_await insert(
       channel.remote, channel.attachment->directory, channel.attachment->geometry, key,
-      lookup.places, draft.contents(), {lookup.examined, lookup.examined_count}, draft.pending());
+      lookup.places, draft.replacement(key).slot, {lookup.examined, lookup.examined_count}, draft.pending());
   const bool nothing_posted =
       result.outcome == InsertOutcome::kFull || result.outcome == InsertOutcome::kFilling;
   if (!nothing_posted) draft.posted();
@@ -300,7 +315,7 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, const Co
       co_return channel.remote.broken() ? Step::kLost : Step::kAgain;
     }
     progress.slot = lookup.found.ref;
-    co_return co_await replace(channel, key, progress.slot, draft);
+    co_return co_await replace(channel, key, progress.slot, progress.subtable, draft);
   }
   if (s == Status::kCorrupt) co_return Step::kDamaged;
   if (s != Status::kAbsent) co_return Step::kLost;
@@ -448,7 +463,7 @@ Task<Status> remove_found(Channel& channel, const Key& key, const Found& found, 
   Attachment& attachment = *channel.attachment;
   SlotRef ref = found.ref;
   CopiesEnded ended;
-  const Status guarded = co_await end_copies(channel, key.hash, ref, ended);
+  const Status guarded = co_await end_copies(channel, key.hash, ref, nullptr, ended);
   if (guarded == Status::kAbsent) co_return Status::kPending;
   if (guarded != Status::kOk) co_return guarded;
   const Slot before = ref.slot;

@@ -65,6 +65,47 @@ TEST_CASE("a client's own write ends its own copy") {
   CHECK(client.stats().invalidations_sent == 0);
 }
 
+TEST_CASE("a client whose copy was worth having keeps one of what it writes") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient client(node), other(node);
+  REQUIRE(client.put("key", "first").status == Status::kOk);
+  REQUIRE(client.settle("key"));
+  for (int i = 0; i < 1000; ++i) client.get("key");
+  const Outcome second = client.put("key", "the second");
+  REQUIRE(second.status == Status::kOk);
+  const uint64_t verbs = client.verbs();
+  const Outcome seen = client.get("key");
+  CHECK(seen.value == "the second");
+  CHECK(seen.version == second.version);
+  CHECK(client.verbs() == verbs);
+
+  // It is registered as any other, and ends as any other.
+  REQUIRE(other.put("key", "third").status == Status::kOk);
+  CHECK(client.stats().cache_invalidated == 1);
+  CHECK(client.get("key").value == "third");
+  // Not so what is mortal, and what is not there any more.
+  REQUIRE(client.settle("key"));
+  for (int i = 0; i < 1000; ++i) client.get("key");
+  REQUIRE(client.put("key", "mortal", 0, 0, 60'000).status == Status::kOk);
+  CHECK(!client.settle("key"));
+  REQUIRE(client.remove("key").status == Status::kOk);
+  CHECK(client.get("key").status == Status::kAbsent);
+  CHECK(client.stats().leases_waited + other.stats().leases_waited == 0);
+}
+
+TEST_CASE("who ends a copy tells where its successor is") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node, 0);
+  REQUIRE(writer.put("key", "first").status == Status::kOk);
+  REQUIRE(reader.settle("key"));
+  REQUIRE(writer.put("key", "of another length").status == Status::kOk);
+  const kv_client_stats before = reader.stats();
+  CHECK(reader.get("key").value == "of another length");
+  const kv_client_stats after = reader.stats();
+  CHECK(after.address_hits - before.address_hits == 1);
+  CHECK(after.address_stale == before.address_stale);
+}
+
 TEST_CASE("a write to what nobody has a copy of costs what it costs without copies") {
   StoreNode node(layout::kRegionBytesMin);
   CopyingClient with(node), without(node, 0);

@@ -192,6 +192,7 @@ constexpr Broken kBroken[] = {
     {"cache_answers_first", "copies", 10},
     {"cache_installs_frozen", "copies", 10},
     {"cache_clears_blindly", "copies", 60},
+    {"cache_keeps_unshared", "copies", 10},
     {"cache_without_lease", "copies_zombies", 30},
     {"cache_lease_from_end", "copies_slow", 150},
     {"cache_ignores_revocation", "copies_deaf", 20},

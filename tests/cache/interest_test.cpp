@@ -1,0 +1,94 @@
+// Which keys are copied, by what is known of their reads between changes.
+
+#include "cache/interest.hpp"
+
+#include <doctest/doctest.h>
+
+namespace kvstore::test {
+namespace {
+
+constexpr uint64_t kKey = 0x0123456789abcdef;
+constexpr uint32_t kPays = 8;
+
+// Reads from the node, as long as no copy is to be made.
+uint32_t read_until_copied(Interest& interest, uint64_t key, uint32_t reads_max) {
+  for (uint32_t i = 0; i < reads_max; ++i) {
+    if (interest.read(key, kPays)) return i;
+    interest.unchanged(key, kPays);
+  }
+  return reads_max;
+}
+
+// Many changes, each after so many reads.
+void live(Interest& interest, uint64_t key, uint32_t reads) {
+  for (int change = 0; change < 40; ++change) interest.taken(key, reads, kPays);
+}
+
+}  // namespace
+
+TEST_CASE("a key of which nothing is known is copied at its second read") {
+  Interest interest;
+  CHECK(interest.reads_to_wait(kKey, kPays) == 1);
+  CHECK(read_until_copied(interest, kKey, 10) == 1);
+  interest.met(kKey + 1);
+  CHECK(interest.reads_to_wait(kKey + 1, kPays) == 0);
+  CHECK(read_until_copied(interest, kKey + 1, 10) == 0);
+}
+
+TEST_CASE("a key is copied while it is read often enough between changes") {
+  Interest interest;
+  live(interest, kKey, kPays + 1);
+  CHECK(interest.pays(kKey, kPays));
+  CHECK(interest.read(kKey, kPays));
+  // One short life is not held against it.
+  interest.taken(kKey, kPays - 1, kPays);
+  CHECK(interest.read(kKey, kPays));
+  live(interest, kKey, kPays - 1);
+  CHECK(!interest.pays(kKey, kPays));
+  CHECK(!interest.read(kKey, kPays));
+  // What pays depends on what a write costs.
+  CHECK(interest.read(kKey, kPays / 2));
+}
+
+TEST_CASE("reads from the node count as much as those of a copy") {
+  Interest interest;
+  interest.taken(kKey, 0, kPays);
+  CHECK(!interest.read(kKey, kPays));
+  for (int change = 0; change < 40; ++change) {
+    for (uint32_t i = 0; i <= kPays; ++i) interest.unchanged(kKey, kPays);
+    interest.changed(kKey, kPays);
+  }
+  CHECK(interest.read(kKey, kPays));
+}
+
+TEST_CASE("what was written much is copied once it has come to rest") {
+  Interest interest;
+  live(interest, kKey, 1);
+  CHECK(interest.reads_to_wait(kKey, kPays) == 4 * kPays);
+  CHECK(read_until_copied(interest, kKey, 1000) == 4 * kPays);
+  // And no more once it is written again.
+  interest.taken(kKey, 0, kPays);
+  CHECK(!interest.read(kKey, kPays));
+}
+
+TEST_CASE("writes with no read between them tell nothing") {
+  Interest interest;
+  live(interest, kKey, kPays + 1);
+  for (int i = 0; i < 1000; ++i) interest.changed(kKey, kPays);
+  CHECK(interest.read(kKey, kPays));
+}
+
+TEST_CASE("where most keys turn out not to pay, unknown ones wait longer, up to a bound") {
+  Interest interest;
+  const auto key = [](uint64_t number) { return (number + 1) * 0x9e3779b97f4a7c15ull; };
+  for (uint64_t i = 0; i < 16; ++i) interest.taken(key(i), 1, kPays);
+  const uint32_t waits = interest.reads_to_wait(key(100'000), kPays);
+  CHECK(waits == 4);
+  CHECK(read_until_copied(interest, key(100'000), 100) == waits);
+  for (uint64_t i = 16; i < 5000; ++i) interest.taken(key(i), 1, kPays);
+  CHECK(interest.reads_to_wait(key(200'000), kPays) == 1024);
+  for (uint64_t i = 5000; i < 6000; ++i) interest.taken(key(i), kPays, kPays);
+  CHECK(interest.reads_to_wait(key(300'000), kPays) == 1);
+}
+
+}  // namespace kvstore::test
