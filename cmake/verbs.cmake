@@ -41,7 +41,7 @@ if(IBVERBS_INCLUDE_DIR AND IBVERBS_LIBRARY)
       RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/benches)
     # For a test of the lab.
     add_library(lost_device MODULE EXCLUDE_FROM_ALL
-      ${PROJECT_SOURCE_DIR}/tests/rxe/lost_device.cpp)
+      ${PROJECT_SOURCE_DIR}/bench/native/verbs/lost_device.cpp)
     target_include_directories(lost_device SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
     target_link_libraries(lost_device PRIVATE kvstore_options ${CMAKE_DL_LIBS})
     set_target_properties(lost_device PROPERTIES PREFIX "")
