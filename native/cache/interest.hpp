@@ -53,8 +53,8 @@ class Interest {
       return false;
     }
     if (reads_left(seen, uses_that_pay) == 0) return true;
-    if (seen.wait > 0) {
-      --seen.wait;
+    if (seen.mean == kUnknown) {
+      --seen.count;
       word.store(seen.word(), std::memory_order_relaxed);
     }
     return false;
@@ -103,15 +103,16 @@ class Interest {
   static constexpr uint32_t kTagBits = 24;
   static constexpr uint32_t kMeanBits = 14;
   static constexpr uint32_t kRunBits = 14;
-  static constexpr uint32_t kWaitBits = 12;
-  static_assert(kTagBits + kMeanBits + kRunBits + kWaitBits == 64);
+  static constexpr uint32_t kCountBits = 12;
+  static_assert(kTagBits + kMeanBits + kRunBits + kCountBits == 64);
   static constexpr uint32_t kRunMax = (1u << kRunBits) - 1;
-  // Means count in sixteenths, and a change weighs a sixteenth.
-  static constexpr uint32_t kWeight = 16;
+  static constexpr uint32_t kUnit = 16;  // of a mean
+  static constexpr uint32_t kChangesMax = 16;
   static constexpr uint32_t kUnknown = (1u << kMeanBits) - 1;
   static constexpr uint32_t kMeanMax = kUnknown - 1;
-  // Of a key's first mean so many parts are what would just pay, to one that was seen.
-  static constexpr uint32_t kPriorShare = 3;
+  // A key's first change says little, and what came before it began in the middle: it weighs as
+  // one of four, the others being what would just pay.
+  static constexpr uint32_t kPriorChanges = 3;
   // Reads in a row, in what would pay, after which a key is taken to have come to rest.
   static constexpr uint32_t kRestingRuns = 4;
   // Keys in a row that turned out not to pay, for unknown ones to wait twice as long; one that did
@@ -122,27 +123,27 @@ class Interest {
 
   struct State {
     explicit State(uint64_t word)
-        : tag(uint32_t(word >> (kMeanBits + kRunBits + kWaitBits))),
-          mean(uint32_t(word >> (kRunBits + kWaitBits)) & kUnknown),
-          run(uint32_t(word >> kWaitBits) & kRunMax),
-          wait(uint32_t(word) & ((1u << kWaitBits) - 1)) {}
-    State(uint32_t of, uint32_t reads) : tag(of), mean(kUnknown), run(0), wait(reads) {}
+        : tag(uint32_t(word >> (kMeanBits + kRunBits + kCountBits))),
+          mean(uint32_t(word >> (kRunBits + kCountBits)) & kUnknown),
+          run(uint32_t(word >> kCountBits) & kRunMax),
+          count(uint32_t(word) & ((1u << kCountBits) - 1)) {}
+    State(uint32_t of, uint32_t reads) : tag(of), mean(kUnknown), run(0), count(reads) {}
     uint64_t word() const {
       const uint64_t high = uint64_t{tag} << kMeanBits | mean;
-      return (high << kRunBits | run) << kWaitBits | wait;
+      return (high << kRunBits | run) << kCountBits | count;
     }
 
     uint32_t tag;
-    uint32_t mean;  // reads between changes
-    uint32_t run;   // reads from the node since it changed
-    uint32_t wait;  // reads to wait for while no change is known
+    uint32_t mean;   // reads between changes
+    uint32_t run;    // reads from the node since it changed
+    uint32_t count;  // reads to wait for while no change is known; then changes, up to sixteen
   };
 
   static bool pays(const State& seen, uint32_t uses_that_pay) {
-    return seen.mean == kUnknown || seen.mean >= uses_that_pay * kWeight;
+    return seen.mean == kUnknown || seen.mean >= uses_that_pay * kUnit;
   }
   static uint32_t reads_left(const State& seen, uint32_t uses_that_pay) {
-    if (seen.mean == kUnknown) return seen.wait;
+    if (seen.mean == kUnknown) return seen.count;
     if (pays(seen, uses_that_pay)) return 0;
     const uint32_t resting = uses_that_pay * kRestingRuns;
     return resting - std::min(resting, seen.run);
@@ -155,13 +156,13 @@ class Interest {
   void learn(std::atomic<uint64_t>& word, State seen, uint32_t uses, uint32_t uses_that_pay) {
     const uint32_t reads = seen.run + uses;
     if (seen.mean == kUnknown) {
-      // One change says little, and what came before it began in the middle.
-      const uint32_t first = (kPriorShare * uses_that_pay + reads) * kWeight / (kPriorShare + 1);
-      seen.mean = std::min(first, kMeanMax);
+      seen.mean = std::min(uses_that_pay * kUnit, kMeanMax);
+      seen.count = kPriorChanges;
       reads < uses_that_pay ? doubt() : relieve();
-    } else {
-      seen.mean = std::min(seen.mean - seen.mean / kWeight + reads, kMeanMax);
     }
+    seen.count = std::min(seen.count + 1, kChangesMax);
+    const int32_t away = int32_t(reads * kUnit) - int32_t(seen.mean);
+    seen.mean = std::min(uint32_t(int32_t(seen.mean) + away / int32_t(seen.count)), kMeanMax);
     seen.run = 0;
     word.store(seen.word(), std::memory_order_relaxed);
   }
@@ -174,9 +175,7 @@ class Interest {
     doubt_.store(now - std::min(now, kReliefByOne), std::memory_order_relaxed);
   }
 
-  static uint32_t tag_of(uint64_t hash) {
-    return uint32_t(hash >> (64 - kTagBits));
-  }
+  static uint32_t tag_of(uint64_t hash) { return uint32_t(hash >> (64 - kTagBits)); }
   static uint64_t number_of(uint64_t hash) {
     return (hash * 0x9e3779b97f4a7c15ull) >> 48 & (kWords - 1);
   }

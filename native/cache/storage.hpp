@@ -9,8 +9,8 @@
 //
 // What stays is decided as in S3-FIFO (SOSP'23): a copy begins in a small queue, a tenth of the
 // bytes, and goes on to the main queue only if it was read there, or while that has room to spare;
-// the main queue gives what was read another round. Both queues are rings of bytes, so values of any size lie side by side and
-// nothing is fragmented.
+// the main queue gives what was read another round. Both queues are rings of bytes, so values of
+// any size lie side by side and nothing is fragmented.
 
 #pragma once
 

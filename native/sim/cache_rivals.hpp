@@ -41,7 +41,7 @@ class RivalCopies {
  private:
   static constexpr uint32_t kUsesThatPay = 4;
   struct Copy {
-    uint64_t number = 0;  // of the value that was seen last
+    uint64_t number = 0;    // of the value that was seen last
     uint64_t until_ns = 0;  // 0: none
     uint64_t era = 0;
     bool begun = false;

@@ -45,7 +45,7 @@ Task<Status> freeze(Channel& channel, SlotRef& ref, Coherence::Copies& copies) {
 // two there is no moment without either, so nobody is told that there is nothing under the record,
 // and this client stays registered.
 void begin_own(Coherence& coherence, const Replacement* replacement, Coherence::Copies& copies,
-             CopiesEnded& ended) {
+               CopiesEnded& ended) {
   ClientCache* const cache = coherence.cache();
   if (cache == nullptr || replacement == nullptr || !replacement->may_be_kept) return;
   if (!cache->takes(replacement->value_bytes)) return;

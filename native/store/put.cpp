@@ -221,9 +221,10 @@ bool condition_holds(const Attachment& attachment, kv_call& call, const Found& f
 
 Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lookup,
                       SlotRef& slot) {
-  const InsertResult result = co_await insert(
-      channel.remote, channel.attachment->directory, channel.attachment->geometry, key,
-      lookup.places, draft.replacement(key).slot, {lookup.examined, lookup.examined_count}, draft.pending());
+  const InsertResult result =
+      co_await insert(channel.remote, channel.attachment->directory, channel.attachment->geometry,
+                      key, lookup.places, draft.replacement(key).slot,
+                      {lookup.examined, lookup.examined_count}, draft.pending());
   const bool nothing_posted =
       result.outcome == InsertOutcome::kFull || result.outcome == InsertOutcome::kFilling;
   if (!nothing_posted) draft.posted();
