@@ -143,6 +143,13 @@ class DataPath:
         timeout_s: float | None = None,
         reuse: Buffer | None = None,
     ) -> list[tuple[int, int] | KvError | None]: ...
+    def _look_many(
+        self,
+        keys: Iterable[Key],
+        *,
+        timeout_s: float | None = None,
+        reuse: Buffer | None = None,
+    ) -> list[bool | KvError]: ...
     def _pin_many(
         self, keys: Iterable[Key], pin_s: int, *, timeout_s: float | None = None
     ) -> list[bool | KvError]: ...

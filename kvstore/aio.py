@@ -251,6 +251,18 @@ class AsyncStore:
         batch.set_conditions(if_absent=if_absent)
         return await self._run(batch, _version, timeout_s)
 
+    async def _look_many(
+        self,
+        keys: Iterable[Key],
+        *,
+        timeout_s: float | None = None,
+        reuse: Sequence[int] | None = None,
+    ) -> list[bool | KvError]:
+        """As `contains_many`; without `reuse` it keeps nothing from eviction."""
+        flags = lib.KV_PROBE if reuse is None else 0
+        batch = _Batch(self._store, lib.KV_CONTAINS, keys, flags=flags, reuse=reuse)
+        return await self._run(batch, _found, timeout_s)
+
     async def match_prefix(self, keys: Iterable[Key], *, timeout_s: float | None = None) -> int:
         """Return how many keys from the first on are there without a gap."""
         batch = _Batch(self._store, lib.KV_CONTAINS, keys, flags=lib.KV_PROBE)

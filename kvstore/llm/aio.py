@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kvstore.errors import KvError
 from kvstore.llm import directory, results
 from kvstore.llm.codecs import Codec
-from kvstore.llm.core import Core, Limits, batches, left_s, picked, size_of
+from kvstore.llm.core import NOTHING_SAID, Core, Limits, batches, left_s, picked, size_of
 from kvstore.llm.namespace import Namespace
 from kvstore.llm.results import CacheStats, LoadResult, StoreResult
 from kvstore.llm.single_flight import Flight, Flights, abandon
@@ -172,7 +172,8 @@ class AsyncPrefixCache:
         outcomes: dict[int, int | KvError] = {}
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):
-            absent = await self._absent(keys[batch.start : batch.stop], batch.start, deadline)
+            some = picked(reuse, batch)
+            absent = await self._absent([keys[i] for i in batch], batch.start, deadline, some)
             for (number, replace), items in core.encoded(absent, keys, blocks).items():
                 places = [place for place, _, _ in items]
                 written = await self._write(number, items, replace, deadline, picked(reuse, places))
@@ -183,9 +184,15 @@ class AsyncPrefixCache:
                         stored_bytes += size_of(stored)
         return core.stored(keys, outcomes, raw_bytes, stored_bytes)
 
-    async def _absent(self, keys: list[bytes], begin: int, deadline: float) -> list[int]:
+    async def _absent(
+        self, keys: list[bytes], begin: int, deadline: float, reuse: array[int] | None
+    ) -> list[int]:
         try:
-            found = await self._store.contains_many(keys, timeout_s=left_s(deadline))
+            found = await self._store._look_many(
+                keys,
+                timeout_s=left_s(deadline),
+                reuse=NOTHING_SAID[: len(keys)] if reuse is None else reuse,
+            )
         except KvError:
             return list(range(begin, begin + len(keys)))
         return self._core.to_store(keys, found, begin)

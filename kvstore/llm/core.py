@@ -29,6 +29,8 @@ from kvstore.types import Buffer
 
 BATCH_BYTES_MAX: Final = 32 << 20
 BATCH_BLOCKS_MAX: Final = 512
+#: `kv_reuse` of a batch of blocks of which nothing is known.
+NOTHING_SAID: Final = array("I", [0] * BATCH_BLOCKS_MAX)
 #: Blocks that this process remembers to have stored or loaded; `explain` tells by them what was
 #: evicted from what never was there.
 _SEEN_MAX: Final = 65_536

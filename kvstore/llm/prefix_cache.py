@@ -25,7 +25,16 @@ from kvstore.errors import KvError, NodeUnreachable
 from kvstore.llm import directory, results, tiers
 from kvstore.llm.chains import Prompt
 from kvstore.llm.codecs import Codec
-from kvstore.llm.core import BATCH_BLOCKS_MAX, Core, Limits, batches, left_s, picked, size_of
+from kvstore.llm.core import (
+    BATCH_BLOCKS_MAX,
+    NOTHING_SAID,
+    Core,
+    Limits,
+    batches,
+    left_s,
+    picked,
+    size_of,
+)
 from kvstore.llm.explain import BlockVerdict, Explanation, Verdict
 from kvstore.llm.keys import KeyMaker
 from kvstore.llm.namespace import Namespace
@@ -121,7 +130,7 @@ class PrefixCache:
         limit_s = core.limits.match_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
         try:
-            outcomes: Sequence[bool | KvError] = self._store.contains_many(keys, timeout_s=limit_s)
+            outcomes: Sequence[bool | KvError] = self._store._look_many(keys, timeout_s=limit_s)
         except KvError as error:
             outcomes = [error] * len(keys)
         for outcome in outcomes:
@@ -287,7 +296,8 @@ class PrefixCache:
         outcomes: dict[int, int | KvError] = {}
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):
-            absent = self._absent([keys[i] for i in batch], batch.start, deadline)
+            some = picked(reuse, batch)
+            absent = self._absent([keys[i] for i in batch], batch.start, deadline, some)
             for (number, replace), items in core.encoded(absent, keys, blocks).items():
                 places = [place for place, _, _ in items]
                 written = self._write(number, items, replace, deadline, picked(reuse, places))
@@ -298,10 +308,19 @@ class PrefixCache:
                         stored_bytes += size_of(stored)
         return core.stored(keys, outcomes, raw_bytes, stored_bytes)
 
-    def _absent(self, keys: list[bytes], begin: int, deadline: float) -> list[int]:
-        """Return the places of keys that are not there for certain, or of no use."""
+    def _absent(
+        self, keys: list[bytes], begin: int, deadline: float, reuse: array[int] | None
+    ) -> list[int]:
+        """Return the places of keys that are not there for certain, or of no use.
+
+        Those that are there are used by this prompt as well, and eviction is told so.
+        """
         try:
-            found = self._store.contains_many(keys, timeout_s=left_s(deadline))
+            found = self._store._look_many(
+                keys,
+                timeout_s=left_s(deadline),
+                reuse=NOTHING_SAID[: len(keys)] if reuse is None else reuse,
+            )
         except KvError:
             return list(range(begin, begin + len(keys)))
         return self._core.to_store(keys, found, begin)
@@ -410,7 +429,7 @@ class PrefixCache:
         deadline = time.monotonic() + timeout_s
         keys = self._core.keys.blocks(hashes)
         try:
-            found: Sequence[bool | KvError] = self._store.contains_many(
+            found: Sequence[bool | KvError] = self._store._look_many(
                 keys, timeout_s=left_s(deadline)
             )
         except KvError as error:
@@ -453,7 +472,7 @@ class PrefixCache:
                 continue
             keys = KeyMaker.of_digest(digest).blocks(hashes)
             try:
-                found = self._store.contains_many(keys, timeout_s=left_s(deadline))
+                found = self._store._look_many(keys, timeout_s=left_s(deadline))
             except KvError:
                 break
             fields = [name for name in ours if theirs.get(name) != ours[name]]

@@ -231,7 +231,7 @@ def extend(
         if not there[0] and not on_ssd:
             break
         try:
-            here = store.contains_many(part, timeout_s=left_s(deadline))
+            here = store._look_many(part, timeout_s=left_s(deadline))
         except KvError:
             break
         for place, is_there in enumerate(there):

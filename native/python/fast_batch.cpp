@@ -301,6 +301,25 @@ PyObject* contains_many(PyObject* self, PyObject* const* arguments, Py_ssize_t c
                      Shape::kFound);
 }
 
+PyObject* look_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                    PyObject* keywords) {
+  static const char* const names[] = {"keys", "timeout_s", "reuse"};
+  PyObject* values[3];
+  if (!parse_arguments({"_look_many", names, 3, 1, 1}, arguments, count, keywords, values)) {
+    return nullptr;
+  }
+  const bool is_use = values[2] != nullptr && values[2] != Py_None;
+  PyObject* keys = PySequence_Tuple(values[0]);
+  if (keys == nullptr) return nullptr;
+  Batch batch(self, PyTuple_Size(keys));
+  const bool done =
+      batch.read_keys(keys) && batch.read_reuse(values[2]) &&
+      batch.run(pattern_of(KV_CONTAINS, is_use ? 0 : KV_PROBE), Shape::kFound, values[1]);
+  PyObject* outcomes = done ? batch.outcomes() : nullptr;
+  Py_DECREF(keys);
+  return outcomes;
+}
+
 PyObject* pin_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                    PyObject* keywords) {
   static const char* const names[] = {"keys", "pin_s", "timeout_s"};
@@ -467,6 +486,10 @@ PyMethodDef batch_methods[] = {
      "_get_many_into_coded($self, keys, buffers, *, timeout_s=None, reuse=None)\n--\n\n"
      "As `get_many_into`, with (length, codec) in place of the length; `reuse` as in\n"
      "`_put_many_coded`."},
+    {"_look_many", with_keywords(look_many), kWithKeywords,
+     "_look_many($self, keys, *, timeout_s=None, reuse=None)\n--\n\n"
+     "As `contains_many`. Without `reuse`, which is as in `_put_many_coded`, it is a probe, as\n"
+     "`match_prefix` is: it keeps nothing from eviction."},
     {"_pin_many", with_keywords(pin_many), kWithKeywords,
      "_pin_many($self, keys, pin_s, *, timeout_s=None)\n--\n\n"
      "Keep keys from eviction for a while: a list that says of each whether it is there, or its\n"

@@ -261,3 +261,38 @@ def test_a_closed_store_is_a_miss_too(namespace: Namespace) -> None:
     assert cache.match(HASHES[:1]) == 0
     assert not cache.get(HASHES[:1], buffers_for(1)).all_ok
     assert cache.put(HASHES[1:2], blocks_of(1)).failed == {0: "StoreClosed"}
+
+
+@pytest.mark.parametrize(
+    ("how", "stays"),
+    [
+        (lambda cache, hashes, blocks: cache.match(hashes), False),
+        (lambda cache, hashes, blocks: cache.contains(hashes), False),
+        (lambda cache, hashes, blocks: cache.explain(hashes), False),
+        (lambda cache, hashes, blocks: cache.put(hashes, blocks), True),
+        (lambda cache, hashes, blocks: cache.get(hashes, [bytearray(16_000)] * 32), True),
+    ],
+    ids=["match", "contains", "explain", "put", "get"],
+)
+def test_only_a_use_keeps_blocks_from_eviction(
+    how: Callable[[PrefixCache, list[bytes], list[bytes]], object], stays: bool
+) -> None:
+    namespace = Namespace(model="tiny", dtype="bytes", layout="test", block_tokens=16)
+    limits = Limits(match_s=20, load_s=60, store_s=60)
+    with (
+        kvstore.connect("embedded", capacity_bytes=8 << 20, eviction="sampled-lru") as store,
+        PrefixCache(store, namespace, limits=limits) as cache,
+    ):
+        hashes = block_hashes(range(16 * 32), 16)
+        blocks = [bytes(16_000)] * 32
+        cache.put(hashes, blocks)
+        stored_again = 0
+        # Four times what the node holds.
+        for number in range(64):
+            others = block_hashes(range(16 * 32 * (number + 1), 16 * 32 * (number + 2)), 16)
+            assert not cache.put(others, blocks).failed
+            stored_again += getattr(how(cache, hashes, blocks), "stored", 0)
+        assert store.size() < 600
+        there = sum(cache.contains(hashes))
+        # What is sampled is a matter of chance.
+        assert there - stored_again >= 28 if stays else there <= 2
