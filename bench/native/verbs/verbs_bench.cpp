@@ -241,6 +241,54 @@ std::vector<Result> run(const std::vector<Contest>& contests) {
   return results;
 }
 
+std::vector<Result> measure(BareReader& bare, StoreReader& warm, StoreReader& cold) {
+  const std::vector<uint8_t> summed(kLargeBytes, 'z');
+  uint32_t sum = 0;
+  const auto address_known = [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}); };
+  return run({
+      {"get 64 B, address remembered", kSmallCalls, address_known,
+       [&](uint32_t i) { warm.get(i % kKeys, kSmallBytes); }},
+      {"get 64 B, cold", kSmallCalls,
+       [&](uint32_t) {
+         bare.read({kBucketsBytes, kBucketsBytes});
+         bare.read({kObjectBytes});
+       },
+       [&](uint32_t i) { cold.get(i % kKeys, kSmallBytes); }},
+      {"get 1 MiB into registered memory", kLargeCalls,
+       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+       [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
+      // What a large get must do: the READs that the fabric makes of it, and their checksum.
+      {"get 1 MiB beside the same READs, summed up", kLargeCalls,
+       [&](uint32_t) {
+         bare.read({kPieceBytes}, kLargeBytes / kPieceBytes);
+         sum = crc32c(sum, bare.local(), kLargeBytes);
+       },
+       [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
+      {"1 MiB of bare verbs: one READ, 8 READs", kLargeCalls,
+       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+       [&](uint32_t) { bare.read({kPieceBytes}, kLargeBytes / kPieceBytes); }},
+      {"1 MiB: bare READ, checksum alone", kLargeCalls,
+       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+       [&](uint32_t) { sum = crc32c(sum, summed.data(), summed.size()); }},
+      {"get 1 MiB into other memory", kLargeCalls,
+       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+       [&](uint32_t) { warm.get_elsewhere(kKeys, kLargeBytes); }},
+      {"32 gets of the store: single, batch", kSmallCalls / kBatch,
+       [&](uint32_t) {
+         for (uint32_t i = 0; i < kBatch; ++i) warm.get(i, kSmallBytes);
+       },
+       [&](uint32_t) { warm.get_batch(); }},
+      {"32 gets of bare verbs: single, batch", kSmallCalls / kBatch,
+       [&](uint32_t i) {
+         for (uint32_t n = 0; n < kBatch; ++n) address_known(i);
+       },
+       [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); }},
+      {"32 gets at once", kSmallCalls / kBatch,
+       [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); },
+       [&](uint32_t) { warm.get_batch(); }},
+  });
+}
+
 struct Price {
   const char* name;
   double reads, round_trips;  // of one get
@@ -309,51 +357,7 @@ int main(int argc, char** argv) {
   warm.put(kKeys, std::string(kLargeBytes, 'y'));
   for (uint32_t i = 0; i <= kKeys; ++i) warm.get(i, kLargeBytes);
 
-  const std::vector<uint8_t> summed(kLargeBytes, 'z');
-  uint32_t sum = 0;
-  const auto address_known = [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}); };
-  const std::vector<Result> results = run({
-      {"get 64 B, address remembered", kSmallCalls, address_known,
-       [&](uint32_t i) { warm.get(i % kKeys, kSmallBytes); }},
-      {"get 64 B, cold", kSmallCalls,
-       [&](uint32_t) {
-         bare.read({kBucketsBytes, kBucketsBytes});
-         bare.read({kObjectBytes});
-       },
-       [&](uint32_t i) { cold.get(i % kKeys, kSmallBytes); }},
-      {"get 1 MiB into registered memory", kLargeCalls,
-       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
-       [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
-      // What a large get must do: the READs that the fabric makes of it, and their checksum.
-      {"get 1 MiB beside the same READs, summed up", kLargeCalls,
-       [&](uint32_t) {
-         bare.read({kPieceBytes}, kLargeBytes / kPieceBytes);
-         sum = crc32c(sum, bare.local(), kLargeBytes);
-       },
-       [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
-      {"1 MiB of bare verbs: one READ, 8 READs", kLargeCalls,
-       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
-       [&](uint32_t) { bare.read({kPieceBytes}, kLargeBytes / kPieceBytes); }},
-      {"1 MiB: bare READ, checksum alone", kLargeCalls,
-       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
-       [&](uint32_t) { sum = crc32c(sum, summed.data(), summed.size()); }},
-      {"get 1 MiB into other memory", kLargeCalls,
-       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
-       [&](uint32_t) { warm.get_elsewhere(kKeys, kLargeBytes); }},
-      {"32 gets of the store: single, batch", kSmallCalls / kBatch,
-       [&](uint32_t) {
-         for (uint32_t i = 0; i < kBatch; ++i) warm.get(i, kSmallBytes);
-       },
-       [&](uint32_t) { warm.get_batch(); }},
-      {"32 gets of bare verbs: single, batch", kSmallCalls / kBatch,
-       [&](uint32_t i) {
-         for (uint32_t n = 0; n < kBatch; ++n) address_known(i);
-       },
-       [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); }},
-      {"32 gets at once", kSmallCalls / kBatch,
-       [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); },
-       [&](uint32_t) { warm.get_batch(); }},
-  });
+  const std::vector<Result> results = measure(bare, warm, cold);
   const std::vector<Price> prices = {price_of("get 64 B, address remembered", warm),
                                      price_of("get 64 B, cold", cold)};
   (as_json ? print_json : print_table)(results, prices);
