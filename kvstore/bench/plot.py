@@ -126,20 +126,24 @@ def plot_locks(rows: Sequence[Row], title: str, axis: str, path: Path) -> None:
 
 def plot_lines(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x_label: str,
-    y_label: str,
+    title: str,
+    labels: tuple[str, str],
     path: Path,
     *,
-    log_x: bool = False,
+    log_base: int = 0,
 ) -> None:
-    """One line for each name, of its places and their values."""
+    """One line for each name, of its places and their values.
+
+    `labels` are those of both axes; with a `log_base` the places have a logarithmic one.
+    """
     figure, axes = _figure(7, 4)
     for name, (places, values) in lines.items():
         axes.plot(places, values, marker=".", label=name)
-    if log_x:
-        axes.set_xscale("log", base=10 if "us" in x_label.split() else 2)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    if log_base > 0:
+        axes.set_xscale("log", base=log_base)
+    axes.set_title(title)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)

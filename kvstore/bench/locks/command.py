@@ -15,6 +15,8 @@ from kvstore.bench.locks.points import (
     LOCKS,
     OWN,
     QUANTILES,
+    RELEASE,
+    REREADS,
     THROUGHPUT,
     TIMELINE,
     Figure,
@@ -34,6 +36,17 @@ _SPECIAL_COLUMNS: Final = (
     *("lock", "compute_nodes", "read_ratio", "accesses", "zipf", "ring", "ops_per_s", "p99_us"),
     *("rereads_per_op", "release_p50_us", "found_by_look_per_op", "verbs_per_op"),
 )
+_LABELS: Final = {
+    THROUGHPUT: "operations a second",
+    REREADS: "second READs an operation",
+    RELEASE: "median release, us",
+    "accesses": "data accesses under a lock",
+    "compute_nodes": "compute nodes",
+    "ring": "entries of a queue",
+    "read_ratio": "readers",
+    "ring_per_client": "entries a client:",
+    "zipf": "Zipf",
+}
 _RATIOS: Final = (
     *("point", "ops_per_s", "over_cas", "over_dslr", "over_shiftlock", "over_declock"),
     *("best_rival", "over_best", "bound", "target", "met"),
@@ -232,18 +245,19 @@ def _plot(figure: Figure, rows: Sequence[Row], is_special: bool, path: Path) -> 
     if figure.shows == ACQUIRE_TIMES:
         shares = [quantile / 1000 for quantile in QUANTILES]
         lines = {row["lock"]: (row[ACQUIRE_TIMES], shares) for row in rows if row[ACQUIRE_TIMES]}
-        plot_lines(lines, "us until it is granted", f"{figure.title}: share", path, log_x=True)
-        return
-    if figure.shows == TIMELINE:
+        labels = ("us until it is granted", "share of the acquisitions")
+    elif figure.shows == TIMELINE:
         lines = {row["lock"]: (list(range(len(row[TIMELINE]))), row[TIMELINE]) for row in rows}
-        plot_lines(lines, figure.title, "operations a second", path)
-        return
-    for row in rows:
-        label = f"{row['lock']}, {figure.series} {row[figure.series]:g}"
-        xs, ys = lines.setdefault(label, ([], []))
-        xs.append(row[figure.axis])
-        ys.append(row[figure.shows])
-    plot_lines(lines, figure.title, figure.shows, path, log_x=figure.axis != "accesses")
+        labels = ("ms", _LABELS[THROUGHPUT])
+    else:
+        labels = (_LABELS[figure.axis], _LABELS[figure.shows])
+        for row in rows:
+            name = f"{row['lock']}, {_LABELS[figure.series]} {row[figure.series]:g}"
+            xs, ys = lines.setdefault(name, ([], []))
+            xs.append(row[figure.axis])
+            ys.append(row[figure.shows])
+    log_base = {ACQUIRE_TIMES: 10, TIMELINE: 0, REREADS: 0}.get(figure.shows, 2)
+    plot_lines(lines, figure.title, labels, path, log_base=log_base)
 
 
 def _print_special(figure: Figure, rows: Sequence[Row], profile: str) -> None:

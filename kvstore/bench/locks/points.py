@@ -202,7 +202,7 @@ FIGURES: Final[Mapping[str, Figure]] = {
         measure_ms=10,
     ),
     "failure": Figure(
-        "Milliseconds; a compute node is killed",
+        "A compute node is killed",
         "",
         (Point(read_percent=0, kill_ms=8),),
         (OWN,),
