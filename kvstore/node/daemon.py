@@ -166,7 +166,7 @@ def _serve(
 
     def end() -> None:
         try:
-            grace_s = server.drain()
+            grace_s = server.drain_to_end()
             log.info("draining", signal=first.name, grace_s=round(grace_s, 3))
             _drain(node, tier, server, grace_s, log)
         finally:

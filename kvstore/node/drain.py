@@ -38,13 +38,14 @@ class Drain:
             is_first = self._ends_s is None
             self._ends_s = wanted_s if self._ends_s is None else min(self._ends_s, wanted_s)
             ends_s = self._ends_s
-        if is_first:
+        if is_first and not self._abandoned.is_set():
             threading.Thread(target=self._run, name="revoke", daemon=True).start()
         return max(0.0, ends_s - now_s)
 
-    def abandon(self) -> None:
-        """The node is about to be closed, which ends all access too."""
+    def begin_last(self) -> float:
+        """As `begin`, for a node that is closed at the end of the grace: that ends all access."""
         self._abandoned.set()
+        return self.begin()
 
     def _run(self) -> None:
         try:

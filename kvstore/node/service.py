@@ -345,13 +345,20 @@ class ControlServer:
 
         Returns what is left of the grace, which is the node's own unless another is given.
         """
+        self._refuse_clients()
+        return self._drain.begin(grace_s)
+
+    def drain_to_end(self) -> float:
+        """As `drain`, but leaves the end of the clients' access to `MemoryNode.close`."""
+        self._refuse_clients()
+        return self._drain.begin_last()
+
+    def _refuse_clients(self) -> None:
         self._node.drain()
         self._set_health(_NOT_SERVING)
-        return self._drain.begin(grace_s)
 
     def stop(self, grace_s: float) -> None:
         """Waits for calls under way, at most `grace_s`."""
-        self._drain.abandon()
         self.health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait(grace_s + 1)
 

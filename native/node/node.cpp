@@ -327,6 +327,7 @@ void Node::revoke() {
   }
   if (door_) door_->turn_out();
   upkeep_->revoke();
+  cut_off_.store(true);
 }
 
 // ---- Upkeep ---------------------------------------------------------------------------------
@@ -444,7 +445,7 @@ void Node::read_stats(kv_node_stats& stats) {
   registry_->read_stats(stats);
   stats.clients_live -= stats.clients_live > 0 ? 1 : 0;  // the janitor is no client of anybody's
   stats.clients_total -= janitors_.load();
-  stats.draining = revoked_.load() ? 2 : draining_.load() ? 1 : 0;
+  stats.draining = cut_off_.load() ? 2 : draining_.load() ? 1 : 0;
   if (verbs_) count_ports(stats);
   stats.blocks_swept = sweeper_->blocks_freed();
   if (door_) stats.shm_refused = door_->refused();

@@ -110,6 +110,7 @@ class Node {
   std::atomic<bool> stopping_{false};
   std::atomic<bool> draining_{false};
   std::atomic<bool> revoked_{false};
+  std::atomic<bool> cut_off_{false};  // when that has been carried out
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Gone> hung_up_;

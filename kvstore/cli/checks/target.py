@@ -52,7 +52,10 @@ def _reached(settings: Settings, name: str, node: NodeDescription, stats: NodeSt
     if stats.get("draining", 0):
         cut = "; its clients have been cut off" if stats["draining"] > 1 else ""
         return Check(
-            name, WARNING, f"draining, and takes no new clients{cut}", "start the node again"
+            name,
+            WARNING,
+            f"draining, and takes no new clients{cut}",
+            "systemctl restart kvstore-node  # on its host; it comes back empty",
         )
     detail = f"up, over {fabric_of(settings, node) or 'no fabric'}, kvstore {node.version}"
     if node.version != __version__:

@@ -9,6 +9,7 @@ import pytest
 import kvstore
 from kvstore.cluster.control import ControlClient
 from tests.rxe.guest.conftest import TIMEOUT_S, start_verbs_node, wait_until
+from tests.rxe.guest.test_store import LEASE
 from tests.support.nodes import NodeProcess
 
 plain_client = pytest.importorskip("tests.rxe.guest.plain_client", exc_type=ImportError)
@@ -62,8 +63,9 @@ def test_what_is_not_granted_is_refused(node: NodeProcess, store: kvstore.Store,
 
 @pytest.mark.parametrize("how", ["it detaches", "its lease ends", "the node is drained"])
 def test_who_has_left_has_no_key_any_more(how: str) -> None:
-    with start_verbs_node("8MiB", "--membership-lease=2") as node:
-        # It never renews its lease.
+    # It never renews its lease, which must not end before it has connected.
+    lease = LEASE if how == "its lease ends" else "--membership-lease=3600"
+    with start_verbs_node("8MiB", lease) as node:
         plain = plain_client.PlainClient(node.address, "rxe0")
         assert plain.superblock()["domain"] == 2
         with ControlClient(node.address) as control:
