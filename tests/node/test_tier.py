@@ -74,7 +74,9 @@ def test_however_many_ask_the_tier_the_control_plane_answers(
     log = Log("json", io.StringIO())
     node = MemoryNode(capacity_bytes=8 << 20)
     tier = SsdTier(node, SsdLog.open(str(tmp_path / "log"), 16 << 20), log)
-    server = ControlServer(node, log, token=None, certificate=None, advertise="", tier=tier)
+    server = ControlServer(
+        node, log, token=None, certificate=None, advertise="", grace_s=1, tier=tier
+    )
     address = f"127.0.0.1:{server.start('127.0.0.1', 0)}"
     client = TierClient(TierAddress(address, None, None))
     goes_on, runs = threading.Event(), threading.Semaphore(0)
