@@ -18,7 +18,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, Self
 
@@ -85,7 +85,7 @@ class SsdLog:
         self.segment_bytes = superblock.segment_bytes
         #: Records and gaps that did not hold what they should.
         self.damaged = 0
-        #: Changes with each `forget`.
+        #: Changes with each `forget`, in one step with the index.
         self.generation = 0
         #: Bytes of the records that can be found.
         self.live_bytes = 0
@@ -96,6 +96,8 @@ class SsdLog:
         #: In the order in which the records were written: those of the oldest segment first.
         self._index: dict[bytes, Entry] = {}
         self._used: set[bytes] = set()
+        #: What is kept of the segment that is being written over, until it has its new place.
+        self._kept: dict[bytes, tuple[Entry, bytes]] = {}
         #: Of each segment; 0 if it was never written.
         self._sequences = [0] * segments
         self._number = 0
@@ -187,6 +189,10 @@ class SsdLog:
         if len(buffer) < entry.value_bytes:
             buffer.extend(bytes(entry.value_bytes - len(buffer)))
         value = memoryview(buffer)[: entry.value_bytes]
+        kept = self._kept.get(key)
+        if kept is not None and kept[0][:5] == entry[:5]:
+            value[:] = kept[1]
+            return value
         head = bytearray(form.RECORD_HEADER_BYTES + len(key))
         try:
             read = read_fully(self._descriptor, [head, value], entry.offset)
@@ -215,7 +221,7 @@ class SsdLog:
         """A record that was written over, or forgotten, while it was read is not damaged."""
         with self._lock:
             found = self._index.get(key)
-            if found is not None and found[:5] == entry[:5]:
+            if found is not None and found[:5] == entry[:5] and key not in self._kept:
                 self._remove(key)
                 self.damaged += 1
 
@@ -249,11 +255,12 @@ class SsdLog:
         if not self._append_lock.acquire(timeout=_FORGET_WAIT_S):
             raise OSError(errno.ETIMEDOUT, "the device is busy with an earlier write")
         try:
-            self.generation += 1
             with self._lock:
                 gone = [key for key in self._index if key.startswith(prefix)]
                 for key in gone:
                     self._remove(key)
+                # Last: whoever sees this generation finds nothing of what is gone.
+                self.generation += 1
             # Also where nothing is found: an earlier call may have failed behind the index.
             self._write(form.FORGOTTEN, prefix, memoryview(b""), 0, form.crc32c(b""), 0)
             os.fdatasync(self._descriptor)
@@ -278,23 +285,37 @@ class SsdLog:
     def _begin_segment(self, size: int) -> None:
         """Goes on in the segment that was written longest ago, with room for a record of `size`.
 
-        What was used of it stays.
+        What was used of it stays, and is found all the time.
         """
         if self._sequences[self._number]:
             os.fdatasync(self._descriptor)
         number = self._sequences.index(min(self._sequences))
         room = self.segment_bytes - form.PAGE_BYTES - size
         keys = self._oldest_keys(self._sequences[number])
-        kept = list(self._kept(keys, min(self.segment_bytes // _KEPT_SHARE, room)))
+        kept = dict(self._to_keep(keys, min(self.segment_bytes // _KEPT_SHARE, room)))
         with self._lock:
             for key in keys:
-                self._remove(key)
+                if key not in kept:
+                    self._remove(key)
+            self._kept = kept
+        try:
+            self._write_over(number, kept)
+        finally:
+            with self._lock:
+                self._kept = {}
+                for key, (entry, _value) in kept.items():
+                    found = self._index.get(key)
+                    # The device failed before it was moved.
+                    if found is not None and found.sequence == entry.sequence:
+                        self._remove(key)
+
+    def _write_over(self, number: int, kept: Mapping[bytes, tuple[Entry, bytes]]) -> None:
         sequence = max(self._sequences) + 1
         begin = self._begin_of(number)
         write_fully(self._descriptor, [form.pack_segment(self._file_id, sequence, number)], begin)
         self._sequences[number] = sequence
         self._number, self._cursor = number, begin + form.PAGE_BYTES
-        for key, entry, value in kept:
+        for key, (entry, value) in kept.items():
             self._write(
                 form.OBJECT, key, memoryview(value), entry.codec, entry.value_crc, entry.version
             )
@@ -307,7 +328,9 @@ class SsdLog:
             )
             return [key for key, _entry in oldest]
 
-    def _kept(self, keys: Sequence[bytes], room: int) -> Iterator[tuple[bytes, Entry, bytes]]:
+    def _to_keep(
+        self, keys: Sequence[bytes], room: int
+    ) -> Iterator[tuple[bytes, tuple[Entry, bytes]]]:
         """Records that were read since they were written where they are, up to `room` bytes."""
         buffer = bytearray()
         for key in keys:
@@ -323,7 +346,7 @@ class SsdLog:
                 continue
             if value is not None:
                 room -= size
-                yield key, entry, bytes(value)
+                yield key, (entry, bytes(value))
                 value.release()
 
     def _insert(self, key: bytes, entry: Entry) -> None:

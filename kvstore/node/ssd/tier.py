@@ -205,11 +205,12 @@ class SsdTier:
     def _brought_up(self, key: bytes) -> Outcome:
         if self._region.contains(key):
             return Outcome.IN_MEMORY
-        entry = self._log.find(key)
-        value = self._log.read(key, entry, self._buffer()) if entry is not None else None
-        if entry is None or value is None:
+        generation = self._log.generation
+        found = self._read(key)
+        if found is None:
             self._count(misses=1)
             return Outcome.ABSENT
+        entry, value = found
         try:
             version = self._region.put_if_absent(key, value, entry.codec)
         except ConditionFailed:
@@ -217,12 +218,33 @@ class SsdTier:
         finally:
             size = len(value)
             value.release()
-        if not self._log.adopt(key, entry, version) and self._log.find(key) is None:
-            # Forgotten meanwhile, after the blocks had been deleted.
-            self._region.delete(key, version)
+        adopted = self._log.adopt(key, entry, version)
+        if not adopted and self._log.generation != generation and self._undone(key, version):
             return Outcome.ABSENT
         self._count(hits=1, hit_bytes=size)
         return Outcome.IN_MEMORY
+
+    def _read(self, key: bytes) -> tuple[Entry, memoryview] | None:
+        # The first time it may move while it is read.
+        for _ in range(2):
+            entry = self._log.find(key)
+            if entry is None:
+                return None
+            value = self._log.read(key, entry, self._buffer())
+            if value is not None:
+                return entry, value
+        return None
+
+    def _undone(self, key: bytes, version: int) -> bool:
+        """Takes back what was put, if the key was forgotten meanwhile: after the deletions."""
+        entry = self._log.find(key)
+        if entry is not None and entry.version != version:
+            # It has moved, or a client has put it since.
+            return False
+        self._region.delete(key, version)
+        # It may have gone down again already, or be about to.
+        self._log.forget(key)
+        return True
 
     def _buffer(self) -> bytearray:
         """The memory of this thread, which grows to its largest block."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -96,6 +98,65 @@ def test_the_oldest_are_written_over_and_what_was_read_stays(tmp_path: Path) -> 
         assert {key: value_of(log, key) for key in log.held()} == kept
         append(log, b"next", b"x")
         assert value_of(log, b"next") == b"x"
+
+
+def test_what_is_kept_is_found_and_read_while_its_segment_is_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwritev
+    used = [key_of(i) for i in range(3)]
+    moves = 0
+
+    with opened(tmp_path / "log") as log:
+
+        def look_then_write(*arguments: Any) -> int:
+            nonlocal moves
+            moves += bool(log._kept)
+            assert [value_of(log, key) for key in used] == [block(i, 4_000) for i in range(3)]
+            return write(*arguments)
+
+        for number, key in enumerate(used):
+            append(log, key, block(number, 4_000))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", look_then_write)
+            for number in range(3, 600):
+                assert append(log, key_of(number), block(number, 4_000))
+        assert moves >= 4
+        assert log.damaged == 0
+
+
+def test_a_device_that_fails_while_a_segment_is_written_over_makes_misses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwritev
+    failures = 0
+
+    with opened(tmp_path / "log") as log:
+
+        def fail_behind_the_header(*arguments: Any) -> int:
+            nonlocal failures
+            is_header = len(arguments[1]) == 1
+            if key_of(0) not in log._kept or is_header:
+                return write(*arguments)
+            failures += 1
+            raise OSError(errno.EIO, "no")
+
+        append(log, key_of(0), block(0))
+        number = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", fail_behind_the_header)
+            while not failures:
+                assert value_of(log, key_of(0)) == block(0)
+                number += 1
+                with contextlib.suppress(OSError):
+                    append(log, key_of(number), block(number))
+        assert log.find(key_of(0)) is None
+        assert append(log, key_of(0), block(0))
+        assert value_of(log, key_of(0)) == block(0)
+        assert {key: value_of(log, key) for key in log.held()} == {
+            key_of(i): block(i) for i in range(number + 1) if log.find(key_of(i)) is not None
+        }
+        assert log.damaged == 0
 
 
 def test_an_index_that_is_full_drops_the_oldest(tmp_path: Path) -> None:

@@ -131,6 +131,44 @@ def test_what_is_forgotten_while_it_comes_up_does_not_stay(
     assert node.tier.lookup(KEYS[:2]) == [False, True]
 
 
+def test_what_was_forgotten_and_went_down_again_does_not_stay(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.put_down(range(1))
+    put = node.tier._region.put_if_absent
+
+    def forget_put_and_demote(key: bytes, value: memoryview, codec: int) -> int:
+        node.tier.forget(key)
+        version = put(key, value, codec)
+        # As the thread that writes does when its walk comes by just now.
+        generation = node.log.generation
+        node.log.append(key, value, codec, version=version, generation=generation)
+        return version
+
+    monkeypatch.setattr(node.tier._region, "put_if_absent", forget_put_and_demote)
+    assert node.tier.promote(KEYS[:1], 20) == [Outcome.ABSENT]
+    assert node.value(KEYS[0]) is None
+    assert node.tier.lookup(KEYS[:1]) == [False]
+
+
+def test_what_leaves_the_index_while_it_comes_up_is_a_hit(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.put_down(range(1))
+    put = node.tier._region.put_if_absent
+
+    def drop_then_put(key: bytes, value: memoryview, codec: int) -> int:
+        # As an index does that is full, and a segment that is written over.
+        with node.log._lock:
+            node.log._remove(key)
+        return put(key, value, codec)
+
+    monkeypatch.setattr(node.tier._region, "put_if_absent", drop_then_put)
+    assert node.tier.promote(KEYS[:1], 20) == [Outcome.IN_MEMORY]
+    assert node.value(KEYS[0]) == bytes(block(0))
+    assert node.tier.stats()["ssd_hits"] == 1
+
+
 def test_a_promotion_replaces_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.put_down(range(1))
     monkeypatch.setattr(node.tier._region, "contains", lambda key: False)
