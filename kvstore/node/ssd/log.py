@@ -38,8 +38,9 @@ BYTES_MIN: Final = 1 << 20
 INDEX_BYTES_A_RECORD: Final = 512
 _SCAN_THREADS: Final = 8
 _RESYNC_BYTES: Final = 256 << 10
-#: For a write under way, before a `forget` fails.
+#: For a write under way, before a `forget` or a `close` fails.
 _FORGET_WAIT_S: Final = 10.0
+_CLOSE_WAIT_S: Final = 10.0
 #: What is used moves on when its segment is written over, up to this share of a segment.
 _KEPT_SHARE: Final = 4
 #: A full index drops that share of its records at once, the oldest, for it looks for them from the
@@ -140,12 +141,18 @@ class SsdLog:
             raise
         return log
 
-    def close(self) -> None:
-        """Closes the file. The caller has ended all reads; appends fail. May be called again."""
-        with self._append_lock:
-            descriptor, self._descriptor = self._descriptor, -1
+    def close(self, timeout_s: float = _CLOSE_WAIT_S) -> bool:
+        """Closes the file. The caller has ended all reads; appends fail. May be called again.
+
+        False if a write or a `forget` under way does not end in that time: it stays open.
+        """
+        if not self._append_lock.acquire(timeout=timeout_s):
+            return False
+        descriptor, self._descriptor = self._descriptor, -1
+        self._append_lock.release()
         if descriptor >= 0:
             os.close(descriptor)
+        return True
 
     # ---- the index ----
 

@@ -107,11 +107,11 @@ class SsdTier:
         self._demoter.join(timeout_s)
         wait(under_way, max(0.0, deadline - time.monotonic()))
         self.stuck = self._demoter.is_alive() or any(not future.done() for future in under_way)
+        if not self.stuck:
+            self._region.close()
+            self.stuck = not self._log.close(max(0.0, deadline - time.monotonic()))
         if self.stuck:
             self._events.warning("the SSD does not answer: left as it is", file=self._log.path)
-            return
-        self._region.close()
-        self._log.close()
 
     @property
     def capacity_bytes(self) -> int:

@@ -320,6 +320,30 @@ def test_a_device_that_does_not_answer_holds_nobody_at_the_end(
     node.log.close()
 
 
+def test_a_forget_that_the_device_does_not_end_holds_nobody_at_the_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.put_down(range(1))
+    answers, waits = threading.Event(), threading.Event()
+
+    def wait_for_device(_descriptor: int) -> None:
+        waits.set()
+        assert answers.wait(60)
+
+    monkeypatch.setattr(os, "fdatasync", wait_for_device)
+    forgets = threading.Thread(target=lambda: node.tier.forget(KEYS[0]))
+    forgets.start()
+    try:
+        assert waits.wait(20)
+        node.tier.close(timeout_s=0.5)
+        assert node.tier.stuck
+        assert "does not answer" in node.events.getvalue()
+    finally:
+        answers.set()
+    forgets.join(20)
+    assert node.log.close()
+
+
 def test_a_small_index_takes_a_part_and_is_not_written_over_and_over(tmp_path: Path) -> None:
     node = Node(tmp_path / "log", records_max=32)
     walks = 0
