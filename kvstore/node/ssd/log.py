@@ -377,16 +377,23 @@ class SsdLog:
     def _scan(self) -> None:
         """Makes the index from the segments, those written first first.
 
-        Some at a time, so that it needs little more memory than the index.
+        So many at a time that they have about as many records as the index has room for, so that
+        it needs little more memory than the index.
         """
         numbers = range(len(self._sequences))
         self._sequences = [self._sequence_of(number) for number in numbers]
         order = sorted(numbers, key=self._sequences.__getitem__)
+        # Those that were never written come first, and have no records.
+        blank = self._sequences.count(0)
+        begin, count, most = 0, max(1, blank), 1
         with ThreadPoolExecutor(_SCAN_THREADS, "ssd-scan") as pool:
-            for begin in range(0, len(order), _SCAN_THREADS):
-                some = order[begin : begin + _SCAN_THREADS]
+            while some := order[begin : begin + count]:
+                begin += count
                 for number, scan in zip(some, pool.map(self._scan_segment, some), strict=True):
                     self._replay_segment(number, *scan)
+                    most = max(most, len(scan[0]))
+                # No more than before in all, for the next ones may have smaller records.
+                count = max(1, min(begin - blank, _SCAN_THREADS, self.records_max // most))
 
     def _sequence_of(self, number: int) -> int:
         """What the header of a segment says; 0: nothing, or it cannot be read."""

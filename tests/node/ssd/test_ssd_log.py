@@ -7,7 +7,8 @@ import errno
 import os
 import random
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,38 @@ def test_an_index_that_is_full_drops_the_oldest(tmp_path: Path) -> None:
     # Nothing is lost but the memory of it.
     with opened(tmp_path / "log") as log:
         assert len(log) == 1000
+
+
+@pytest.mark.parametrize(("records_max", "at_once_max"), [(32, 1), (1 << 30, 8)])
+def test_a_scan_holds_no_more_records_at_once_than_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records_max: int, at_once_max: int
+) -> None:
+    with opened(tmp_path / "log") as log:
+        for number in range(1000):
+            append(log, key_of(number), block(number, 500))
+    scan, replay = SsdLog._scan_segment, SsdLog._replay_segment
+    lock, waiting, most = threading.Lock(), 0, 0
+
+    def count_scan(log: SsdLog, number: int) -> tuple[list[Any], int]:
+        nonlocal waiting, most
+        with lock:
+            waiting += bool(log._sequences[number])
+            most = max(most, waiting)
+        return scan(log, number)
+
+    def count_replay(log: SsdLog, number: int, found: Sequence[Any], damaged: int) -> None:
+        nonlocal waiting
+        replay(log, number, found, damaged)
+        with lock:
+            waiting -= bool(log._sequences[number])
+
+    monkeypatch.setattr(SsdLog, "_scan_segment", count_scan)
+    monkeypatch.setattr(SsdLog, "_replay_segment", count_replay)
+    with opened(tmp_path / "log", records_max=records_max) as log:
+        assert 0 < len(log) <= records_max
+        assert value_of(log, key_of(999)) == block(999, 500)
+    assert waiting == 0
+    assert 1 <= most <= at_once_max
 
 
 def test_a_segment_is_written_over_also_where_the_index_dropped_records_of_it(
