@@ -11,6 +11,7 @@ import socket
 import struct
 from os import geteuid
 from typing import Final
+from urllib.parse import quote
 
 #: Of the kernel, without the NUL in front or behind.
 _NAME_BYTES_MAX: Final = 107
@@ -19,9 +20,10 @@ _CREDENTIALS: Final = struct.Struct("3i")
 
 def local_address(shm_name: str) -> str:
     """The address, as gRPC names it, of the tier of the node that has this shm socket."""
+    # gRPC takes it for a URI, and decodes it.
     if "/" in shm_name:
-        return f"unix:{shm_name}.tier"
-    return f"unix-abstract:{_abstract(shm_name)}"
+        return f"unix:{quote(shm_name)}.tier"
+    return f"unix-abstract:{quote(_abstract(shm_name))}"
 
 
 def can_listen(shm_name: str) -> bool:

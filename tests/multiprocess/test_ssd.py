@@ -211,8 +211,9 @@ def test_a_socket_that_is_a_file_leads_to_the_tier_too(tmp_path: Path) -> None:
     token.chmod(0o600)
     # A path of a socket has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="kv-") as directory:
-        more = [*options(tmp_path), f"--shm={directory}/shm", f"--token-file={token}"]
-        target = f"shm://{directory}/shm"
+        # gRPC decodes such a name.
+        more = [*options(tmp_path), f"--shm={directory}/shm%41", f"--token-file={token}"]
+        target = f"shm://{directory}/shm%41"
         for expected in (0, 4):
             # The second time both sockets of the first are in the way.
             with (

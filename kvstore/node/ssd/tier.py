@@ -324,11 +324,12 @@ class SsdTier:
         try:
             if entry is not None and _same(entry, block.value, block.codec):
                 return self._log.adopt(held.key, entry, block.version)
+            # First, so that the filter never says no of what can be found.
+            self.summary.add(held.key)
             appended = self._log.append(
                 held.key, block.value, block.codec, version=block.version, generation=generation
             )
             if appended:
-                self.summary.add(held.key)
                 self._count(demoted=1, demoted_bytes=len(block.value))
                 self._retry_s = _RETRY_FIRST_S
             return appended
