@@ -19,7 +19,7 @@ from kvstore.llm.core import batches, left_s, picked, size_of
 
 if TYPE_CHECKING:
     from kvstore.client.store import Store
-    from kvstore.cluster.tier import TierClient
+    from kvstore.cluster.tier import TierAddress, TierClient
 
 #: What a call asks for at once; a request of a node is small.
 KEYS_AT_ONCE: Final = 256
@@ -113,7 +113,9 @@ class Tiers:
         Raises NodeUnreachable if a node that has a tier does not say that it did.
         """
         tiers = self._store._membership.tiers()
-        members = [self._member(index) for index, tier in enumerate(tiers) if tier is not None]
+        members = [
+            self._member(index, where) for index, where in enumerate(tiers) if where is not None
+        ]
         forgotten = 0
         failed: NodeUnreachable | None = None
         for member in members:
@@ -178,10 +180,11 @@ class Tiers:
             return
         now = time.monotonic()
         for index, places in by_member.items():
-            if tiers[index] is None or self._closed:
+            where = tiers[index]
+            if where is None or self._closed:
                 continue
             try:
-                member = self._member(index)
+                member = self._member(index, where)
             except KvError as error:
                 # The file of the authorities cannot be read any more.
                 self._warn(error)
@@ -193,14 +196,12 @@ class Tiers:
             for begin in range(0, len(places), step):
                 yield member, places[begin : begin + step]
 
-    def _member(self, index: int) -> _Member:
+    def _member(self, index: int, where: TierAddress) -> _Member:
         with self._lock:
             member = self._members.get(index)
             if member is None:
                 from kvstore.cluster.tier import TierClient
 
-                where = self._store._membership.tiers()[index]
-                assert where is not None
                 member = self._members[index] = _Member(TierClient(where))
             return member
 
