@@ -134,12 +134,22 @@ class NodeConfig:
                 f"--capacity {format_bytes(self.capacity_bytes)} is below the least,"
                 f" {format_bytes(CAPACITY_BYTES_MIN)}"
             )
-        limit = memory_limit(hugepages=self.hugepages)
+        limit = memory_limit()
         index_bytes = self.ssd_index_bytes
-        beside = 0 if self.hugepages else _RESERVE_BYTES + index_bytes
+        beside = _RESERVE_BYTES + index_bytes
+        if self.hugepages:
+            # The rest of this process is not in huge pages.
+            if index_bytes and beside > limit.available_bytes:
+                raise errors.ConfigurationError(
+                    f"--ssd-index-bytes {format_bytes(index_bytes)} is more than can be had beside"
+                    f" the huge pages: {format_bytes(limit.available_bytes)} ({limit.source})"
+                )
+            limit, beside = memory_limit(hugepages=True), 0
         if self.capacity_bytes + beside > limit.available_bytes:
             index = (
-                f" with {format_bytes(index_bytes)} for --ssd-index-bytes" if index_bytes else ""
+                f" with {format_bytes(index_bytes)} for --ssd-index-bytes"
+                if index_bytes and beside
+                else ""
             )
             raise errors.ConfigurationError(
                 f"--capacity {format_bytes(self.capacity_bytes)}{index} is more than can be had:"

@@ -194,6 +194,10 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path, node: NodeProces
         (["--ssd-index-bytes=4MiB"], "without --ssd"),
         ([*options(tmp_path), "--ssd-index-bytes=1MiB"], "below the least"),
         ([*options(tmp_path), "--ssd-index-bytes=1000000GiB"], "for --ssd-index-bytes is more"),
+        (
+            [*options(tmp_path), "--ssd-index-bytes=1000000GiB", "--hugepages"],
+            "beside the huge pages",
+        ),
         ([f"--ssd={tmp_path / 'x'}", "--ssd-bytes=8MiB"], "below twice the --capacity"),
         ([f"--ssd={tmp_path}", "--ssd-bytes=64MiB"], "Is a directory"),
         (options(tmp_path), "in use by another node"),
