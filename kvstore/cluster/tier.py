@@ -37,6 +37,10 @@ class TierAddress:
     tls: TlsConfig | None
 
 
+class TierBusy(errors.NodeUnreachable):
+    """The tier has as many calls as it takes at once."""
+
+
 class TierClient:
     """Asks the tier at an address. Thread-safe.
 
@@ -139,7 +143,8 @@ class TierClient:
         try:
             answer.ParseFromString(self._channel.result(begun))
         except rpc.CallFailed as failure:
-            raise self._failed(f"{failure.code}: {failure.details}") from None
+            kind = TierBusy if failure.code == "RESOURCE_EXHAUSTED" else errors.NodeUnreachable
+            raise self._failed(f"{failure.code}: {failure.details}", kind) from None
         except DecodeError as error:
             raise self._failed(str(error)) from None
         return answer
@@ -149,5 +154,7 @@ class TierClient:
             raise self._failed(f"it answered for {len(outcomes)} of {count} keys")
         return outcomes
 
-    def _failed(self, why: str) -> errors.NodeUnreachable:
-        return errors.NodeUnreachable(f"the SSD tier of {self._where.address}: {why}")
+    def _failed(
+        self, why: str, kind: type[errors.NodeUnreachable] = errors.NodeUnreachable
+    ) -> errors.NodeUnreachable:
+        return kind(f"the SSD tier of {self._where.address}: {why}")

@@ -2,7 +2,7 @@
 
 Only what missed in memory is asked, all nodes at once, within the time that the call has. A tier
 that fails is left alone for a while, twice as long after each further failure: then its blocks are
-misses, as they are without it.
+misses, as they are without it. One that is busy is left alone for a moment only.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _ROUNDS: Final = 3
 _ASK_S_MIN: Final = 0.01
 _BACK_OFF_FIRST_S: Final = 1.0
 _BACK_OFF_LAST_S: Final = 30.0
+_BUSY_S: Final = 0.05
 #: Length and codec of a block that was read; None: it was absent.
 Outcome: TypeAlias = tuple[int, int] | KvError | None
 
@@ -206,11 +207,16 @@ class Tiers:
             return member
 
     def _failed(self, member: _Member, error: KvError) -> None:
+        from kvstore.cluster.tier import TierBusy
+
         self._warn(error)
         now = time.monotonic()
         with self._lock:
             # Calls that were under way together fail together: that is one failure.
             if now < member.refused_until:
+                return
+            if isinstance(error, TierBusy):
+                member.refused_until = now + _BUSY_S
                 return
             member.back_off_s = min(max(2 * member.back_off_s, _BACK_OFF_FIRST_S), _BACK_OFF_LAST_S)
             member.refused_until = now + member.back_off_s

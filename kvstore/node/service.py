@@ -35,9 +35,8 @@ from kvstore.node.drain import Drain
 from kvstore.node.log import Log
 from kvstore.node.memory_node import MemoryNode
 from kvstore.node.tier_service import (
-    GLANCES_AT_ONCE,
+    THREADS,
     TIER_SERVICE_NAME,
-    WAITS_AT_ONCE,
     TierService,
 )
 
@@ -291,7 +290,7 @@ class ControlServer:
         self.health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(
-                _CALLS_AT_ONCE + (WAITS_AT_ONCE + GLANCES_AT_ONCE if tier is not None else 0),
+                _CALLS_AT_ONCE + (THREADS if tier is not None else 0),
                 thread_name_prefix="control",
             ),
             interceptors=[self.token_check],

@@ -3,7 +3,8 @@
 Every call takes a thread of the server: one that waits for the device until it has answered, one
 that only looks at the index until it has looked. Only so many of each kind run at once, on threads
 that the server has beside those of the control plane; the rest are refused at once. So attachments
-and health never wait for a thread behind them.
+and health never wait for a thread behind them, nor does what a user has to forget find its places
+taken by what is on its way up.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ KEYS_MAX: Final = 1024
 #: Calls that wait for the device, and calls that do not.
 WAITS_AT_ONCE: Final = 16
 GLANCES_AT_ONCE: Final = 32
+FORGETS_AT_ONCE: Final = 2
+#: What the server needs for all of them.
+THREADS: Final = WAITS_AT_ONCE + GLANCES_AT_ONCE + FORGETS_AT_ONCE
 _KEY_BYTES_MAX: Final = 1024
 _WAIT_S_MAX: Final = 60.0
 #: Left of a call's time for the way back.
@@ -38,6 +42,7 @@ class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc,unused-ignor
         self._tier = tier
         self._waits = threading.BoundedSemaphore(WAITS_AT_ONCE)
         self._glances = threading.BoundedSemaphore(GLANCES_AT_ONCE)
+        self._forgets = threading.BoundedSemaphore(FORGETS_AT_ONCE)
 
     def Lookup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, D102
         keys = _checked(request.keys, context)
@@ -75,7 +80,7 @@ class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc,unused-ignor
             except OSError as error:
                 context.abort(grpc.StatusCode.UNAVAILABLE, f"the SSD failed: {error.strerror}")
 
-        return _placed(self._waits, context, forget)
+        return _placed(self._forgets, context, forget)
 
 
 def _placed(

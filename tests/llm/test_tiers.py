@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import kvstore
+from kvstore.cluster import rpc
 from kvstore.cluster import tier as tier_clients
 from kvstore.errors import NodeUnreachable
 from kvstore.llm import Limits, Namespace, PrefixCache, block_hashes
@@ -83,6 +85,21 @@ def test_calls_that_fail_together_are_one_failure(
                 return member.back_off_s == 0.0
 
             wait_until("asked again", answers, 30)
+
+
+def test_a_tier_that_is_busy_has_not_failed(
+    node: NodeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: rpc.Channel, begun: object) -> bytes:
+        raise rpc.CallFailed("RESOURCE_EXHAUSTED", "too many calls of the SSD tier at once")
+
+    with cache_on(node) as cache:
+        with monkeypatch.context() as patch:
+            patch.setattr(rpc.Channel, "result", refused)
+            assert cache._tiers.found([b"L1bkey"], 20) == [False]
+        member = cache._tiers._members[0]
+        assert member.back_off_s == 0
+        assert 0 < member.refused_until <= time.monotonic() + tiers_module._BUSY_S
 
 
 def test_a_call_without_time_asks_nobody_and_says_nothing_of_the_tier(node: NodeProcess) -> None:

@@ -107,6 +107,8 @@ def test_however_many_ask_the_tier_the_control_plane_answers(
                 client.promote(client.begin_promote([b"L1b"], 60, waits=waits), 1)
         with ControlClient(address) as control:
             assert control.describe().ssd_bytes > 0
+        # Nor does whoever has something to forget.
+        assert client.forget(b"L1b", 60) == 0
         goes_on.set()
         assert not any(client.lookup(call, 1)[0] for call in looks)
         assert not any(client.promote(call, 1)[0] for call in promotions)
