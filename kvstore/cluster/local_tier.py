@@ -31,20 +31,26 @@ def can_listen(shm_name: str) -> bool:
     return len(_name(shm_name).encode()) <= _NAME_BYTES_MAX
 
 
-def listens(shm_name: str) -> bool:
-    """Whether the node has a tier and is, as its shm socket is, of this user or of root.
+def listens(shm_name: str) -> bool | None:
+    """Whether the node has a tier and is of this user or of root; to root any user's will do.
 
-    It waits for nobody: nothing is sent.
+    None: so many connect that there is no telling. It waits for nobody: nothing is sent.
+
+    The user is that of whoever listens now. A later connection, which gets the token, may meet
+    another one that took the name in between; a name that is a path in a directory where only this
+    user and root may write cannot be taken.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             probe.connect(_name(shm_name))
             packed = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except BlockingIOError:
+        return None
     except OSError:
         return False
     _process_id, user, _group = _CREDENTIALS.unpack(packed)
-    return user in (0, geteuid())
+    return geteuid() == 0 or user in (0, geteuid())
 
 
 def _abstract(shm_name: str) -> str:

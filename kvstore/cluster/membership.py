@@ -51,7 +51,7 @@ ATTACH_TIMEOUT_S: Final = 5.0 * TIME_SCALE
 #: The RDMA device to use, where it is not the one on the way to the node.
 VERBS_DEVICE_VARIABLE: Final = "KVSTORE_VERBS_DEVICE"
 _DETACH_TIMEOUT_S: Final = 1.0
-#: Between two looks for the tier's socket of a node that has shown none.
+#: Between two looks at the tier's socket of a node: whether there is one, and whose.
 _LOOK_AGAIN_S: Final = 1.0
 _PROBE_FIRST_S: Final = 0.2
 _PROBE_LAST_S: Final = 5.0
@@ -82,8 +82,11 @@ class Attacher:
         """Attach the client to the member, or raise a KvError."""
         raise NotImplementedError
 
-    def tier(self) -> TierAddress | None:
-        """Where the SSD tier of the member is asked; None: it has none, as far as is known."""
+    def tier(self, *, anew: bool = False) -> TierAddress | None:
+        """Where the SSD tier of the member is asked; None: it has none, as far as is known.
+
+        `anew`: what was known a moment ago will not do.
+        """
         return None
 
     def close(self, *, ended: bool) -> None:
@@ -111,6 +114,7 @@ class ShmAttacher(Attacher):
         self.address = f"shm://{name}"
         self._name = name
         self._secret = secret
+        self._is_attached = False
         self._has_tier = False
         self._look_again_s = 0.0
 
@@ -118,18 +122,22 @@ class ShmAttacher(Attacher):
         self, client: NativeClient, index: int, members: tuple[str, ...], timeout_s: float
     ) -> None:
         """See Attacher."""
+        # The member is down, and the name of its socket may become another's.
+        self._is_attached = False
         client.attach_shm(index, self._name, secret=self._secret, timeout_s=timeout_s)
-        # Of another node than before, maybe.
-        self._has_tier, self._look_again_s = False, 0.0
+        self._is_attached, self._has_tier, self._look_again_s = True, False, 0.0
 
-    def tier(self) -> TierAddress | None:
+    def tier(self, *, anew: bool = False) -> TierAddress | None:
         """See Attacher. A node lets clients in a moment before its tier listens."""
+        if not self._is_attached:
+            return None
         now = time.monotonic()
-        if not self._has_tier and now >= self._look_again_s:
+        if anew or now >= self._look_again_s:
             from kvstore.cluster.local_tier import listens
 
             self._look_again_s = now + _LOOK_AGAIN_S
-            self._has_tier = listens(self._name)
+            found = listens(self._name)
+            self._has_tier = self._has_tier if found is None else found
         if not self._has_tier:
             return None
         from kvstore.cluster.local_tier import local_address
@@ -278,8 +286,8 @@ class ControlAttacher(Attacher):
         self._has_tier = admitted.ssd_bytes > 0
         return admitted
 
-    def tier(self) -> TierAddress | None:
-        """See Attacher."""
+    def tier(self, *, anew: bool = False) -> TierAddress | None:
+        """See Attacher. The node says it when it admits a client."""
         if not self._has_tier:
             return None
         from kvstore.cluster.tier import TierAddress
@@ -381,9 +389,9 @@ class Membership:
         failure = self._failures[index]
         return copy.copy(failure) if isinstance(failure, _LASTING) else None
 
-    def tiers(self) -> list[TierAddress | None]:
-        """Return where the SSD tier of each member is asked."""
-        return [attacher.tier() for attacher in self._attachers]
+    def tiers(self, *, anew: bool = False) -> list[TierAddress | None]:
+        """Return where the SSD tier of each member is asked; see `Attacher.tier`."""
+        return [attacher.tier(anew=anew) for attacher in self._attachers]
 
     def states(self) -> list[MemberState]:
         """Return how each member looks from here."""

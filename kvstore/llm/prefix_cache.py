@@ -360,14 +360,12 @@ class PrefixCache:
         `Store.keys` does, and NodeUnreachable if a node does not say that its SSD forgot them.
         """
         prefix = self._core.keys.block_prefix
-        forgets = self._tiers.present
-        if forgets:
-            self._tiers.forget(prefix, _FORGET_S)
+        self._tiers.forget(prefix, _FORGET_S)
         deleted = 0
         for _ in range(_CLEAR_ROUNDS):
             deleted += self._delete_from_memory(prefix)
             # What went down meanwhile may have come up again, behind the walk.
-            if not forgets or self._tiers.forget(prefix, _FORGET_S) == 0:
+            if self._tiers.forget(prefix, _FORGET_S) == 0:
                 break
         return deleted
 

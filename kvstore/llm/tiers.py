@@ -113,7 +113,7 @@ class Tiers:
 
         Raises NodeUnreachable if a node that has a tier does not say that it did.
         """
-        tiers = self._store._membership.tiers()
+        tiers = self._store._membership.tiers(anew=True)
         members = [
             self._member(index, where) for index, where in enumerate(tiers) if where is not None
         ]

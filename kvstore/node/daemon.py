@@ -29,6 +29,7 @@ from kvstore.node.port_watch import PortWatch
 from kvstore.node.service import ControlServer
 
 if TYPE_CHECKING:
+    from kvstore.node.ssd.log import SsdLog
     from kvstore.node.ssd.tier import SsdTier
 
 _DONE: Final = b"\0"
@@ -67,25 +68,7 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 def run(config: NodeConfig, log: Log) -> int:
     """Serves until told to end; returns the exit code. `ConfigurationError` if it cannot start."""
     began = time.monotonic()
-    node = MemoryNode(
-        capacity_bytes=config.capacity_bytes,
-        shm_name=config.shm_name,
-        tcp_host=config.listen_host if config.verbs_device is None else None,
-        tcp_port=config.data_port,
-        tcp_threads=config.data_threads,
-        eviction=config.eviction,
-        consistency=config.consistency,
-        hugepages=config.hugepages,
-        prefault=config.prefault,
-        membership_lease_ms=config.membership_lease_ms,
-        fence_after_ms=config.fence_after_ms,
-        secret=config.token,
-        cluster_id=config.cluster_id,
-        members=config.members,
-        verbs_device=config.verbs_device,
-        verbs_address=config.verbs_address,
-    )
-    with node, _tier(config, node, log) as tier:
+    with _node_and_tier(config, log) as (node, tier):
         server = ControlServer(
             node,
             log,
@@ -124,13 +107,54 @@ def run(config: NodeConfig, log: Log) -> int:
 
 
 @contextmanager
-def _tier(config: NodeConfig, node: MemoryNode, log: Log) -> Iterator[SsdTier | None]:
-    """The SSD tier, if there is to be one. It ends before the node does."""
+def _node_and_tier(config: NodeConfig, log: Log) -> Iterator[tuple[MemoryNode, SsdTier | None]]:
+    """The node and its SSD tier, if there is to be one, which ends before the node does.
+
+    The file is read before the node lets clients in: they would take it for one without a tier.
+    """
+    blocks = _opened_log(config, log)
+    tier: SsdTier | None = None
+    try:
+        with _memory_node(config) as node:
+            if blocks is not None:
+                from kvstore.node.ssd.tier import SsdTier
+
+                tier = SsdTier(node, blocks, log)
+            try:
+                yield node, tier
+            finally:
+                if tier is not None:
+                    tier.close()
+    finally:
+        if blocks is not None and tier is None:
+            blocks.close()
+
+
+def _memory_node(config: NodeConfig) -> MemoryNode:
+    return MemoryNode(
+        capacity_bytes=config.capacity_bytes,
+        shm_name=config.shm_name,
+        tcp_host=config.listen_host if config.verbs_device is None else None,
+        tcp_port=config.data_port,
+        tcp_threads=config.data_threads,
+        eviction=config.eviction,
+        consistency=config.consistency,
+        hugepages=config.hugepages,
+        prefault=config.prefault,
+        membership_lease_ms=config.membership_lease_ms,
+        fence_after_ms=config.fence_after_ms,
+        secret=config.token,
+        cluster_id=config.cluster_id,
+        members=config.members,
+        verbs_device=config.verbs_device,
+        verbs_address=config.verbs_address,
+    )
+
+
+def _opened_log(config: NodeConfig, log: Log) -> SsdLog | None:
     if config.ssd_path is None:
-        yield None
-        return
+        return None
     from kvstore.node.ssd.log import INDEX_BYTES_A_RECORD, SsdLog
-    from kvstore.node.ssd.tier import SsdTier
 
     began = time.monotonic()
     blocks = SsdLog.open(
@@ -144,15 +168,7 @@ def _tier(config: NodeConfig, node: MemoryNode, log: Log) -> Iterator[SsdTier | 
         damaged=blocks.damaged,
         seconds=round(time.monotonic() - began, 3),
     )
-    try:
-        tier = SsdTier(node, blocks, log)
-    except BaseException:
-        blocks.close()
-        raise
-    try:
-        yield tier
-    finally:
-        tier.close()
+    return blocks
 
 
 def _serve(

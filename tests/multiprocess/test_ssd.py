@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +19,7 @@ import kvstore
 import kvstore.aio
 from kvstore.cluster import local_tier
 from kvstore.cluster.control import ControlClient
+from kvstore.cluster.membership import ShmAttacher
 from kvstore.llm import AsyncPrefixCache, Limits, Namespace, PrefixCache, Verdict, block_hashes
 from kvstore.node.ssd.log import SsdLog
 from tests.multiprocess.conftest import stats_of, wait_until
@@ -152,6 +157,64 @@ def test_what_was_cleared_stays_away(node: NodeProcess, tmp_path: Path, fabric: 
     node.kill()
     with start_again(node, CAPACITY, *options(tmp_path)) as again, cache_on(again) as cache:
         assert cache.match(HASHES) == 0
+
+
+def test_the_file_is_read_before_the_node_lets_anybody_in(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    # The name of its door is taken, so that it gets no further than that.
+    more = ["--listen=127.0.0.1:0", "--data-port=0", f"--shm={node.shm}"]
+    ended = run_node(
+        f"--capacity={CAPACITY}", *more, f"--ssd={tmp_path / 'other'}", "--ssd-bytes=32MiB"
+    )
+    assert ended.returncode == 2
+    assert "ssd opened" in ended.stderr
+
+
+def test_clearing_looks_anew_for_a_tier(node: NodeProcess) -> None:
+    with cache_on(node, "shm") as cache:
+        fill(cache, node, 16)
+        (attacher,) = cache._store._membership._attachers
+        assert isinstance(attacher, ShmAttacher)
+        # As after a look at a node that was not ready yet.
+        attacher._has_tier, attacher._look_again_s = False, float("inf")
+        assert not cache._tiers.present
+        cache.clear()
+        assert stats_of(node)["ssd_records"] == 0
+
+
+def test_the_tier_of_a_node_that_is_gone_is_not_asked_whoever_has_its_name(
+    node: NodeProcess,
+) -> None:
+    with cache_on(node, "shm") as cache:
+        wait_until("the tier is found", lambda: cache._tiers.present, 30)
+        membership = cache._store._membership
+        node.kill()
+        wait_until("seen", lambda: not cache.match(HASHES) and not cache._tiers.present, 30)
+        (attacher,) = membership._attachers
+        assert isinstance(attacher, ShmAttacher)
+        wait_until("down", lambda: not cache.match(HASHES) and not attacher._is_attached, 30)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(local_tier._name(node.shm))
+            other.listen()
+            assert local_tier.listens(node.shm)
+            assert membership.tiers(anew=True) == [None]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs a node as another user")
+def test_root_asks_the_tier_of_a_node_of_any_user() -> None:
+    name = f"kvstore-{os.getpid()}-other"
+    program = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
+        f"s.bind({local_tier._name(name)!r}); s.listen(); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program]
+    assert not local_tier.listens(name)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        assert local_tier.listens(name)
+        other.communicate()
 
 
 async def _check_async(node: NodeProcess) -> None:
