@@ -28,7 +28,7 @@ from kvstore.llm.keys import BLOCK_PREFIX
 from kvstore.node.log import Log
 from kvstore.node.memory_node import MemoryNode
 from kvstore.node.ssd import format as form
-from kvstore.node.ssd.log import Entry, SsdLog
+from kvstore.node.ssd.log import INDEX_BYTES_A_RECORD, Entry, SsdLog
 from kvstore.node.ssd.region import Held, RegionClient
 from kvstore.node.ssd.summary import TierSummary
 
@@ -44,6 +44,8 @@ _CRC_END: Final = 1 << 32
 #: After the device refused a write.
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_LAST_S: Final = 60.0
+#: Between two warnings of a kind.
+_SILENT_S: Final = 60.0
 
 
 class Outcome(IntEnum):
@@ -77,7 +79,8 @@ class SsdTier:
         #: The device did not answer when the tier was closed; threads that wait for it are left.
         self.stuck = False
         self._closing = threading.Event()
-        self._reported: dict[str, float] = {}
+        #: Of each kind of warning.
+        self._silent_until: dict[str, float] = {}
         self._retry_at = 0.0
         self._retry_s = _RETRY_FIRST_S
         #: The part of the blocks that is written: all, where the index has room for twice those
@@ -305,9 +308,10 @@ class SsdTier:
     def _set_share(self, blocks: int) -> None:
         """The same keys are of the part from walk to walk, so that it comes to an end."""
         share = min(1.0, self._log.records_max / (2 * max(blocks, 1)))
-        if share < 1 and self._share == 1:
+        if share < 1 and self._share == 1 and self._is_due("share"):
             self._events.warning(
-                "a part of the blocks goes to the SSD: give more --ssd-index-bytes",
+                "only a part of the blocks goes to the SSD, where prefixes will hardly match: give"
+                f" --ssd-index-bytes={2 * blocks * INDEX_BYTES_A_RECORD} or more",
                 in_memory=blocks,
                 records_max=self._log.records_max,
             )
@@ -350,17 +354,22 @@ class SsdTier:
     def _report(self, what: str, error: OSError) -> None:
         """Counts a failure of the device; logs each kind once a minute at most."""
         self._count(errors=1)
-        now = time.monotonic()
-        with self._lock:
-            silent = now < self._reported.get(what, 0.0)
-            self._reported[what] = self._reported[what] if silent else now + _RETRY_LAST_S
-        if not silent:
+        if self._is_due(what):
             self._events.warning(
                 "the SSD failed; blocks count as misses",
                 operation=what,
                 file=self._log.path,
                 reason=error.strerror or str(error),
             )
+
+    def _is_due(self, what: str) -> bool:
+        """Whether this was not said within the last minute."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._silent_until.get(what, 0.0):
+                return False
+            self._silent_until[what] = now + _SILENT_S
+            return True
 
 
 def _same(entry: Entry, value: memoryview, codec: int) -> bool:

@@ -20,7 +20,7 @@ from kvstore.llm.keys import BLOCK_PREFIX
 from kvstore.node.log import Log
 from kvstore.node.memory_node import MemoryNode
 from kvstore.node.ssd import tier as tiers
-from kvstore.node.ssd.log import SsdLog
+from kvstore.node.ssd.log import INDEX_BYTES_A_RECORD, SsdLog
 from kvstore.node.ssd.region import RegionClient
 from kvstore.node.ssd.tier import Outcome, SsdTier
 
@@ -368,6 +368,10 @@ def test_a_small_index_takes_a_part_and_is_not_written_over_and_over(tmp_path: P
     demoted = after(3)
     assert 0 < len(node.log) <= 32
     assert after(3) == demoted
-    assert "--ssd-index-bytes" in node.events.getvalue()
+    assert f"--ssd-index-bytes={2 * 64 * INDEX_BYTES_A_RECORD}" in node.events.getvalue()
+    # Also where it is a part, and all, and a part again.
+    for blocks in (1, 64, 1, 64):
+        node.tier._set_share(blocks)
+    assert node.events.getvalue().count("will hardly match") == 1
     assert node.tier.stats()["ssd_records_max"] == 32
     node.close()
