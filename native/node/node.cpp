@@ -17,6 +17,7 @@ namespace {
 constexpr uint32_t kLeaseMsDefault = 5000;
 constexpr uint64_t kJanitorAttachNs = 10 * kSecond;
 constexpr uint64_t kJanitorPauseNs = kSecond;
+constexpr char kNotAdmitted[] = "the admission is not valid (any more): attach again";
 constexpr char kDraining[] = "the node is draining and takes no new clients";
 
 uint64_t random_word() {
@@ -288,13 +289,17 @@ Status Node::connect_verbs(const kv_admission& admission, uint32_t lane,
     error = "the node has no RDMA device";
     return Status::kRefused;
   }
-  if (!registry_->authenticate(admission.registration, token) ||
-      !registry_->connected(admission.registration, KV_FABRIC_VERBS, 0, -1)) {
-    error = "the admission is not valid (any more): attach again";
+  if (!registry_->authenticate(admission.registration, token)) {
+    error = kNotAdmitted;
     return Status::kRefused;
   }
-  return verbs_->connect(admission.registration, lane, client, grant, error) ? Status::kOk
-                                                                             : Status::kRefused;
+  if (!verbs_->connect(admission.registration, lane, client, grant, error)) return Status::kRefused;
+  // Only now: the end of one that was never connected makes nobody look for what it left behind.
+  if (registry_->connected(admission.registration, KV_FABRIC_VERBS, 0, -1)) return Status::kOk;
+  verbs_->fence(admission.registration);
+  grant = {};
+  error = kNotAdmitted;
+  return Status::kRefused;
 }
 
 Status Node::set_members(const std::string& cluster_id, const std::string& members,
