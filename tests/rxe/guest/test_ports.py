@@ -74,6 +74,10 @@ def test_what_was_held_is_there_again_when_the_port_is(node: NodeProcess, fate: 
         assert (figure("verbs_ports_up"), figure("verbs_port_failures")) == (1, 0)
         with card_down():
             wait_until(lambda: is_said(said))
+            # Why it is not served again is known, and said, once that has been tried.
+            wait_until(
+                lambda: fate == "down" or any(record.get("reason") for record in node.events())
+            )
             assert figure("verbs_ports_down") == 1
             wait_until(lambda: outcome(lambda: store.get(b"key")) is NodeUnreachable)
             doctor = run_cli("--target", node.target, "--timeout", f"{TIMEOUT_S:g}", "doctor")
