@@ -111,7 +111,7 @@ sys.stdin.readline()
 
 
 def test_a_process_that_maps_the_region_is_not_killed_for_it() -> None:
-    options = ("--membership-lease=0.3", "--fence-after=0.3")
+    options = ("--membership-lease=2", "--fence-after=1.5")
     with (
         start_node("16MiB", *options) as node,
         ControlClient(node.address) as control,
@@ -129,8 +129,10 @@ def test_a_process_that_maps_the_region_is_not_killed_for_it() -> None:
             control.drain(0)
             wait_until(lambda: is_drained(control))
             # Silent for much longer than what would have it killed.
-            wait_until(lambda: all(one.silent_ms > 3000 for one in control.clients()))
-            assert [(one.fabric, one.state) for one in control.clients()] == [("shm", "live")]
+            wait_until(lambda: all(one.silent_ms > 5000 for one in control.clients()))
+            (found,) = control.clients()
+            assert found.fabric == "shm"
+            assert found.state in ("live", "stalled")
             assert client.poll() is None
         finally:
             client.kill()
