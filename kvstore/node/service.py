@@ -353,6 +353,10 @@ class ControlServer:
         self._refuse_clients()
         return self._drain.begin_last()
 
+    def grace_is_over(self) -> bool:
+        """False before a drain, too."""
+        return self._drain.is_over()
+
     def _refuse_clients(self) -> None:
         self._node.drain()
         self._set_health(_NOT_SERVING)
