@@ -36,8 +36,10 @@ def drain(settings: Settings, node: str, grace_s: float | None, wait: bool, as_j
     """Take a node out of service: no new clients, and none at all after a grace.
 
     Clients that have not left by then are cut off: their calls on keys of this node raise
-    NodeUnreachable. What the node holds can't be reached any more, and goes with its process, which
-    runs until it is ended. There is no way back. Ctrl-C ends the wait, not the drain.
+    NodeUnreachable. What the node holds can't be reached any more, and there is no way back. Its
+    process runs until it is ended. Clients that had its memory mapped over shm keep the mapping,
+    and with it the memory, until they attach to a node in its place, or close. Ctrl-C ends the
+    wait, not the drain.
     """
     from rich.console import Console
 
