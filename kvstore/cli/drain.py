@@ -10,6 +10,7 @@ import click
 from kvstore import errors
 from kvstore.cli.output import json_option, print_document
 from kvstore.cli.settings import EXIT_FOUND, Settings
+from kvstore.node.options import Seconds
 
 if TYPE_CHECKING:
     from kvstore.cluster.control import ControlClient
@@ -25,7 +26,7 @@ _STEP_S = 0.1
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0, max=4_000_000),
+    type=Seconds(min=0, max=4_000_000),
     metavar="SECONDS",
     help="How long clients keep their access.  [default: the node's own --grace]",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import pytest
 import kvstore
 from kvstore import errors
 from kvstore.cluster.control import ControlClient
-from tests.support.nodes import ROOT, NodeProcess, start_node
+from tests.support.nodes import ROOT, NodeProcess, run_node, start_node
 
 PATIENCE_S = 60.0
 #: A grace that does not end by itself within a test.
@@ -99,6 +101,28 @@ def test_the_grace_is_not_begun_anew_by_sigterm(
     wait_until(lambda: is_drained(control))
     # Whoever maps the region still does.
     assert node.stop(PATIENCE_S) == 0
+
+
+def test_a_grace_that_is_shortened_shortens_the_wait_of_sigterm(
+    node: NodeProcess, control: ControlClient, store: kvstore.Store
+) -> None:
+    store.put(b"key", b"value")
+    node.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: said(node, "draining"))
+    assert control.drain(0) == 0
+    assert node.process.wait(PATIENCE_S) == 0
+
+
+def test_a_grace_is_a_finite_number_of_seconds(control: ControlClient) -> None:
+    with pytest.raises(errors.ConfigurationError, match="no number"):
+        control.drain(math.nan)
+    assert control.stats()["draining"] == 0
+    # More than the wire can carry is cut to that.
+    assert control.drain(math.inf) > LONG_S
+    for given in ("inf", "nan"):
+        refused = run_node("--capacity=16MiB", "--listen=127.0.0.1:0", f"--grace={given}")
+        assert refused.returncode == 2
+        assert "no number of seconds" in refused.stderr
 
 
 CLIENT = """
