@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kvstore.cluster.control import ControlClient
 
 _STEP_S = 0.1
+#: Of the time-out of one call: the node has much to do when it cuts off many clients.
+_CALLS = 3
 
 
 @click.command(
@@ -63,8 +65,18 @@ def drain(settings: Settings, node: str, grace_s: float | None, wait: bool, as_j
 
 
 def _wait(control: ControlClient, node: str, left_s: float, timeout_s: float) -> None:
-    deadline = time.monotonic() + left_s + timeout_s
-    while control.stats(timeout_s=timeout_s)["draining"] < 2:
+    patience_s = _CALLS * timeout_s
+    deadline = time.monotonic() + left_s + patience_s
+    while True:
+        problem: errors.KvError
+        try:
+            if control.stats(timeout_s=timeout_s).get("draining", 0) >= 2:
+                return
+            problem = errors.DeadlineExceeded(
+                f"{node} still drains {patience_s:g} s after its grace"
+            )
+        except (errors.NodeUnreachable, errors.DeadlineExceeded) as error:
+            problem = error
         if time.monotonic() > deadline:
-            raise errors.DeadlineExceeded(f"{node} still drains {timeout_s:g} s after its grace")
+            raise problem
         time.sleep(_STEP_S)
