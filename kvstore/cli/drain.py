@@ -10,11 +10,14 @@ import click
 from kvstore import errors
 from kvstore.cli.output import json_option, print_document
 from kvstore.cli.settings import EXIT_FOUND, Settings
+from kvstore.node.options import Seconds
 
 if TYPE_CHECKING:
     from kvstore.cluster.control import ControlClient
 
 _STEP_S = 0.1
+#: Of the time-out of one call: the node has much to do when it cuts off many clients.
+_CALLS = 3
 
 
 @click.command(
@@ -25,7 +28,7 @@ _STEP_S = 0.1
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0, max=4_000_000),
+    type=Seconds(min=0, max=4_000_000),
     metavar="SECONDS",
     help="How long clients keep their access.  [default: the node's own --grace]",
 )
@@ -36,8 +39,10 @@ def drain(settings: Settings, node: str, grace_s: float | None, wait: bool, as_j
     """Take a node out of service: no new clients, and none at all after a grace.
 
     Clients that have not left by then are cut off: their calls on keys of this node raise
-    NodeUnreachable. What the node holds can't be reached any more, and goes with its process, which
-    runs until it is ended. There is no way back. Ctrl-C ends the wait, not the drain.
+    NodeUnreachable. What the node holds can't be reached any more, and there is no way back. Its
+    process runs until it is ended. Clients that had its memory mapped over shm keep the mapping,
+    and with it the memory, until they attach to a node in its place, or close. Ctrl-C ends the
+    wait, not the drain.
     """
     from rich.console import Console
 
@@ -60,8 +65,18 @@ def drain(settings: Settings, node: str, grace_s: float | None, wait: bool, as_j
 
 
 def _wait(control: ControlClient, node: str, left_s: float, timeout_s: float) -> None:
-    deadline = time.monotonic() + left_s + timeout_s
-    while control.stats(timeout_s=timeout_s)["draining"] < 2:
+    patience_s = _CALLS * timeout_s
+    deadline = time.monotonic() + left_s + patience_s
+    while True:
+        problem: errors.KvError
+        try:
+            if control.stats(timeout_s=timeout_s).get("draining", 0) >= 2:
+                return
+            problem = errors.DeadlineExceeded(
+                f"{node} still drains {patience_s:g} s after its grace"
+            )
+        except (errors.NodeUnreachable, errors.DeadlineExceeded) as error:
+            problem = error
         if time.monotonic() > deadline:
-            raise errors.DeadlineExceeded(f"{node} still drains {timeout_s:g} s after its grace")
+            raise problem
         time.sleep(_STEP_S)

@@ -10,6 +10,7 @@ token, `MembershipMismatch` for another member list, `LayoutMismatch` for anothe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -194,11 +195,14 @@ class ControlClient:
         """Makes the node refuse new attachments, and end those that it has after a grace.
 
         `grace_s` seconds, or the node's own `--grace`; a later call shortens it and never
-        lengthens it. Returns the seconds that are left of it.
+        lengthens it. Returns the seconds that are left of it. `ConfigurationError` if `grace_s` is
+        no number.
         """
         request = control_pb2.DrainRequest()
         if grace_s is not None:
-            request.grace_ms = max(0, min(round(grace_s * 1000), 0xFFFFFFFF))
+            if math.isnan(grace_s):
+                raise errors.ConfigurationError("the grace is no number of seconds")
+            request.grace_ms = round(max(0.0, min(grace_s * 1000, 0xFFFFFFFF)))
         answer = self._call("Drain", request, control_pb2.DrainResponse(), timeout_s)
         return float(answer.grace_ms) / 1000
 

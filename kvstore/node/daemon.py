@@ -184,7 +184,7 @@ def _serve(
         try:
             grace_s = server.drain_to_end()
             log.info("draining", signal=first.name, grace_s=round(grace_s, 3))
-            _drain(node, tier, server, grace_s, log)
+            _drain(node, tier, server, log)
         finally:
             signals.write_done()
 
@@ -201,13 +201,11 @@ def _serve(
     return 0
 
 
-def _drain(
-    node: MemoryNode, tier: SsdTier | None, server: ControlServer, grace_s: float, log: Log
-) -> None:
+def _drain(node: MemoryNode, tier: SsdTier | None, server: ControlServer, log: Log) -> None:
     if tier is not None:
         tier.close()
-    deadline = time.monotonic() + grace_s
-    while (left := clients_of_others(node)) and time.monotonic() < deadline:
+    # A call of the control plane may still shorten the grace.
+    while (left := clients_of_others(node)) and not server.grace_is_over():
         time.sleep(_GRACE_STEP_S)
     if left:
         log.warning("clients still attached", clients=left)

@@ -49,7 +49,7 @@ class Drain:
 
     def _run(self) -> None:
         try:
-            while (left := clients_of_others(self._node)) and not self._over():
+            while (left := clients_of_others(self._node)) and not self.is_over():
                 if self._abandoned.wait(_STEP_S):
                     return
             self._node.revoke()
@@ -58,6 +58,7 @@ class Drain:
         if not self._abandoned.is_set():
             self._log.info("access revoked", clients=left)
 
-    def _over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether the grace was begun and has ended."""
         with self._lock:
             return self._ends_s is not None and time.monotonic() >= self._ends_s

@@ -16,6 +16,7 @@ import click
 from kvstore import errors
 from kvstore._version import __version__
 from kvstore.node.log import FORMATS, Log
+from kvstore.node.options import Seconds
 from kvstore.node.units import parse_bytes
 
 EXIT_USAGE: Final = 2
@@ -159,14 +160,14 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option(
     "--fence-after",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=0.0,
     metavar="SECONDS",
     help="Kill a stopped client on this host after so long. 0: never.",
 )
 @click.option(
     "--membership-lease",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=0.0,
     metavar="SECONDS",
     help="How long a client may be silent.  [default: 5]",
@@ -176,7 +177,7 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=5.0,
     show_default=True,
     metavar="SECONDS",

@@ -168,7 +168,10 @@ class MemoryNode:
         return sorted(clients, key=lambda record: record.registration)
 
     def admit(self, peer: str) -> Admission:
-        """Registers one client. `peer` says for people who it is. `NodeUnreachable` in a drain."""
+        """Registers one client. `peer` says for people who it is.
+
+        `NodeUnreachable` in a drain, and as long as all RDMA ports of the node are down.
+        """
         admission = self._ffi.new("kv_admission *")
         error = self._ffi.new("char[]", _ERROR_BYTES)
         text = peer.encode("utf-8", "replace")[: _NAME_BYTES - 1]

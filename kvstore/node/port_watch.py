@@ -20,7 +20,7 @@ class PortWatch:
         """The ports are taken to be up at first: a node does not start on others."""
         self._node = node
         self._log = log
-        self._seen = [("up", 0)] * len(node.ports())
+        self._seen = [("up", 0, "")] * len(node.ports())
         self._ending = threading.Event()
 
     def start(self) -> None:
@@ -42,7 +42,7 @@ class PortWatch:
     def look(self) -> None:
         """Says what has changed since the last time."""
         for index, port in enumerate(self._node.ports()):
-            now = (port.state, port.failures)
+            now = (port.state, port.failures, port.reason)
             if now != self._seen[index]:
                 self._say(port)
                 self._seen[index] = now

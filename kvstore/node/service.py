@@ -175,7 +175,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc,unu
         asked_s = request.grace_ms / 1000 if request.HasField("grace_ms") else None
         grace_s = self._guarded(context, lambda: self._on_drain(asked_s))
         self._log.info("draining", peer=context.peer(), grace_s=round(grace_s, 3))
-        return control_pb2.DrainResponse(grace_ms=min(round(grace_s * 1000), 0xFFFFFFFF))
+        return control_pb2.DrainResponse(grace_ms=round(min(grace_s * 1000, 0xFFFFFFFF)))
 
     def _attach(self, request: Any, context: grpc.ServicerContext) -> Any:
         members = tuple(sorted(request.members))
@@ -351,6 +351,10 @@ class ControlServer:
         """As `drain`, but leaves the end of the clients' access to `MemoryNode.close`."""
         self._refuse_clients()
         return self._drain.begin_last()
+
+    def grace_is_over(self) -> bool:
+        """False before a drain, too."""
+        return self._drain.is_over()
 
     def _refuse_clients(self) -> None:
         self._node.drain()

@@ -17,6 +17,7 @@ namespace {
 constexpr uint32_t kLeaseMsDefault = 5000;
 constexpr uint64_t kJanitorAttachNs = 10 * kSecond;
 constexpr uint64_t kJanitorPauseNs = kSecond;
+constexpr char kNotAdmitted[] = "the admission is not valid (any more): attach again";
 constexpr char kDraining[] = "the node is draining and takes no new clients";
 
 uint64_t random_word() {
@@ -95,22 +96,23 @@ bool Node::open_verbs(const kv_node_config& config, std::string& error) {
 
 // The node changes words of its region as a client does, with the atomics of the region's domain.
 bool Node::attach_janitor(uint64_t timeout_ns, std::string& error) {
-  Token token;
-  const uint32_t registration = registry_->admit("this process", KV_FABRIC_LOCAL, token);
-  if (registration == 0) {
-    error = "the node has no room for its own client";
-    return false;
+  if (successor_.load() == 0) {
+    Token token;
+    const uint32_t admitted = registry_->admit("this process", KV_FABRIC_LOCAL, token);
+    if (admitted == 0) {
+      error = "the node has no room for its own client";
+      return false;
+    }
+    registry_->connected(admitted, KV_FABRIC_LOCAL, int(::getpid()), -1);
+    ++janitors_;
+    successor_.store(admitted);
   }
-  registry_->connected(registration, KV_FABRIC_LOCAL, int(::getpid()), -1);
+  const uint32_t registration = successor_.load();
+  if (!connect_janitor(registration, timeout_ns, error)) return false;
   const uint32_t before = janitor_registration_.exchange(registration);
-  ++janitors_;
-  if (connect_janitor(registration, timeout_ns, error)) {
-    dismiss(before);
-    return true;
-  }
-  janitor_registration_.store(before);
-  dismiss(registration);
-  return false;
+  successor_.store(0);
+  dismiss(before);
+  return true;
 }
 
 bool Node::connect_janitor(uint32_t registration, uint64_t timeout_ns, std::string& error) {
@@ -237,6 +239,11 @@ Status Node::admit(const std::string& peer, kv_admission& admission, std::string
     error = kDraining;
     return Status::kRefused;
   }
+  // It could not connect, and would come for another registration until none is left.
+  if (verbs_ && !verbs_->any_up()) {
+    error = "no RDMA port of the node is up: it takes new clients when one is again";
+    return Status::kRefused;
+  }
   Token token;
   admission.registration = registry_->admit(peer, verbs_ ? KV_FABRIC_VERBS : KV_FABRIC_TCP, token);
   if (admission.registration == 0) {
@@ -282,13 +289,17 @@ Status Node::connect_verbs(const kv_admission& admission, uint32_t lane,
     error = "the node has no RDMA device";
     return Status::kRefused;
   }
-  if (!registry_->authenticate(admission.registration, token) ||
-      !registry_->connected(admission.registration, KV_FABRIC_VERBS, 0, -1)) {
-    error = "the admission is not valid (any more): attach again";
+  if (!registry_->authenticate(admission.registration, token)) {
+    error = kNotAdmitted;
     return Status::kRefused;
   }
-  return verbs_->connect(admission.registration, lane, client, grant, error) ? Status::kOk
-                                                                             : Status::kRefused;
+  if (!verbs_->connect(admission.registration, lane, client, grant, error)) return Status::kRefused;
+  // Only now: the end of one that was never connected makes nobody look for what it left behind.
+  if (registry_->connected(admission.registration, KV_FABRIC_VERBS, 0, -1)) return Status::kOk;
+  verbs_->fence(admission.registration);
+  grant = {};
+  error = kNotAdmitted;
+  return Status::kRefused;
 }
 
 Status Node::set_members(const std::string& cluster_id, const std::string& members,
@@ -443,7 +454,8 @@ void Node::read_stats(kv_node_stats& stats) {
       reinterpret_cast<const uint64_t*>(region_->data() + layout::kGlobalDepthOffset),
       __ATOMIC_RELAXED);
   registry_->read_stats(stats);
-  stats.clients_live -= stats.clients_live > 0 ? 1 : 0;  // the janitor is no client of anybody's
+  // The janitor, and whoever is to succeed it, are no clients of anybody's.
+  stats.clients_live -= std::min<uint64_t>(stats.clients_live, successor_.load() != 0 ? 2 : 1);
   stats.clients_total -= janitors_.load();
   stats.draining = cut_off_.load() ? 2 : draining_.load() ? 1 : 0;
   if (verbs_) count_ports(stats);

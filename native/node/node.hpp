@@ -48,7 +48,7 @@ class Node {
   Status set_members(const std::string& cluster_id, const std::string& members, std::string& error);
   void read_stats(kv_node_stats& stats);
   uint32_t clients(kv_client_record* records, uint32_t capacity) {
-    return registry_->list(records, capacity, janitor_registration_.load());
+    return registry_->list(records, capacity, {janitor_registration_.load(), successor_.load()});
   }
   uint32_t ports(kv_port_record* records, uint32_t capacity);
   void drain();
@@ -65,7 +65,8 @@ class Node {
   Node() = default;
   bool start(const kv_node_config& config, std::string& error);
   bool open_verbs(const kv_node_config& config, std::string& error);
-  // A new attachment of the node's own client; the earlier one is fenced.
+  // A new attachment of the node's own client; the earlier one is fenced. A registration for which
+  // that fails is kept for the next attempt: however many fail, they use up no more lines.
   bool attach_janitor(uint64_t timeout_ns, std::string& error);
   bool connect_janitor(uint32_t registration, uint64_t timeout_ns, std::string& error);
   bool open_tcp(const kv_node_config& config, std::string& error);
@@ -103,7 +104,8 @@ class Node {
   std::unique_ptr<ShmDoor> door_;
   std::unique_ptr<Client> janitor_;  // sweeps; no client of anybody's
   std::atomic<uint32_t> janitor_registration_{0};
-  std::atomic<uint64_t> janitors_{0};  // ever
+  std::atomic<uint32_t> successor_{0};  // admitted, but not attached yet; 0: none
+  std::atomic<uint64_t> janitors_{0};   // ever
   uint64_t janitor_tried_ns_ = 0;
   std::unique_ptr<Sweeper> sweeper_;
   std::unique_ptr<Upkeep> upkeep_;

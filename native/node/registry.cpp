@@ -34,6 +34,8 @@ Token random_token() {
   return token;
 }
 
+// Lines that only clients of the node's own process get: its own client, and the successor of that.
+constexpr uint32_t kOwnLines = 2;
 constexpr uint32_t kRegistrationsMax = (1u << layout::SegmentEntry::kOwnerBits) - 1;
 
 }  // namespace
@@ -68,6 +70,8 @@ Registered* Registry::locate(uint32_t registration) {
 
 uint32_t Registry::admit(const std::string& peer, uint32_t fabric, Token& token) {
   const std::lock_guard lock(mutex_);
+  const uint32_t kept = fabric == KV_FABRIC_LOCAL ? 0 : kOwnLines;
+  if (taken_ + kept >= layout::kClientsMax) return 0;
   for (uint32_t tries = 0; tries < layout::kClientsMax && next_ < kRegistrationsMax; ++tries) {
     const uint32_t registration = next_++;
     Registered& line = lines_[registration % layout::kClientsMax];
@@ -80,6 +84,7 @@ uint32_t Registry::admit(const std::string& peer, uint32_t fabric, Token& token)
     line.state = ClientState::kLive;
     line.heard_ns = boottime_ns();
     ++admitted_;
+    ++taken_;
     ++live_;
     // The client has not begun: until its first heartbeat it counts as of now.
     layout::ClientLine& client = client_line(registration);
@@ -212,6 +217,7 @@ void Registry::mark_swept(uint32_t registration) {
   store(registry_line(registration).state, uint64_t(ClientState::kSwept));
   if (line->process_descriptor >= 0) ::close(line->process_descriptor);
   *line = Registered{};
+  --taken_;
 }
 
 std::vector<uint32_t> Registry::live() {
@@ -223,13 +229,14 @@ std::vector<uint32_t> Registry::live() {
   return registrations;
 }
 
-uint32_t Registry::list(kv_client_record* records, uint32_t capacity, uint32_t hidden) {
+uint32_t Registry::list(kv_client_record* records, uint32_t capacity,
+                        const std::array<uint32_t, 2>& hidden) {
   const std::lock_guard lock(mutex_);
   uint32_t count = 0;
   const uint64_t now_ns = boottime_ns();
   for (const Registered& line : lines_) {
     if (line.state == ClientState::kNone || count == capacity) continue;
-    if (line.registration == hidden) continue;
+    if (std::find(hidden.begin(), hidden.end(), line.registration) != hidden.end()) continue;
     kv_client_record& record = records[count++];
     record = kv_client_record{};
     record.registration = line.registration;

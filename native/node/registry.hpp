@@ -46,7 +46,8 @@ class Registry {
   Registry(uint8_t* region, const layout::Geometry& geometry);
   ~Registry();
 
-  // Grants a registration; 0 if all lines are taken.
+  // Grants a registration; 0 if no line is free. The last ones are for clients of the node's own
+  // process: without its own client it would sweep none of the lines that the others have taken.
   uint32_t admit(const std::string& peer, uint32_t fabric, Token& token);
   bool authenticate(uint32_t registration, const Token& token);
   // Notes how the client came; takes over the descriptor.
@@ -72,8 +73,9 @@ class Registry {
   void mark_swept(uint32_t registration);
 
   std::vector<uint32_t> live();
-  // Without `hidden`, the node's own client.
-  uint32_t list(kv_client_record* records, uint32_t capacity, uint32_t hidden);
+  // Without `hidden`, those of the node's own client.
+  uint32_t list(kv_client_record* records, uint32_t capacity,
+                const std::array<uint32_t, 2>& hidden);
   void read_stats(kv_node_stats& stats);
   uint32_t clients_live();
 
@@ -92,7 +94,8 @@ class Registry {
   uint32_t next_ = 1;
   std::vector<Registered> lines_;
   uint64_t admitted_ = 0;
-  uint32_t live_ = 0;  // lines of that state
+  uint32_t taken_ = 0;  // lines that are not free
+  uint32_t live_ = 0;   // of these
   uint64_t fenced_ = 0;
   uint64_t cache_hits_ = 0;
   uint64_t cache_invalidated_ = 0;

@@ -136,10 +136,17 @@ void ShmDoor::turn_out() {
   wake();
 }
 
+bool ShmDoor::hang_up(const Guest& guest) {
+  char farewell = 0;
+  const bool left = ::recv(guest.socket, &farewell, 1, MSG_DONTWAIT) == 1;
+  ::close(guest.socket);
+  registry_.disconnected(guest.registration);
+  return left;
+}
+
 void ShmDoor::hang_up_on_all() {
   for (const Guest& guest : guests_) {
-    ::close(guest.socket);
-    registry_.disconnected(guest.registration);
+    if (hang_up(guest)) gone_(guest.registration, true);
   }
   guests_.clear();
 }
@@ -244,11 +251,7 @@ void ShmDoor::loop() {
       if (descriptors[i + 2].revents == 0) continue;
       const Guest guest = guests_[i];
       guests_.erase(guests_.begin() + ptrdiff_t(i));
-      char farewell = 0;
-      const bool left = ::recv(guest.socket, &farewell, 1, MSG_DONTWAIT) == 1;
-      ::close(guest.socket);
-      registry_.disconnected(guest.registration);
-      gone_(guest.registration, left);
+      gone_(guest.registration, hang_up(guest));
     }
     if (descriptors[1].revents == 0) continue;
     const int socket = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);

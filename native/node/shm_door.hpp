@@ -29,7 +29,8 @@ class ShmDoor {
   uint64_t refused() const { return refused_.load(std::memory_order_relaxed); }
   void drain() { draining_.store(true); }
   // Drains, and hangs up on all guests, who take the node for dead then. What they have mapped
-  // stays mapped until they let go of it, so none of them is `gone`. Any thread.
+  // stays mapped until they let go of it, so only those are `gone` that have said farewell before.
+  // Any thread.
   void turn_out();
 
  private:
@@ -42,6 +43,8 @@ class ShmDoor {
           Registry& registry, std::function<void(uint32_t, bool)> gone, int listener);
   void wake();
   void loop();
+  // Whether the guest had said farewell.
+  bool hang_up(const Guest& guest);
   void hang_up_on_all();
   void take_in(int socket);
   // Empty if the peer may have the region; otherwise why not.

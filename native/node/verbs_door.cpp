@@ -185,16 +185,17 @@ void VerbsDoor::watch() {
   const uint32_t count = uint32_t(rails_.size());
   while (!stopping_.load()) {
     std::vector<pollfd> descriptors{{stop_descriptor_, POLLIN, 0}};
-    bool lost = false;
+    bool away = false;
     for (uint32_t i = 0; i < count; ++i) {
       take_events(i);
-      // Only this thread changes a rail's port. A negative descriptor is passed over.
+      // Only this thread changes a rail. A negative descriptor is passed over.
       const kv_verbs_port* const port = rails_[i].port.get();
       descriptors.push_back({port == nullptr ? -1 : api_->event_descriptor(port), POLLIN, 0});
-      lost |= port == nullptr;
+      // A device need not say that an address is there again.
+      away |= rails_[i].state != KV_PORT_UP;
     }
-    ::poll(descriptors.data(), descriptors.size(), lost ? kServeAgainMs : -1);
-    for (uint32_t i = 0; i < count && lost && !stopping_.load(); ++i) {
+    ::poll(descriptors.data(), descriptors.size(), away ? kServeAgainMs : -1);
+    for (uint32_t i = 0; i < count && away && !stopping_.load(); ++i) {
       if (!rails_[i].port) serve_again(i);
     }
   }
@@ -206,8 +207,8 @@ void VerbsDoor::take_events(uint32_t number) {
   while (const uint32_t event = api_->next_event(rail.port.get())) {
     if (event == KV_VERBS_DEVICE_LOST) return lose(number);
   }
-  const bool active = api_->port_is_active(rail.port.get()) != 0;
   const std::lock_guard lock(mutex_);
+  const bool active = api_->refresh_port(rail.port.get()) != 0;
   if (!active && rail.state == KV_PORT_UP) ++rail.failures;
   rail.state = active ? KV_PORT_UP : KV_PORT_DOWN;
 }

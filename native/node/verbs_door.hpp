@@ -2,9 +2,10 @@
 // queue pair for each lane of each client. Once a pair is connected, the node's processor takes no
 // part.
 //
-// A thread listens to the devices. A port that is down connects nobody until it is up again; queue
-// pairs over it live on. A device that is lost takes all of its queue pairs with it; when a port of
-// the same name with the same address is there again, the region is registered on it anew.
+// A thread listens to the devices. A port that is down, or without its address, connects nobody
+// until it is up again; queue pairs over it live on. A device that is lost takes all of its queue
+// pairs with it; when a port of the same name with the same address is there again, the region is
+// registered on it anew.
 
 #pragma once
 

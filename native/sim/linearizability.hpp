@@ -63,7 +63,7 @@ struct LinearizabilityOptions {
   // The store may drop a key by itself at any instant (eviction, expiry).
   bool may_vanish = false;
   // The search gives up after so many configurations.
-  uint64_t configurations_max = 1'000'000;
+  uint64_t configurations_max = 4'000'000;
 };
 
 enum class Verdict : uint8_t { kLinearizable, kViolation, kUndecided };

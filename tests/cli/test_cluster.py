@@ -113,5 +113,8 @@ def test_drain_says_when_the_node_is_out_of_service() -> None:
         assert row["state"] == "drained"
         doctor = run_cli(*target, "doctor").text
         assert "its clients have been cut off" in doctor
+        endless = run_cli(*target, "drain", started.address, "--grace", "nan")
+        assert endless.code == 2
+        assert "no number of seconds" in endless.err
         absent = run_cli(*target, "drain", "127.0.0.1:1")
         assert absent.code == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import pytest
 import kvstore
 from kvstore import errors
 from kvstore.cluster.control import ControlClient
-from tests.support.nodes import ROOT, NodeProcess, start_node
+from tests.support.nodes import ROOT, NodeProcess, run_node, start_node
 
 PATIENCE_S = 60.0
 #: A grace that does not end by itself within a test.
@@ -101,6 +103,28 @@ def test_the_grace_is_not_begun_anew_by_sigterm(
     assert node.stop(PATIENCE_S) == 0
 
 
+def test_a_grace_that_is_shortened_shortens_the_wait_of_sigterm(
+    node: NodeProcess, control: ControlClient, store: kvstore.Store
+) -> None:
+    store.put(b"key", b"value")
+    node.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: said(node, "draining"))
+    assert control.drain(0) == 0
+    assert node.process.wait(PATIENCE_S) == 0
+
+
+def test_a_grace_is_a_finite_number_of_seconds(control: ControlClient) -> None:
+    with pytest.raises(errors.ConfigurationError, match="no number"):
+        control.drain(math.nan)
+    assert control.stats()["draining"] == 0
+    # More than the wire can carry is cut to that.
+    assert control.drain(math.inf) > LONG_S
+    for given in ("inf", "nan"):
+        refused = run_node("--capacity=16MiB", "--listen=127.0.0.1:0", f"--grace={given}")
+        assert refused.returncode == 2
+        assert "no number of seconds" in refused.stderr
+
+
 CLIENT = """
 import sys, kvstore
 store = kvstore.connect(sys.argv[1])
@@ -111,7 +135,7 @@ sys.stdin.readline()
 
 
 def test_a_process_that_maps_the_region_is_not_killed_for_it() -> None:
-    options = ("--membership-lease=0.3", "--fence-after=0.3")
+    options = ("--membership-lease=2", "--fence-after=1.5")
     with (
         start_node("16MiB", *options) as node,
         ControlClient(node.address) as control,
@@ -129,8 +153,10 @@ def test_a_process_that_maps_the_region_is_not_killed_for_it() -> None:
             control.drain(0)
             wait_until(lambda: is_drained(control))
             # Silent for much longer than what would have it killed.
-            wait_until(lambda: all(one.silent_ms > 3000 for one in control.clients()))
-            assert [(one.fabric, one.state) for one in control.clients()] == [("shm", "live")]
+            wait_until(lambda: all(one.silent_ms > 5000 for one in control.clients()))
+            (found,) = control.clients()
+            assert found.fabric == "shm"
+            assert found.state in ("live", "stalled")
             assert client.poll() is None
         finally:
             client.kill()

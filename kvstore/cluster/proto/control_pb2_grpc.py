@@ -119,7 +119,7 @@ class ControlServicer(object):
     def Drain(self, request, context):
         """Refuses new attachments from here on. When the grace is over, or the last client has left, the
         node takes their access from the clients that are still attached: it destroys their queue
-        pairs, closes their connections and tells those that map its memory to let go. It goes on
+        pairs, closes their connections and tells those that map its memory that it is gone. It goes on
         until it is ended. A later call shortens the grace, and never lengthens it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -67,8 +67,8 @@ uint32_t next_event(kv_verbs_port* port) {
   return verbs::next_event(*port);
 }
 
-int port_is_active(const kv_verbs_port* port) {
-  return verbs::is_active(*port) ? 1 : 0;
+int refresh_port(kv_verbs_port* port) {
+  return verbs::refresh(*port) ? 1 : 0;
 }
 
 int register_memory(kv_verbs_port* port, void* memory, uint64_t bytes, char* error,
@@ -129,7 +129,7 @@ extern "C" __attribute__((visibility("default"))) const kv_verbs_api* kv_verbs_o
                                          describe_port,
                                          event_descriptor,
                                          next_event,
-                                         port_is_active,
+                                         refresh_port,
                                          register_memory,
                                          unregister_memory,
                                          prepare,

@@ -171,10 +171,13 @@ uint32_t next_event(kv_verbs_port& port) {
   }
 }
 
-bool is_active(const kv_verbs_port& port) {
+bool refresh(kv_verbs_port& port) {
   ibv_port_attr attributes{};
-  return ibv_query_port(port.context.get(), port.number, &attributes) == 0 &&
-         attributes.state == IBV_PORT_ACTIVE;
+  if (ibv_query_port(port.context.get(), port.number, &attributes) != 0) return false;
+  if (attributes.state != IBV_PORT_ACTIVE) return false;
+  port.attributes = attributes;
+  const Gid wanted = port.gid;
+  return choose_gid(port, &wanted) > 0;
 }
 
 uint32_t mtu_bytes(ibv_mtu mtu) {

@@ -78,7 +78,7 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
 
 // See kv_verbs_api.
 uint32_t next_event(kv_verbs_port& port);
-bool is_active(const kv_verbs_port& port);
+bool refresh(kv_verbs_port& port);
 
 uint32_t mtu_bytes(ibv_mtu mtu);
 

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define KV_VERBS_ABI_VERSION 3u
+#define KV_VERBS_ABI_VERSION 4u
 #define KV_VERBS_OPEN_SYMBOL "kv_verbs_open"
 
 /* A port of an RDMA device of this host, with a protection domain. */
@@ -38,7 +38,7 @@ typedef struct kv_verbs_port_description {
 
 enum kv_verbs_event {
   KV_VERBS_NO_EVENT = 0,
-  KV_VERBS_PORT_CHANGED = 1, /* `port_is_active` tells to what */
+  KV_VERBS_PORT_CHANGED = 1, /* `refresh_port` tells to what */
   KV_VERBS_DEVICE_LOST = 2,  /* nothing that was made of the port works again */
   KV_VERBS_OTHER_EVENT = 3
 };
@@ -59,7 +59,10 @@ typedef struct kv_verbs_api {
   /* What the device has said of itself or of this port: a kv_verbs_event. Never blocks. One thread
    * at a time. */
   uint32_t (*next_event)(kv_verbs_port* port);
-  int (*port_is_active)(const kv_verbs_port* port);
+  /* Whether the port is active with the address that it was opened with. What goes with that, and
+   * may have changed while it was not, is read again for connections to come. Nothing else may be
+   * done with the port meanwhile. */
+  int (*refresh_port)(kv_verbs_port* port);
 
   /* Lets transfers to and from this memory go without a copy. Returns 0, or -1 with the limit that
    * is in the way and what raises it. */

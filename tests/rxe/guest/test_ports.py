@@ -74,8 +74,15 @@ def test_what_was_held_is_there_again_when_the_port_is(node: NodeProcess, fate: 
         assert (figure("verbs_ports_up"), figure("verbs_port_failures")) == (1, 0)
         with card_down():
             wait_until(lambda: is_said(said))
+            # Why it is not served again is known, and said, once that has been tried.
+            wait_until(
+                lambda: fate == "down" or any(record.get("reason") for record in node.events())
+            )
             assert figure("verbs_ports_down") == 1
             wait_until(lambda: outcome(lambda: store.get(b"key")) is NodeUnreachable)
+            # Whoever comes is told before it takes a registration that nobody could sweep.
+            with pytest.raises(NodeUnreachable, match="no RDMA port of the node is up"):
+                kvstore.connect(node.target, timeout_s=TIMEOUT_S)
             doctor = run_cli("--target", node.target, "--timeout", f"{TIMEOUT_S:g}", "doctor")
             assert "1 of the 1 RDMA ports rxe0 down" in doctor.text
         wait_until(lambda: is_said("RDMA port up again"))

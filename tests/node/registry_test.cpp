@@ -1,0 +1,42 @@
+// The lines of the registry run out, and the node must be able to help itself.
+
+#include "node/registry.hpp"
+
+#include <doctest/doctest.h>
+
+#include <vector>
+
+#include "node/region.hpp"
+
+using namespace kvstore;
+
+TEST_CASE("registry: when clients have taken all lines, the node's own still gets one") {
+  std::string error;
+  const std::unique_ptr<Region> region = Region::create(layout::kRegionBytesMin, false, error);
+  REQUIRE_MESSAGE(region != nullptr, error);
+  const layout::Geometry geometry =
+      format_region(region->data(), region->bytes(), {1, 1, 0, 0, 5000});
+  Registry registry(region->data(), geometry);
+  Token token;
+  std::vector<uint32_t> fenced;
+  while (const uint32_t registration = registry.admit("client", KV_FABRIC_VERBS, token)) {
+    REQUIRE(fenced.size() < layout::kClientsMax);
+    registry.mark_fenced(registration, true);
+    fenced.push_back(registration);
+  }
+  // Who comes in vain uses no number up.
+  for (unsigned i = 0; i < 10; ++i) CHECK(registry.admit("client", KV_FABRIC_TCP, token) == 0);
+  const uint32_t own = registry.admit("self", KV_FABRIC_LOCAL, token);
+  CHECK(own == fenced.back() + 1);
+  CHECK(registry.admit("self", KV_FABRIC_LOCAL, token) == own + 1);
+  for (unsigned i = 0; i < 10; ++i) CHECK(registry.admit("self", KV_FABRIC_LOCAL, token) == 0);
+
+  // One that has been swept is given again, by its next number.
+  registry.mark_swept(fenced.front());
+  CHECK(registry.admit("self", KV_FABRIC_LOCAL, token) == fenced.front() + layout::kClientsMax);
+  registry.mark_swept(fenced[1]);
+  CHECK(registry.admit("client", KV_FABRIC_VERBS, token) == 0);
+  registry.mark_swept(fenced[2]);
+  registry.mark_swept(fenced[3]);
+  CHECK(registry.admit("client", KV_FABRIC_VERBS, token) != 0);
+}
