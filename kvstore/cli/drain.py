@@ -66,17 +66,15 @@ def drain(settings: Settings, node: str, grace_s: float | None, wait: bool, as_j
 
 def _wait(control: ControlClient, node: str, left_s: float, timeout_s: float) -> None:
     patience_s = _CALLS * timeout_s
-    deadline = time.monotonic() + left_s + patience_s
+    begun_s = heard_s = time.monotonic()
     while True:
-        problem: errors.KvError
         try:
             if control.stats(timeout_s=timeout_s).get("draining", 0) >= 2:
                 return
-            problem = errors.DeadlineExceeded(
-                f"{node} still drains {patience_s:g} s after its grace"
-            )
-        except (errors.NodeUnreachable, errors.DeadlineExceeded) as error:
-            problem = error
-        if time.monotonic() > deadline:
-            raise problem
+            heard_s = time.monotonic()
+        except (errors.NodeUnreachable, errors.DeadlineExceeded):
+            if time.monotonic() - heard_s > patience_s:
+                raise
+        if time.monotonic() - begun_s > left_s + patience_s:
+            raise errors.DeadlineExceeded(f"{node} still drains {patience_s:g} s after its grace")
         time.sleep(_STEP_S)

@@ -137,7 +137,10 @@ class ShmAttacher(Attacher):
 
             self._look_again_s = now + _LOOK_AGAIN_S
             found = listens(self._name)
-            self._has_tier = self._has_tier if found is None else found
+            if found is None:
+                # Who must know asks, and is told if there is none.
+                found = self._has_tier or anew
+            self._has_tier = found
         if not self._has_tier:
             return None
         from kvstore.cluster.local_tier import local_address

@@ -44,6 +44,8 @@ class _Member:
     client: TierClient
     refused_until: float = 0.0
     back_off_s: float = 0.0
+    #: It had too much to do.
+    busy_until: float = 0.0
 
 
 class Tiers:
@@ -121,7 +123,7 @@ class Tiers:
         failed: NodeUnreachable | None = None
         for member in members:
             try:
-                forgotten += member.client.forget(prefix, timeout_s)
+                forgotten += _forget(member.client, prefix, timeout_s)
             except NodeUnreachable as error:
                 failed = error
         if failed is not None:
@@ -190,7 +192,7 @@ class Tiers:
                 # The file of the authorities cannot be read any more.
                 self._warn(error)
                 continue
-            if now < member.refused_until:
+            if now < max(member.refused_until, member.busy_until):
                 continue
             longest = max(len(keys[place]) for place in places)
             step = max(1, min(KEYS_AT_ONCE, _REQUEST_BYTES_MAX // (longest + 8)))
@@ -212,14 +214,28 @@ class Tiers:
         self._warn(error)
         now = time.monotonic()
         with self._lock:
+            if isinstance(error, TierBusy):
+                member.busy_until = now + _BUSY_S
+                return
             # Calls that were under way together fail together: that is one failure.
             if now < member.refused_until:
                 return
-            if isinstance(error, TierBusy):
-                member.refused_until = now + _BUSY_S
-                return
             member.back_off_s = min(max(2 * member.back_off_s, _BACK_OFF_FIRST_S), _BACK_OFF_LAST_S)
             member.refused_until = now + member.back_off_s
+
+
+def _forget(client: TierClient, prefix: bytes, timeout_s: float) -> int:
+    """Have a tier forget, also one that is busy with what others have it forget."""
+    from kvstore.cluster.tier import TierBusy
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return client.forget(prefix, max(left_s(deadline), _ASK_S_MIN))
+        except TierBusy:
+            if left_s(deadline) <= _BUSY_S:
+                raise
+        time.sleep(_BUSY_S)
 
 
 def extend(

@@ -99,7 +99,28 @@ def test_a_tier_that_is_busy_has_not_failed(
             assert cache._tiers.found([b"L1bkey"], 20) == [False]
         member = cache._tiers._members[0]
         assert member.back_off_s == 0
-        assert 0 < member.refused_until <= time.monotonic() + tiers_module._BUSY_S
+        assert 0 < member.busy_until <= time.monotonic() + tiers_module._BUSY_S
+        # Nor does it hide that another call fails at the same time.
+        cache._tiers._failed(member, NodeUnreachable("it does not answer"))
+        assert member.back_off_s == tiers_module._BACK_OFF_FIRST_S
+
+
+def test_a_tier_that_is_busy_is_asked_again_to_forget(
+    node: NodeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, busy = rpc.Channel.result, [True, True]
+
+    def refused_twice(self: rpc.Channel, begun: object) -> bytes:
+        if busy:
+            busy.pop()
+            raise rpc.CallFailed("RESOURCE_EXHAUSTED", "too many calls of the SSD tier at once")
+        return answer(self, begun)
+
+    with cache_on(node) as cache:
+        put_down(cache, range(8), node)
+        monkeypatch.setattr(rpc.Channel, "result", refused_twice)
+        assert cache._tiers.forget(cache._core.keys.block_prefix, 20) == 8
+        assert not busy
 
 
 def test_a_call_without_time_asks_nobody_and_says_nothing_of_the_tier(node: NodeProcess) -> None:
