@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,9 +15,9 @@ from kvstore.node.options import Seconds
 if TYPE_CHECKING:
     from kvstore.cluster.control import ControlClient
 
-_STEP_S = 0.1
-#: Of the time-out of one call: the node has much to do when it cuts off many clients.
-_CALLS = 3
+_STEP_S: Final = 0.1
+#: In time-outs of a call: the node has much to do when it cuts off many clients.
+_PATIENCE_CALLS: Final = 3
 
 
 @click.command(
@@ -65,7 +65,7 @@ def drain(settings: Settings, node: str, grace_s: float | None, wait: bool, as_j
 
 
 def _wait(control: ControlClient, node: str, left_s: float, timeout_s: float) -> None:
-    patience_s = _CALLS * timeout_s
+    patience_s = _PATIENCE_CALLS * timeout_s
     begun_s = heard_s = time.monotonic()
     while True:
         try:

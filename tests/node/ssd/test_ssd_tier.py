@@ -66,6 +66,22 @@ class Node:
         self.node.close()
 
 
+def hold_reads(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> tuple[threading.Event, threading.Semaphore]:
+    """Reads of the device wait for the event; the semaphore counts those that do."""
+    answers, waiting = threading.Event(), threading.Semaphore(0)
+    read = node.log.read
+
+    def wait_for_device(*arguments: Any) -> memoryview | None:
+        waiting.release()
+        assert answers.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(node.log, "read", wait_for_device)
+    return answers, waiting
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path / "log")
@@ -191,16 +207,7 @@ def test_what_nobody_waits_for_any_more_is_not_brought_up(
         KEYS[: tiers.READ_THREADS],
         *KEYS[tiers.READ_THREADS : tiers.READ_THREADS + 3],
     )
-    answers = threading.Event()
-    waiting = threading.Semaphore(0)
-    read = node.log.read
-
-    def wait_for_device(*arguments: Any) -> memoryview | None:
-        waiting.release()
-        assert answers.wait(60)
-        return read(*arguments)
-
-    monkeypatch.setattr(node.log, "read", wait_for_device)
+    answers, waiting = hold_reads(node, monkeypatch)
     node.tier.promote(busy, 0)
     for _ in busy:
         assert waiting.acquire(timeout=20)
@@ -279,16 +286,7 @@ def test_a_device_that_does_not_answer_holds_nobody_at_the_end(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.put_down(range(tiers.READ_THREADS + 1))
-    answers = threading.Event()
-    waiting = threading.Semaphore(0)
-    read = node.log.read
-
-    def wait_for_device(*arguments: Any) -> memoryview | None:
-        waiting.release()
-        assert answers.wait(60)
-        return read(*arguments)
-
-    monkeypatch.setattr(node.log, "read", wait_for_device)
+    answers, waiting = hold_reads(node, monkeypatch)
     outcomes: dict[str, list[Outcome]] = {}
 
     def promote(name: str, keys: list[bytes]) -> threading.Thread:
