@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Runs many seeds, spread over all scenarios of the simulator: `make soak`.
 
+Every scenario has SEEDS_MIN of them; with the rest all get the same processor time, so that a world
+that is a hundred times larger than another is not run as often.
+
 It takes hours of processor time, and goes on where it was interrupted as long as the commit is the
 same: what is done is kept in build/soak.json. The result goes to bench/results/soak.json, one row a
 scenario, with the commit. The exit status is 1 if any seed failed.
@@ -23,7 +26,8 @@ from kvstore.bench.sim.scenario import Catalogue
 ROOT: Final = Path(__file__).resolve().parent.parent
 PROGRESS: Final = ROOT / "build" / "soak.json"
 RESULT: Final = ROOT / "bench" / "results" / "soak.json"
-CHUNK_SEEDS: Final = 100 * (os.cpu_count() or 1)
+SEEDS_MIN: Final = 2000
+CHUNK_SEEDS: Final = 250 * (os.cpu_count() or 1)
 # fmt: off
 COUNTS: Final = (
     "violations", "operations", "verbs", "events", "unknown", "breaks", "crashes", "pauses",
@@ -85,26 +89,32 @@ def begun(commit: str) -> Document:
     return {"meta": {"commit": commit, "seeds": 0, "hours": 0.0}, "rows": []}
 
 
-def soak(document: Document, scenarios: list[str], each: int) -> None:
-    """Run what is left of `each` seeds a scenario, a chunk of each in turn."""
+def soak(document: Document, scenarios: list[str], seeds: int) -> None:
+    """Run what is left of `seeds`, a chunk at a time."""
     rows: dict[str, Document] = {row["scenario"]: row for row in document["rows"]}
-    for first in range(1, each + 1, CHUNK_SEEDS):
-        last = min(first + CHUNK_SEEDS - 1, each)
-        for scenario in scenarios:
-            if rows.get(scenario, {}).get("seeds", 0) >= last:
-                continue
-            begin = time.monotonic()
-            answer = simulate(scenario, first, last)
-            if scenario not in rows:
-                rows[scenario] = {}
-                document["rows"].append(rows[scenario])
-            add(rows[scenario], answer["rows"][0], last - first + 1)
-            document["meta"] = answer["meta"] | document["meta"]
-            for name in ("summary", "settings"):
-                document["meta"].pop(name, None)
-            document["meta"]["seeds"] += last - first + 1
-            document["meta"]["hours"] += (time.monotonic() - begin) / 3600
-            save(PROGRESS, document)
+    seeds_min = min(SEEDS_MIN, seeds // len(scenarios))
+    while (left := seeds - document["meta"]["seeds"]) > 0:
+        scenario = least_run(rows, scenarios, seeds_min)
+        done = rows.get(scenario, {}).get("seeds", 0)
+        chunk = min(CHUNK_SEEDS, left, seeds_min - done if done < seeds_min else left)
+        begin = time.monotonic()
+        answer = simulate(scenario, done + 1, done + chunk)
+        if scenario not in rows:
+            rows[scenario] = {}
+            document["rows"].append(rows[scenario])
+        add(rows[scenario], answer["rows"][0], chunk)
+        document["meta"] = answer["meta"] | document["meta"]
+        for name in ("summary", "settings"):
+            document["meta"].pop(name, None)
+        document["meta"]["seeds"] += chunk
+        document["meta"]["hours"] += (time.monotonic() - begin) / 3600
+        save(PROGRESS, document)
+
+
+def least_run(rows: dict[str, Document], scenarios: list[str], seeds_min: int) -> str:
+    """The scenario that has had the least processor time, of those that lack seeds if any do."""
+    lacking = [name for name in scenarios if rows.get(name, {}).get("seeds", 0) < seeds_min]
+    return min(lacking or scenarios, key=lambda name: float(rows.get(name, {}).get("cpu_s", 0)))
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -116,13 +126,12 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main(seeds: int, commit: str) -> int:
     scenarios = Catalogue(read_parameters(find_simulator())).names("scenarios")
-    each = -(-seeds // len(scenarios))
-    print(f"{each:,} seeds of each of {len(scenarios)} scenarios, on {commit}", flush=True)
+    print(f"{seeds:,} seeds over {len(scenarios)} scenarios, on {commit}", flush=True)
     document = begun(commit)
-    soak(document, scenarios, each)
+    soak(document, scenarios, seeds)
     save(RESULT, document)
     for row in document["rows"]:
-        print(f"{row['scenario']:<20} {row['violations']} violations")
+        print(f"{row['scenario']:<20} {row['seeds']:>7,} seeds {row['violations']} violations")
     print(f"written to {RESULT.relative_to(ROOT)}")
     return int(any(row["violations"] for row in document["rows"]))
 
