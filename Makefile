@@ -12,6 +12,7 @@ JOBS ?= $(shell nproc)
 PYTEST_WORKERS ?= 0
 WERROR ?= OFF
 FUZZ_SECONDS ?= 60
+GPU_PYTHON ?= python3
 SOAK_SEEDS ?= 100000
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 CXX_FILES = $$(git ls-files -co --exclude-standard '*.cpp' '*.hpp' '*.h' | grep -v third_party/)
@@ -62,6 +63,12 @@ test: native-tests ## all tests that need no root, no virtual machine and no eng
 .PHONY: test-engines
 test-engines: build ## the engine adapters with their real engines (installs those, gigabytes)
 	@scripts/test_engines.sh
+
+# GPU_PYTHON: an interpreter with torch for the GPU, pytest, and what pyproject.toml lists.
+.PHONY: test-gpu
+test-gpu: build ## blocks in the memory of a GPU (needs one; no part of `make ci`)
+	@KVSTORE_ENGINE=gpu KVSTORE_GPU=1 PYTHONPATH=. $(GPU_PYTHON) -m pytest -p no:cacheprovider \
+	  tests/engines/test_block_memory.py tests/engines/test_gpu_order.py
 
 .PHONY: rxe
 rxe: native-tests verbs ## real RDMA: fabric and store in virtual machines with Soft-RoCE

@@ -8,8 +8,9 @@ for engine in ${ENGINES:-transformers vllm lmcache sglang}; do
   python=$(python3 scripts/engine.py "$engine")
   echo "==== $engine"
   tests=(tests/engines/test_"$engine"*.py)
-  # Values that are tensors need torch only.
-  [[ $engine == transformers ]] && tests+=(tests/client/test_values.py)
+  # These need torch only.
+  [[ $engine == transformers ]] \
+    && tests+=(tests/client/test_values.py tests/engines/test_block_memory.py)
   # One thread: on few cores the threads of torch only wait for each other.
   KVSTORE_ENGINE=$engine OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$python" -m pytest \
     -p no:cacheprovider "${tests[@]}"

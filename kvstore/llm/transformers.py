@@ -239,7 +239,9 @@ def _layout(model: Any) -> str:
     """What decides the bytes of a block beside the weights."""
     version = ".".join(transformers.__version__.split(".")[:2])
     attention = getattr(model.config, "_attn_implementation", "")
-    return f"transformers {version} {attention}; layer, key/value, head, token, channel"
+    # Processors and GPUs round differently.
+    computed = f"transformers {version} {attention} {model.device.type}"
+    return f"{computed}; layer, key/value, head, token, channel"
 
 
 def _fingerprint(model: Any) -> str:
