@@ -202,6 +202,11 @@ class Publication(HeldLock):
         """The layer that is put next."""
         return self._layer
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of the prompt."""
+        return len(self._hashes)
+
     def put_ahead(self, layer: int, pieces: Sequence[Value], first: int) -> StoreResult:
         """Store pieces of blocks from the `first` on, of a prompt that is computed in chunks.
 
