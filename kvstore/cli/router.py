@@ -60,6 +60,10 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str) ->
     help="An OpenAI-compatible server. Given once for each.",
 )  # fmt: skip
 @click.option(
+    "--prefill", "prefills", multiple=True, callback=_url, metavar="URL",
+    help="A vLLM server that computes prompts for the instances (docs/llm-vllm.md).",
+)  # fmt: skip
+@click.option(
     "--listen", default="127.0.0.1:8080", show_default=True, callback=_address,
     metavar="HOST:PORT", help="Port 0: any free one.",
 )  # fmt: skip
@@ -103,6 +107,7 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True)
 def router(
     instances: list[str],
+    prefills: list[str],
     listen: tuple[str, int],
     first_token_s: float,
     prefill_rate: float,
@@ -146,8 +151,15 @@ def router(
         bodies_bytes_max=bodies_max << 20,
     )
     log = Log(log_format)
-    proxy = Proxy(instances, Router(rules=rules), limits, log)
-    _allow_files(2 * in_flight_max)
+    proxy = Proxy(
+        instances,
+        Router(rules=rules),
+        limits,
+        log,
+        prefills=prefills,
+        prefill_router=Router(rules=rules),
+    )
+    _allow_files(3 * in_flight_max)
     return asyncio.run(_serve(proxy, listen, idle_s, log))
 
 

@@ -8,7 +8,7 @@ A GPU does what an engine queued later than the engine's thread went on. Therefo
   away, and is over when `Transfer.wait` returns: only then may the engine queue a use of them.
 
 Bytes cross between page-locked host memory and one piece of device memory, in parts of bounded
-size; that piece and the tensors are gathered from and scattered to on the device.
+size; between that piece and the tensors they move on the device.
 
 Needs torch, and no engine.
 """
@@ -118,16 +118,48 @@ class BlockMemory:
             begin += size
 
 
+class Crossing:
+    """What the memories of one GPU share: a stream each way, and what parts pass on their way out.
+
+    Parts alternate between two pieces of device memory, so that one crosses while the next one is
+    gathered. The engine's thread alone takes pieces.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device: Final = device
+        self.out: Final = torch.cuda.Stream(device)
+        self.back: Final = torch.cuda.Stream(device)
+        self._pieces = [_Piece(PART_BYTES, device) for _ in range(2)]
+
+    def piece(self, size: int) -> _Piece:
+        """Return one with room for `size` bytes, in which the part of two turns ago may still be.
+
+        A single block can be larger than a part; from then on the piece is as large.
+        """
+        piece = self._pieces[0]
+        if piece.memory.numel() < size:
+            piece = self._pieces[0] = _Piece(size, self.device)
+        self._pieces.reverse()
+        return piece
+
+
+class _Piece:
+    """Device memory that a part passes, and when the last one had left it."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.memory: Final = torch.empty(size, dtype=torch.uint8, device=device)
+        self.left: torch.cuda.Event | None = None
+
+
 class DeviceMemory(BlockMemory):
     """Blocks in the memory of a GPU. See the module for what runs when."""
 
-    def __init__(self, layers: list[torch.Tensor], part_bytes: int = PART_BYTES) -> None:
+    def __init__(
+        self, layers: list[torch.Tensor], crossing: Crossing, part_bytes: int = PART_BYTES
+    ) -> None:
         super().__init__(layers, part_bytes)
-        self._device = layers[0].device
-        self._out = torch.cuda.Stream(self._device)
-        self._in = torch.cuda.Stream(self._device)
-        # Two, so that one part crosses while the next is gathered.
-        self._staging = [_Staging(self._part_blocks * self.block_bytes, self._device) for _ in "ab"]
+        self._crossing = crossing
+        self._device = crossing.device
 
     def rows(self, blocks: int) -> torch.Tensor:
         """Return page-locked memory, which torch keeps for the next caller."""
@@ -142,41 +174,34 @@ class DeviceMemory(BlockMemory):
         """See BlockMemory. At most a part's blocks; the engine's stream waits two parts back."""
         assert len(block_ids) <= self._part_blocks, "more blocks than a part has"
         engine = torch.cuda.current_stream(self._device)
-        staging = self._staging[0]
-        self._staging.reverse()
-        if staging.left is not None:
-            engine.wait_event(staging.left)
-        memory = staging.memory[: len(block_ids) * self.block_bytes]
-        memory = memory.view(len(block_ids), self.block_bytes)
+        size = len(block_ids) * self.block_bytes
+        piece = self._crossing.piece(size)
+        if piece.left is not None:
+            engine.wait_event(piece.left)
+        memory = piece.memory[:size].view(len(block_ids), self.block_bytes)
         with torch.cuda.device(self._device):
             self._collect(memory, self._index(block_ids))
         rows = self.rows(len(block_ids))
-        self._out.wait_stream(engine)
-        with torch.cuda.stream(self._out):
+        out = self._crossing.out
+        out.wait_stream(engine)
+        with torch.cuda.stream(out):
             rows.copy_(memory, non_blocking=True)
-            staging.left = _end_of(self._out)
-        return Transfer(rows, staging.left)
+            piece.left = _end_of(out)
+        return Transfer(rows, piece.left)
 
     def scatter(self, block_ids: list[int], rows: torch.Tensor, after: Moment | None) -> Transfer:
         """See BlockMemory."""
-        with torch.cuda.stream(self._in):
+        back = self._crossing.back
+        with torch.cuda.stream(back):
             if after is not None:
                 assert isinstance(after, torch.cuda.Event), "a moment of another memory"
-                self._in.wait_event(after)
+                back.wait_event(after)
             self._spread(rows.to(self._device, non_blocking=True), self._index(block_ids))
-            return Transfer(rows, _end_of(self._in))
+            return Transfer(rows, _end_of(back))
 
     def _index(self, block_ids: list[int]) -> torch.Tensor:
         """On the device, once the current stream is there: nobody waits for it."""
         return torch.tensor(block_ids, pin_memory=True).to(self._device, non_blocking=True)
-
-
-class _Staging:
-    """Device memory that a part crosses, and when the last one had left it."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.memory: Final = torch.empty(size, dtype=torch.uint8, device=device)
-        self.left: torch.cuda.Event | None = None
 
 
 def _end_of(stream: torch.cuda.Stream) -> torch.cuda.Event:
@@ -186,10 +211,26 @@ def _end_of(stream: torch.cuda.Stream) -> torch.cuda.Event:
     return event
 
 
-def block_memory(layers: list[torch.Tensor]) -> BlockMemory:
-    """Return the memory that the layers' tensors, all on one device, are in."""
-    devices = {layer.device for layer in layers}
-    if len(devices) != 1:
-        names = ", ".join(sorted(map(str, devices)))
-        raise ValueError(f"the layers of a group are on several devices: {names}")
-    return DeviceMemory(layers) if layers[0].is_cuda else BlockMemory(layers)
+class Memories:
+    """Makes the memories of one worker, whose tensors are all on one device."""
+
+    def __init__(self) -> None:
+        self._crossing: Crossing | None = None
+
+    def of(self, layers: list[torch.Tensor]) -> BlockMemory:
+        """Return the memory that these layers' blocks are in.
+
+        Raises:
+            ValueError: Not all of the worker's tensors are on one device.
+        """
+        devices = {layer.device for layer in layers}
+        if self._crossing is not None:
+            devices.add(self._crossing.device)
+        if len(devices) != 1:
+            names = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"the layers of a worker are on several devices: {names}")
+        if not layers[0].is_cuda:
+            return BlockMemory(layers)
+        if self._crossing is None:
+            self._crossing = Crossing(layers[0].device)
+        return DeviceMemory(layers, self._crossing)

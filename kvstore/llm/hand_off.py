@@ -10,9 +10,11 @@ it (transfer-with-insert, MemServe, arXiv 2406.17565), and other decode engines 
 has to be told besides is *when*: the publisher holds the queue lock of the layer that it computes,
 and takes the next layer's before it lets that one go. Who receives queues for the lock as a reader,
 which costs the node nothing, and looks for the pieces once it has it, or every 50 ms: of several
-publishers the fastest decides. A publisher that fails or
-dies lets its lock go, one way or the other, and nothing is there: then, or at its deadline, the
-receiver computes for itself.
+publishers the fastest decides. A publisher that fails or dies lets its lock go, one way or the
+other, and nothing is there: then, or at its deadline, the receiver computes for itself.
+
+The locks have the name of the prompt's last block: both ends mean the same last block, and the
+receiver may want any number of blocks before it.
 """
 
 from __future__ import annotations
@@ -200,11 +202,32 @@ class Publication(HeldLock):
         """The layer that is put next."""
         return self._layer
 
-    def put(self, pieces: Sequence[Value]) -> StoreResult:
-        """Publish the next layer: one piece a block. What is there already is not stored again."""
+    @property
+    def blocks(self) -> int:
+        """Blocks of the prompt."""
+        return len(self._hashes)
+
+    def put_ahead(self, layer: int, pieces: Sequence[Value], first: int) -> StoreResult:
+        """Store pieces of blocks from the `first` on, of a prompt that is computed in chunks.
+
+        Nobody is told of them: whoever receives waits for the layer's `put`, which brings the last
+        chunk.
+        """
+        if layer < self._layer:
+            raise ValueError(f"layer {layer} is published")
+        hashes = self._hashes[first : first + len(pieces)]
+        return self._cache.put(piece_hashes(hashes, layer), pieces)
+
+    def put(self, pieces: Sequence[Value], first: int = 0) -> StoreResult:
+        """Publish the next layer: one piece a block. What is there already is not stored again.
+
+        Args:
+            pieces: Of the blocks from the `first` to the last one.
+            first: How many blocks before them are there already.
+        """
         if self._layer == self._hand_off.layers:
             raise ValueError(f"all {self._layer} layers are published")
-        result = self._cache.put(piece_hashes(self._hashes, self._layer), pieces)
+        result = self._cache.put(piece_hashes(self._hashes[first:], self._layer), pieces)
         self._layer += 1
         # Held before the last one is let go: a free lock means that nobody computes.
         following = self._hand_off._hold(self._hashes, self._layer)

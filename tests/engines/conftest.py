@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.nodes import NodeProcess, start_node
 
 VOCABULARY = 2048
 #: 640 tokens that all prompts share, then 60, 130 and 200 of their own.
@@ -59,3 +62,18 @@ def save_model(folder: Path, kind: str, **options: Any) -> Path:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model") / "llama", "Llama")
+
+
+@pytest.fixture
+def node() -> Iterator[NodeProcess]:
+    with start_node("512MiB") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def expected(llama: Path) -> dict[str, Any]:
+    """What a vLLM engine without a connector says to `PROMPTS`."""
+    from tests.engines.vllm_engines import engine
+
+    with engine(llama) as plain:
+        return plain.generate()

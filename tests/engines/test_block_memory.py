@@ -13,7 +13,13 @@ import pytest
 from tests.engines.conftest import engine_module
 
 torch = engine_module("torch")
-from kvstore.llm.block_memory import PART_BYTES, BlockMemory, DeviceMemory, block_memory  # noqa: E402
+from kvstore.llm.block_memory import (  # noqa: E402
+    PART_BYTES,
+    BlockMemory,
+    Crossing,
+    DeviceMemory,
+    Memories,
+)
 
 GPU = bool(os.environ.get("KVSTORE_GPU"))
 #: With KVSTORE_GPU a GPU must be there; without it these are the processor's tests.
@@ -36,13 +42,18 @@ def bytes_of(layers: list[torch.Tensor], block: int) -> bytes:
     return bytes(torch.cat(parts).numpy())
 
 
+def memory_in_parts(layers: list[torch.Tensor], part_blocks: int) -> BlockMemory:
+    part_bytes = part_blocks * BlockMemory(layers).block_bytes
+    if layers[0].is_cuda:
+        return DeviceMemory(layers, Crossing(layers[0].device), part_bytes)
+    return BlockMemory(layers, part_bytes)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("part_blocks", [1, 3, 100])
 def test_rows_are_the_bytes_of_blocks_and_come_back(device: str, part_blocks: int) -> None:
     layers = made_layers(device)
-    size = block_memory(layers).block_bytes
-    kind = DeviceMemory if device == "cuda" else BlockMemory
-    memory = kind(layers, part_blocks * size)
+    memory = memory_in_parts(layers, part_blocks)
     wanted = [bytes_of(layers, block) for block in range(BLOCKS)]
     ids = random.Random(1).sample(range(BLOCKS), 17)
     copies = [memory.gather(ids[part]) for part in memory.parts(len(ids))]
@@ -62,7 +73,7 @@ def test_rows_are_the_bytes_of_blocks_and_come_back(device: str, part_blocks: in
 @pytest.mark.parametrize("device", DEVICES)
 def test_parts_are_bounded(device: str) -> None:
     layers = made_layers(device)
-    memory = block_memory(layers)
+    memory = Memories().of(layers)
     count = 3 * PART_BYTES // memory.block_bytes
     parts = list(memory.parts(count))
     assert [place for part in parts for place in range(count)[part]] == list(range(count))
@@ -72,4 +83,4 @@ def test_parts_are_bounded(device: str) -> None:
 
 def test_layers_of_several_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="several devices: cpu, meta"):
-        block_memory([torch.zeros(2, 2), torch.zeros((2, 2), device="meta")])
+        Memories().of([torch.zeros(2, 2), torch.zeros((2, 2), device="meta")])

@@ -16,8 +16,8 @@ from tests.engines.conftest import engine_module
 if not os.environ.get("KVSTORE_GPU"):
     pytest.skip("needs a GPU: make test-gpu", allow_module_level=True)
 torch = engine_module("torch")
-from kvstore.llm.block_memory import DeviceMemory, block_memory  # noqa: E402
-from tests.engines.test_block_memory import made_layers  # noqa: E402
+from kvstore.llm.block_memory import Memories  # noqa: E402
+from tests.engines.test_block_memory import made_layers, memory_in_parts  # noqa: E402
 
 #: About 0.1 s of a GPU.
 LATE_CYCLES = 200_000_000
@@ -25,7 +25,7 @@ LATE_CYCLES = 200_000_000
 
 def test_a_copy_out_has_what_the_engine_had_queued_and_nothing_later() -> None:
     layers = made_layers("cuda")
-    memory = DeviceMemory(layers, 2 * block_memory(layers).block_bytes)
+    memory = memory_in_parts(layers, 2)
     ids = list(range(9))
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(LATE_CYCLES)
@@ -43,7 +43,7 @@ def test_a_copy_out_has_what_the_engine_had_queued_and_nothing_later() -> None:
 
 def test_a_copy_in_comes_behind_what_the_engine_had_queued() -> None:
     layers = made_layers("cuda")
-    memory = block_memory(layers)
+    memory = Memories().of(layers)
     engine = torch.cuda.Stream()
     before = [layer[5].clone() for layer in layers]
     torch.cuda.synchronize()
@@ -64,7 +64,7 @@ def test_a_copy_in_comes_behind_what_the_engine_had_queued() -> None:
 def test_what_was_waited_for_is_there_for_every_stream() -> None:
     """A race of many: no stream synchronises with another by itself."""
     layers = made_layers("cuda", layers=32)
-    memory = DeviceMemory(layers, 4 * block_memory(layers).block_bytes)
+    memory = memory_in_parts(layers, 4)
     engine = torch.cuda.Stream()
 
     def load(part: slice, value: float) -> None:

@@ -21,7 +21,9 @@ from kvstore.llm.vllm.connector import MADE_FOR, KvStoreConnector  # noqa: E402
 from kvstore.llm.vllm.metrics import COUNTERS  # noqa: E402
 
 #: Counted by the worker itself.
-WORKERS = {"dropped_blocks", "requests_loaded", "load_seconds", "save_seconds"}
+WORKERS = {"dropped_blocks", "requests_loaded", "load_seconds", "save_seconds"} | {
+    f"hand_offs_{what}" for what in ("published", "received", "failed")
+}
 
 ABSTRACT = {
     "build_connector_meta": ["scheduler_output"],
@@ -49,6 +51,7 @@ OVERRIDDEN = {
     "on_new_request": ["request"],
     "register_kv_caches": ["kv_caches"],
     "request_finished": ["request", "block_ids"],
+    "requires_piecewise_for_cudagraph": ["extra_config"],
     "shutdown": [],
     "update_connector_output": ["connector_output"],
 }

@@ -208,3 +208,29 @@ def test_mistakes(hand_off: HandOff, store: kvstore.Store, namespace: Namespace)
             publication.put(pieces(layer))
         with pytest.raises(ValueError, match="all 3 layers"):
             publication.put(pieces(0))
+
+
+def test_a_prompt_that_is_computed_in_chunks(hand_off: HandOff) -> None:
+    receiver = Receiver(hand_off)
+    with hand_off.publish(HASHES) as publication:
+        for layer in range(LAYERS):
+            publication.put_ahead(layer, pieces(layer)[:1], 0)
+        for layer in range(LAYERS):
+            publication.put_ahead(layer, pieces(layer)[1:3], 1)
+        for layer in range(LAYERS):
+            assert not receiver.arrived[layer].is_set()
+            assert publication.put(pieces(layer)[3:], first=3).stored == BLOCKS - 3
+            assert receiver.arrived[layer].wait(WAIT_S)
+        with pytest.raises(ValueError, match="layer 0 is published"):
+            publication.put_ahead(0, pieces(0)[:1], 0)
+    assert receiver.result() == Received(LAYERS, True, "")
+    assert receiver.buffers == [pieces(layer) for layer in range(LAYERS)]
+
+
+def test_a_receiver_that_has_the_first_blocks_wants_the_rest(hand_off: HandOff) -> None:
+    with hand_off.publish(HASHES) as publication:
+        for layer in range(LAYERS):
+            publication.put(pieces(layer))
+    filled = [some[2:] for some in buffers()]
+    assert hand_off.receive(HASHES[2:], filled, timeout_s=0.5).complete
+    assert filled == [pieces(layer)[2:] for layer in range(LAYERS)]

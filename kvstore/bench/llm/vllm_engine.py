@@ -1,7 +1,8 @@
 """One vLLM engine in a process of its own, for benches and tests: commands on stdin, answers back.
 
 The first line configures the engine. Then each line is {"prompts": [[token, ...], ...]}, together
-or one by one, {"reset": true} to drop vLLM's own prefix cache, or {"metrics": true}.
+or one by one, with {"transfer": {...}} as their kv_transfer_params, {"reset": true} to drop vLLM's
+own prefix cache ("everything": with what its connector has), or {"metrics": true}.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 # vLLM writes to stdout too: the answers have a descriptor of their own.
 _ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
+_METRICS = ("vllm:kvstore", "vllm:kv_offload", "vllm:external", "vllm:num_preemptions")
 
 
 def say(message: dict[str, Any]) -> None:
@@ -41,7 +43,11 @@ def generate(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
     from vllm import SamplingParams
 
     sampling = SamplingParams(
-        temperature=0, max_tokens=request.get("new_tokens", 16), detokenize=False, ignore_eos=True
+        temperature=0,
+        max_tokens=request.get("new_tokens", 16),
+        detokenize=False,
+        ignore_eos=True,
+        extra_args={"kv_transfer_params": request["transfer"]} if "transfer" in request else None,
     )
     prompts = [{"prompt_token_ids": tokens} for tokens in request["prompts"]]
     if request.get("together"):
@@ -50,6 +56,7 @@ def generate(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
         # One by one: batches would change the rounding.
         outputs = [engine.generate([p], sampling, use_tqdm=False)[0] for p in prompts]
     return {
+        "transfer": [output.kv_transfer_params for output in outputs],
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "cached": [output.num_cached_tokens for output in outputs],
         "finish": [output.outputs[0].finish_reason for output in outputs],
@@ -61,8 +68,7 @@ def metrics(engine: Any) -> dict[str, float]:
     return {
         metric.name: metric.value
         for metric in engine.get_metrics()
-        if metric.name.startswith(("vllm:kvstore", "vllm:external", "vllm:num_preemptions"))
-        and hasattr(metric, "value")
+        if metric.name.startswith(_METRICS) and hasattr(metric, "value")
     }
 
 
@@ -73,7 +79,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "reset" in request:
-            say({"done": bool(engine.reset_prefix_cache())})
+            everything = request["reset"] == "everything"
+            say({"done": bool(engine.reset_prefix_cache(reset_connector=everything))})
         elif "metrics" in request:
             say(metrics(engine))
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -18,8 +18,8 @@ _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 class _Instances(Collector):
     """What the router knows of each instance, read when it is asked for."""
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    def __init__(self, routers: Sequence[Router]) -> None:
+        self._routers = routers
 
     def collect(self) -> Iterable[Metric]:
         prefix = "kvstore_router_instance_"
@@ -32,7 +32,7 @@ class _Instances(Collector):
             "Tokens of prompts that await their first byte (estimate).",
             labels=["instance"],
         )
-        for view in self._router.instances():
+        for view in (view for router in self._routers for view in router.instances()):
             up.add_metric([view.name], float(view.alive))
             running.add_metric([view.name], view.running)
             waiting.add_metric([view.name], view.waiting_tokens)
@@ -42,10 +42,10 @@ class _Instances(Collector):
 class RouterMetrics:
     """Counters of one endpoint, in a registry of their own."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, *routers: Router) -> None:
         prefix = "kvstore_router_"
         self._registry = registry = CollectorRegistry()
-        registry.register(_Instances(router))
+        registry.register(_Instances(routers))
         self.requests = Counter(
             prefix + "requests",
             "Requests sent to an instance, by why it was chosen.",
@@ -67,6 +67,12 @@ class RouterMetrics:
         self.matched_tokens = Counter(
             prefix + "matched_tokens",
             "Those that the chosen instance was sent before (estimate).",
+            registry=registry,
+        )
+        self.prefills = Counter(
+            prefix + "prefills",
+            "Prompts sent to a prefill engine, by what became of them.",
+            ["instance", "outcome"],
             registry=registry,
         )
         self.in_flight = Gauge(

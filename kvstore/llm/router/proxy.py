@@ -25,6 +25,7 @@ from yarl import URL
 
 from kvstore.llm.router.health import Health, is_own_lack, is_refusal
 from kvstore.llm.router.metrics import RouterMetrics
+from kvstore.llm.router.prefills import Prefills
 from kvstore.llm.router.prompts import PromptShape, shape_of
 from kvstore.llm.router.routing import Router, Ticket
 from kvstore.node.log import Log
@@ -96,24 +97,38 @@ class Proxy:
         router: Decides; it is given the instances.
         limits: See ProxyLimits.
         log: Hears of instances that come and go, and of answers that did not come whole.
+        prefills: URLs of prefill engines, which compute prompts for the instances.
+        prefill_router: Decides among those.
     """
 
     def __init__(
-        self, instances: Sequence[str], router: Router, limits: ProxyLimits, log: Log
+        self,
+        instances: Sequence[str],
+        router: Router,
+        limits: ProxyLimits,
+        log: Log,
+        *,
+        prefills: Sequence[str] = (),
+        prefill_router: Router | None = None,
     ) -> None:
         self._instances = [instance.rstrip("/") for instance in instances]
         self._router = router
         self._limits = limits
         self._log = log
-        self._metrics = RouterMetrics(router)
+        self._prefill_urls = [instance.rstrip("/") for instance in prefills]
+        self._prefill_router = prefill_router or Router()
+        self._metrics = RouterMetrics(router, self._prefill_router)
         self._in_flight = 0
         self._bodies_bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._session: aiohttp.ClientSession
         self._health: Health
+        self._prefills: Prefills
         for instance in self._instances:
             router.add(instance)
+        for instance in self._prefill_urls:
+            self._prefill_router.add(instance)
 
     def application(self) -> web.Application:
         """Return the application; its health checks begin, and go round once, before it serves.
@@ -143,20 +158,28 @@ class Proxy:
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:
             self._session = session
-            self._health = Health(
-                session,
-                self._router,
-                self._instances,
-                path=self._limits.health_path,
-                interval_s=self._limits.health_s,
-                deadline_s=self._limits.health_s,
-                log=self._log,
+            self._health = self._health_of(self._router, self._instances)
+            health = self._health_of(self._prefill_router, self._prefill_urls)
+            self._prefills = Prefills(
+                session, self._prefill_router, health, self._metrics, self._log
             )
-            await self._health.check()
-            checks = asyncio.create_task(self._health.run())
+            await asyncio.gather(self._health.check(), health.check())
+            checks = [asyncio.create_task(self._health.run()), asyncio.create_task(health.run())]
             yield
-            checks.cancel()
-            await asyncio.gather(checks, return_exceptions=True)
+            for check in checks:
+                check.cancel()
+            await asyncio.gather(*checks, return_exceptions=True)
+
+    def _health_of(self, router: Router, instances: Sequence[str]) -> Health:
+        return Health(
+            self._session,
+            router,
+            instances,
+            path=self._limits.health_path,
+            interval_s=self._limits.health_s,
+            deadline_s=self._limits.health_s,
+            log=self._log,
+        )
 
     async def _get_health(self, _request: web.Request) -> web.Response:
         views = self._router.instances()
@@ -206,11 +229,21 @@ class Proxy:
                 raise _NoRoom
 
     async def _route(self, request: web.Request, body: bytearray) -> web.StreamResponse:
+        shape = shape_of(body) if request.method == "POST" else PromptShape()
+        if not self._prefill_urls:
+            return await self._send(request, shape, body)
+        headers = _passed_on(request.headers)
+        async with self._prefills.computing(request.path, headers, shape, body) as passed_on:
+            return await self._send(request, shape, passed_on)
+
+    async def _send(
+        self, request: web.Request, shape: PromptShape, body: bytearray
+    ) -> web.StreamResponse:
+        """Send a request to one instance, and to others where that fails."""
         began = time.monotonic()
         deadline = asyncio.get_running_loop().time() + (
             self._limits.connect_s + self._limits.answer_s
         )
-        shape = shape_of(body) if request.method == "POST" else PromptShape()
         again = bool(shape.hashes) and not shape.is_kept and request.path in _REPEATABLE
         failed: list[str] = []
         sent = 0

@@ -69,6 +69,11 @@ class KvStoreConnector(KVConnectorBase_V1, SupportsHMA):
                 pipeline_rank=get_pp_group().rank_in_group,
             )
 
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """See KVConnectorBase_V1. Only layers that are published one by one need it."""
+        return extra_config.get("hand_off") == "publish"
+
     @property
     def requires_kv_delivery(self) -> bool:
         """A store that was dropped is a miss later on, nothing worse."""
@@ -109,15 +114,13 @@ class KvStoreConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
         """See KVConnectorBase_V1. Blocks are free at once: what is stored was copied."""
-        self._scheduling.request_finished(request)
-        return False, None
+        return False, self._scheduling.request_finished(request)
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """See SupportsHMA."""
-        self._scheduling.request_finished(request)
-        return False, None
+        return False, self._scheduling.request_finished(request)
 
     # ---- worker ----
 
@@ -134,6 +137,10 @@ class KvStoreConnector(KVConnectorBase_V1, SupportsHMA):
             for group_id in self._geometry.group_ids
         ]
         self._working.register(groups, config.num_blocks)
+        if self._geometry.group_ids:
+            names = config.kv_cache_groups[self._geometry.group_ids[0]].layer_names
+            layers = {name: kv_caches[name] for name in names if name in kv_caches}
+            self._working.register_layers(layers, config.num_blocks)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """See KVConnectorBase_V1. vLLM calls it before a forward that needs what is loaded."""
@@ -146,12 +153,14 @@ class KvStoreConnector(KVConnectorBase_V1, SupportsHMA):
         return metadata
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for: blocks are loaded whole, before the forward that uses them."""
+        """Wait for nothing: blocks are loaded whole, before the forward. Hand-offs begin here."""
+        self._working.begin_layer(layer_name, self._metadata.hand_offs)
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        """Nothing to do: blocks are copied whole, after the forward."""
+        """See KVConnectorBase_V1. Hands the layer off; stored are whole blocks, later."""
+        self._working.save_layer(layer_name, self._metadata.hand_offs)
 
     def wait_for_save(self) -> None:
         """See KVConnectorBase_V1. Copies the step's blocks; they are stored later."""
@@ -159,11 +168,13 @@ class KvStoreConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """See KVConnectorBase_V1."""
+        self._working.finish(finished_req_ids)
         loaded, failed = self._working.take_loaded()
         return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """See KVConnectorBase_V1; `get_transfer_results` is what vLLM 0.32 calls."""
+        self._working.finish(finished_req_ids)
         loaded, _ = self._working.take_loaded()
         return None, loaded or None
 

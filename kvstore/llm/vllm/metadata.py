@@ -29,6 +29,20 @@ class Job:
     groups: list[GroupBlocks]
     #: Of each group, what eviction is told of its blocks.
     prompts: list[Prompt] = field(default_factory=list)
+    #: Blocks behind those that a prefill engine hands off layer by layer.
+    handed: GroupBlocks | None = None
+
+
+@dataclass(slots=True)
+class HandOffJob:
+    """Blocks of one request that a step completes and a decode engine waits for."""
+
+    request_id: str
+    block_ids: list[int]
+    #: The place of the first of them among all blocks that are handed off.
+    first: int
+    #: Of all blocks that are handed off: with the first job of a request, else empty.
+    hashes: list[bytes]
 
 
 @dataclass
@@ -37,3 +51,4 @@ class StepMetadata(KVConnectorMetadata):
 
     loads: list[Job] = field(default_factory=list)
     saves: list[Job] = field(default_factory=list)
+    hand_offs: list[HandOffJob] = field(default_factory=list)

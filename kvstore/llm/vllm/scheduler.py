@@ -20,7 +20,7 @@ from kvstore.llm.chains import Chains, Prompt
 from kvstore.llm.prefix_cache import PrefixCache
 from kvstore.llm.single_flight import Flight, Flights, abandon
 from kvstore.llm.vllm.landings import Landings
-from kvstore.llm.vllm.metadata import GroupBlocks, Job, StepMetadata
+from kvstore.llm.vllm.metadata import GroupBlocks, HandOffJob, Job, StepMetadata
 from kvstore.llm.vllm.settings import Geometry, Settings
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ class _Tracked:
     loading: list[GroupBlocks] = field(default_factory=list)
     #: Of each group, what is told of its blocks.
     prompts: list[Prompt] | None = None
+    #: In a prefill engine: the places of the first block that is handed off and behind the last.
+    published: tuple[int, int] | None = None
+    #: In a decode engine: tokens behind which what is handed off begins; None: nothing is.
+    awaited_tokens: int | None = None
+    #: Whether a hand-off was waited for: that is done once.
+    awaited: bool = False
+    #: Its blocks, as long as it is waited for.
+    handed: GroupBlocks | None = None
     #: The turn to compute what the store lacks, or the wait for it; None: not asked for.
     flight: Future[Flight] | None = None
 
@@ -89,6 +97,8 @@ class SchedulerSide:
         # One token is left to compute: its logits are what the request wants.
         usable = (request.num_tokens - 1) // align * align
         local = tracked.local_tokens
+        if self._is_handed_off(tracked, usable):
+            return usable - num_computed_tokens, True
         if not self._has_turn(tracked, usable):
             return None, False
         matched = self._matched_tokens(request, local if len(self._caches) > 1 else 0, usable)
@@ -103,6 +113,20 @@ class SchedulerSide:
             tracked.stored_tokens = max(tracked.stored_tokens, local)
         external = matched - num_computed_tokens
         return (external, self._geometry.load_async) if external > 0 else (0, False)
+
+    def _is_handed_off(self, tracked: _Tracked, usable: int) -> bool:
+        """Whether a prefill engine hands off what the store lacks; asked for once a request."""
+        request, local = tracked.request, tracked.local_tokens
+        if (
+            self._settings.hand_off != "receive"
+            or tracked.awaited
+            or not _params(request).get("do_remote_prefill")
+            or usable <= local
+        ):
+            return False
+        matched = max(local, self._matched_tokens(request, local, usable))
+        tracked.awaited_tokens = matched if matched < usable else None
+        return matched < usable
 
     def _has_turn(self, tracked: _Tracked, usable: int) -> bool:
         """Whether the request may begin: it has nothing to wait for, or has waited."""
@@ -178,20 +202,32 @@ class SchedulerSide:
         """See KVConnectorBase_V1. The second call for an asynchronous load has no tokens."""
         if num_external_tokens <= 0:
             return
-        geometry = self._geometry
         tracked = self._tracked[request.request_id]
         tables = blocks.get_block_ids()
         begin = tracked.local_tokens
         end = begin + num_external_tokens
+        middle = end if tracked.awaited_tokens is None else tracked.awaited_tokens
+        groups = self._blocks(tracked, tables, begin, middle)
+        job = Job(request.request_id, groups, self._prompts(tracked))
+        if middle < end:
+            (job.handed,) = self._blocks(tracked, tables, middle, end)
+            tracked.handed, tracked.awaited_tokens, tracked.awaited = job.handed, None, True
+        self._loads.append(job)
+        tracked.loading = groups
+        tracked.stored_tokens = end
+
+    def _blocks(
+        self, tracked: _Tracked, tables: tuple[list[int], ...], begin: int, end: int
+    ) -> list[GroupBlocks]:
+        """The blocks of each group that hold the tokens from `begin` to `end`."""
+        geometry = self._geometry
         groups = []
         for group, group_id in enumerate(geometry.group_ids):
             tokens = geometry.block_tokens[group]
             first, last = begin // tokens, end // tokens
-            hashes = geometry.hashes(group, request.block_hashes, first, last - first)
+            hashes = geometry.hashes(group, tracked.request.block_hashes, first, last - first)
             groups.append(_present(group, tables[group_id][first:last], hashes, first))
-        self._loads.append(Job(request.request_id, groups, self._prompts(tracked)))
-        tracked.loading = groups
-        tracked.stored_tokens = end
+        return groups
 
     def _prompts(self, tracked: _Tracked) -> list[Prompt]:
         """Of each group, what eviction is told of the request's blocks; it is served now."""
@@ -227,6 +263,7 @@ class SchedulerSide:
                 job = self._save_job(tracked, table, computed[request_id] + count)
                 if job is not None:
                     metadata.saves.append(job)
+                    metadata.hand_offs += self._hand_offs(tracked, job)
                 prompt = tracked.request.num_prompt_tokens
                 if computed[request_id] + count >= prompt:
                     self._land(tracked)
@@ -245,14 +282,33 @@ class SchedulerSide:
         begin = tracked.stored_tokens
         if end <= begin:
             return None
-        groups = []
-        for group, group_id in enumerate(geometry.group_ids):
-            tokens = geometry.block_tokens[group]
-            first, last = begin // tokens, end // tokens
-            hashes = geometry.hashes(group, request.block_hashes, first, last - first)
-            groups.append(_present(group, table[group_id][first:last], hashes, first))
+        groups = self._blocks(tracked, table, begin, end)
         tracked.stored_tokens = end
         return Job(request.request_id, groups, self._prompts(tracked))
+
+    def _hand_offs(self, tracked: _Tracked, job: Job) -> list[HandOffJob]:
+        """What of a step's blocks a decode engine waits for: all but the prompt's last token's."""
+        if not self._publishes(tracked.request):
+            return []
+        (blocks,), request = job.groups, tracked.request
+        hashes = []
+        if tracked.published is None:
+            end = (request.num_prompt_tokens - 1) // self._geometry.block_tokens[0]
+            if end <= blocks.first:
+                return []
+            tracked.published = blocks.first, end
+            count = end - blocks.first
+            hashes = self._geometry.hashes(0, request.block_hashes, blocks.first, count)
+        begin, end = tracked.published
+        wanted = blocks.block_ids[: max(0, end - blocks.first)]
+        if not wanted or blocks.first < begin:
+            return []
+        return [HandOffJob(job.request_id, wanted, blocks.first - begin, hashes)]
+
+    def _publishes(self, request: Request) -> bool:
+        return self._settings.hand_off == "publish" and bool(
+            _params(request).get("do_remote_decode")
+        )
 
     # ---- the end of a load, and of a request ----
 
@@ -276,14 +332,18 @@ class SchedulerSide:
                     tracked.stored_tokens = tracked.local_tokens
                     for cache in self._caches[blocks.group]:
                         cache.refuse(bad)
+            handed = tracked.handed
+            if handed is not None and not invalid.isdisjoint(handed.block_ids):
+                tracked.stored_tokens = tracked.local_tokens
             if request_id in done:
-                tracked.loading = []
+                tracked.loading, tracked.handed = [], None
 
-    def request_finished(self, request: Request) -> None:
-        """See KVConnectorBase_V1."""
+    def request_finished(self, request: Request) -> dict[str, Any] | None:
+        """See KVConnectorBase_V1. Returns what a proxy tells the decode engine."""
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is not None and tracked.flight is not None:
             abandon(tracked.flight)
+        return {"do_remote_prefill": True} if self._publishes(request) else None
 
     def caches(self) -> list[PrefixCache]:
         """The caches, for their counters."""
@@ -304,6 +364,11 @@ def _present(group: int, block_ids: list[int], hashes: list[bytes], first: int) 
     # What is left out stands before the rest: the window's end is kept.
     first += len(hashes) - len(pairs)
     return GroupBlocks(group, [b for b, _ in pairs], [h for _, h in pairs], first)
+
+
+def _params(request: Any) -> dict[str, Any]:
+    """What the request says of transfers, as vLLM's proxies do."""
+    return request.kv_transfer_params or {}
 
 
 def _no_flight() -> Future[Flight]:

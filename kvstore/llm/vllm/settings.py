@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,10 @@ class Settings:
         flight_wait_s: For how long at most.
         prefill_tokens_per_s: A load, or that wait, gets no more time than computing at this rate
             takes; 0: unknown.
+        hand_off: `publish`: a prefill engine hands prompts off layer by layer; `receive`: a decode
+            engine takes them over; `none`. Requests ask for it by their kv_transfer_params.
+        hand_off_wait_s: How long a decode engine waits at most, for the prefill to begin as well.
+        hand_offs_max: Requests of a decode engine that wait at one time.
         load_threads: Requests that load at once.
         save_bytes: Memory of a worker for blocks on their way to the store.
         save_wait_s: How long a step may wait for that memory before its blocks are not stored.
@@ -62,6 +66,9 @@ class Settings:
     single_flight: bool = True
     flight_wait_s: float = 5.0
     prefill_tokens_per_s: float = 0.0
+    hand_off: str = "none"
+    hand_off_wait_s: float = 10.0
+    hand_offs_max: int = 64
     load_threads: int = 2
     save_bytes: int = 256 << 20
     save_wait_s: float = 0.2
@@ -87,15 +94,21 @@ class Settings:
             )
         if given.get("codec", "none") not in ("none", "zstd"):
             raise ConfigurationError(f"a codec is none or zstd, not {given['codec']}")
+        _check_hand_off(given.get("hand_off", "none"), vllm_config.kv_transfer_config)
         return cls(**given)
 
     def flight_timeout_s(self, missing_tokens: int) -> float:
         """Return how long to wait for another engine that computes so many tokens."""
-        if not self.single_flight:
-            return 0.0
+        return self._wait_s(self.flight_wait_s, missing_tokens) if self.single_flight else 0.0
+
+    def hand_off_timeout_s(self, missing_tokens: int) -> float:
+        """Return how long to wait for a prefill engine that computes so many tokens."""
+        return self._wait_s(self.hand_off_wait_s, missing_tokens)
+
+    def _wait_s(self, wait_s: float, missing_tokens: int) -> float:
         if self.prefill_tokens_per_s <= 0:
-            return self.flight_wait_s
-        return min(self.flight_wait_s, missing_tokens / self.prefill_tokens_per_s)
+            return wait_s
+        return min(wait_s, missing_tokens / self.prefill_tokens_per_s)
 
     def limits(self) -> Limits:
         """Return the limits of the prefix caches."""
@@ -104,6 +117,18 @@ class Settings:
             load_s=self.load_timeout_s,
             store_s=self.store_timeout_s,
             prefill_tokens_per_s=self.prefill_tokens_per_s,
+        )
+
+
+def _check_hand_off(end: str, transfer: Any) -> None:
+    """The end of hand-offs must fit what vLLM was told of the engine."""
+    roles = {"none": True, "publish": transfer.is_kv_producer, "receive": transfer.is_kv_consumer}
+    if end not in roles:
+        raise ConfigurationError(f"hand_off is none, publish or receive, not {end}")
+    if not roles[end]:
+        raise ConfigurationError(
+            f"hand_off {end} does not go with kv_role {transfer.kv_role}: a kv_producer publishes,"
+            " a kv_consumer receives"
         )
 
 
@@ -126,6 +151,11 @@ class Geometry:
         # another way to report them.
         self.load_async = settings.load_async or len(self.group_ids) > 1
         self.specs = [kv_cache_config.kv_cache_groups[i].kv_cache_spec for i in self.group_ids]
+        if settings.hand_off != "none" and len(self.group_ids) > 1:
+            raise ConfigurationError(
+                "hand_off needs a model whose layers are of one kind: this one has"
+                f" {len(self.group_ids)} KV cache groups"
+            )
         for spec in self.specs:
             if "Mamba" in type(spec).__name__:
                 raise ConfigurationError("layers with recurrent state are not supported")
@@ -178,12 +208,17 @@ class Geometry:
             model=str(model.model),
             revision=hashlib.sha256(json.dumps(weights, default=str).encode()).hexdigest()[:32],
             dtype=f"{model.dtype} {cache.cache_dtype}",
-            layout=f"vllm {vllm.__version__} {_machine()} {self._layout} {self.specs[group]}",
+            layout=f"vllm {vllm.__version__} {machine()} {self._layout} {self.specs[group]}",
             block_tokens=self.block_tokens[group],
             ranks=ranks,
             salt=self._settings.salt,
             group=self.group_ids[group],
         )
+
+    def piece_namespace(self, ranks: Ranks) -> Namespace:
+        """Return the namespace of single layers of blocks, which are of no use as blocks."""
+        whole = self.namespace(0, ranks)
+        return replace(whole, layout=f"{whole.layout} by layer")
 
     def hashes(self, group: int, block_hashes: list[Any], first: int, count: int) -> list[bytes]:
         """Return the hashes of `count` blocks of a group, from the first on.
@@ -194,7 +229,7 @@ class Geometry:
         return [bytes(block_hashes[(i + 1) * step - 1]) for i in range(first, first + count)]
 
 
-def _machine() -> str:
+def machine() -> str:
     """What the bytes of a block depend on: the backends for processors order them by ISA."""
     if not current_platform.is_cpu():
         return str(current_platform.device_name)

@@ -11,19 +11,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from vllm.v1.kv_cache_interface import group_kernel_blocks
 
 import kvstore
-from kvstore.llm.block_memory import BlockMemory, Moment, Transfer, block_memory
+from kvstore.llm.block_memory import BlockMemory, Memories, Moment, Transfer
 from kvstore.llm.chains import Prompt
 from kvstore.llm.codecs import Codec
 from kvstore.llm.core import left_s
+from kvstore.llm.hand_off import HandOff
 from kvstore.llm.prefix_cache import PrefixCache
-from kvstore.llm.vllm.metadata import GroupBlocks, Job
+from kvstore.llm.vllm.hand_off import Publisher, Receiver, Room
+from kvstore.llm.vllm.metadata import GroupBlocks, HandOffJob, Job
 from kvstore.llm.vllm.settings import Geometry, Settings
 
 _log = logging.getLogger("kvstore.llm.vllm")
@@ -45,6 +49,7 @@ class WorkerSide:
             geometry.namespace(group, ranks) for group in range(len(geometry.group_ids))
         ]
         self._caches: list[PrefixCache] = []
+        self._memories = Memories()
         self._memory: list[BlockMemory] = []
         self._changed = threading.Condition()
         self._loaded: set[str] = set()
@@ -52,13 +57,17 @@ class WorkerSide:
         self._failed_blocks: set[int] = set()
         self._saving_bytes = 0
         self._counts: dict[str, float] = {}
+        self._geometry = geometry
+        self._ranks = ranks
+        self._publisher: Publisher | None = None
+        self._receiver: Receiver | None = None
         self._load_threads = ThreadPoolExecutor(settings.load_threads, "kvstore-load")
         self._save_thread = ThreadPoolExecutor(1, "kvstore-save")
 
     def register(self, groups: list[list[torch.Tensor]], num_blocks: int) -> None:
         """Take the KV tensors of each group."""
         self._memory = [
-            block_memory([group_kernel_blocks(tensor, num_blocks) for tensor in tensors])
+            self._memories.of([group_kernel_blocks(tensor, num_blocks) for tensor in tensors])
             for tensors in groups
         ]
         self._caches = [
@@ -71,6 +80,33 @@ class WorkerSide:
             )
             for group, namespace in enumerate(self._namespaces)
         ]
+
+    def register_layers(self, layers: dict[str, torch.Tensor], num_blocks: int) -> None:
+        """Take the KV tensors of the layers that are handed off one by one, where they are."""
+        if self._settings.hand_off == "none":
+            return
+        blocks = {
+            name: self._memories.of([group_kernel_blocks(tensor, num_blocks)])
+            for name, tensor in layers.items()
+        }
+        limits = self._settings.limits()
+        cache = PrefixCache(
+            self._store,
+            self._geometry.piece_namespace(self._ranks),
+            limits=limits,
+            prefetch_bytes=0,
+        )
+        hand_off = HandOff(self._store, cache, len(blocks))
+        if self._settings.hand_off == "receive":
+            self._receiver = Receiver(
+                hand_off,
+                list(blocks.values()),
+                self._count,
+                waiting_max=self._settings.hand_offs_max,
+            )
+        elif self._stores:
+            room = Room(lambda size: self._reserve(size, self._room_by()), self._release)
+            self._publisher = Publisher(hand_off, blocks, room, self._count)
 
     def _codec(self, element_bytes: int) -> Codec | None:
         if self._settings.codec == "none":
@@ -86,23 +122,40 @@ class WorkerSide:
         # What the step before queued may still use the blocks.
         after = [memory.moment() for memory in self._memory] if jobs else []
         for job in jobs:
-            if self._load_async:
-                self._load_threads.submit(self._load_and_tell, job, after)
+            if job.handed is not None:
+                self._start_receiving(job, job.handed, after)
+            elif self._load_async:
+                self._load_threads.submit(self._load_and_tell, job, partial(self._load, job, after))
             else:
                 self._load(job, after)
 
-    def _load_and_tell(self, job: Job, after: list[Moment | None]) -> None:
+    def _start_receiving(self, job: Job, handed: GroupBlocks, after: list[Moment | None]) -> None:
+        receiver = self._receiver
+        assert receiver is not None, "the scheduler expects a hand-off only where one is received"
+        tokens = len(handed.block_ids) * self._geometry.block_tokens[handed.group]
+        deadline = time.monotonic() + self._settings.hand_off_timeout_s(tokens)
+
+        def load() -> set[int]:
+            failed = self._load(job, after)
+            # A prefix ends where a block is missing: what comes behind it is of no use.
+            if failed:
+                return failed | set(handed.block_ids)
+            return receiver.receive(handed, deadline, after[handed.group])
+
+        receiver.submit(lambda: self._load_and_tell(job, load))
+
+    def _load_and_tell(self, job: Job, load: Callable[[], set[int]]) -> None:
         failed = set()
         try:
-            failed = self._load(job, after)
+            failed = load()
         except Exception:
             # Nothing must keep a request waiting for ever, a defect of ours neither.
             _log.exception("a load failed")
-            failed = {block for group in job.groups for block in group.block_ids}
-            with self._changed:
-                self._failed_blocks |= failed
+            handed = [job.handed] if job.handed is not None else []
+            failed = {block for group in [*job.groups, *handed] for block in group.block_ids}
         finally:
             with self._changed:
+                self._failed_blocks |= failed
                 if failed and self._several_groups:
                     self._failed_requests.add(job.request_id)
                 self._loaded.add(job.request_id)
@@ -171,7 +224,7 @@ class WorkerSide:
         """Copy the blocks of a step and have them stored."""
         if not self._stores:
             return
-        deadline = time.monotonic() + self._settings.save_wait_s
+        deadline = self._room_by()
         for job in jobs:
             for blocks in job.groups:
                 self._save_group(blocks, job.prompts[blocks.group], deadline)
@@ -187,6 +240,10 @@ class WorkerSide:
             names = GroupBlocks(blocks.group, ids, blocks.hashes[part], blocks.first + part.start)
             self._save_thread.submit(self._put, names, prompt, memory.gather(ids), size)
 
+    def _room_by(self) -> float:
+        """When a step that wants room for copies now gives up."""
+        return time.monotonic() + self._settings.save_wait_s
+
     def _reserve(self, size: int, deadline: float) -> bool:
         """Waits for room for copies; false where there is none in time."""
         with self._changed:
@@ -198,6 +255,30 @@ class WorkerSide:
                 self._saving_bytes += size
             return fits
 
+    def _release(self, size: int) -> None:
+        with self._changed:
+            self._saving_bytes -= size
+            self._changed.notify_all()
+
+    # ---- handing off ----
+
+    def begin_layer(self, layer_name: str, jobs: list[HandOffJob]) -> None:
+        """Before a layer is computed."""
+        if self._publisher is not None:
+            self._publisher.begin(layer_name, jobs)
+
+    def save_layer(self, layer_name: str, jobs: list[HandOffJob]) -> None:
+        """Copy what the step computed of a layer and have it handed off."""
+        if self._publisher is not None:
+            self._publisher.save(layer_name, jobs)
+
+    def finish(self, request_ids: set[str]) -> None:
+        """Requests that have ended hand nothing off any more."""
+        if self._publisher is not None:
+            self._publisher.finish(request_ids)
+
+    # ---- the storing thread ----
+
     def _put(self, blocks: GroupBlocks, prompt: Prompt, copies: Transfer, size: int) -> None:
         begin = time.monotonic()
         try:
@@ -208,9 +289,7 @@ class WorkerSide:
         except Exception:
             _log.exception("a store failed")
         finally:
-            with self._changed:
-                self._saving_bytes -= size
-                self._changed.notify_all()
+            self._release(size)
         self._count(save_seconds=time.monotonic() - begin)
 
     # ---- telling and ending ----
@@ -232,6 +311,10 @@ class WorkerSide:
     def shutdown(self) -> None:
         """End the threads once what they do is done, each by its own deadline; leave the store."""
         self._load_threads.shutdown(wait=True, cancel_futures=True)
+        if self._receiver is not None:
+            self._receiver.shutdown()
+        if self._publisher is not None:
+            self._publisher.shutdown()
         self._save_thread.shutdown(wait=True)
         self._store.close()
 

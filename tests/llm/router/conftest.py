@@ -100,9 +100,15 @@ class Starter:
     def servers(self) -> Servers:
         return self.server(), self.server()
 
-    def router(self, *servers: Process, options: tuple[str, ...] = ()) -> Process:
+    def router(
+        self,
+        *servers: Process,
+        prefills: tuple[Process, ...] = (),
+        options: tuple[str, ...] = (),
+    ) -> Process:
         command = [sys.executable, "-m", "kvstore.cli", "router", "--listen", "127.0.0.1:0"]
         instances = [word for server in servers for word in ("--instance", server.url)]
+        instances += [word for server in prefills for word in ("--prefill", server.url)]
         return self._start([*command, *instances, "--health-interval", "0.1", *options])
 
     def end(self) -> None:

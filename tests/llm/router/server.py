@@ -25,6 +25,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
     seen["started"] += 1
     seen[f"encoding {request.headers.get('Content-Encoding')}"] += 1
     seen[f"started {body.get('key')}"] += 1
+    seen[f"tokens {body.get('max_tokens')} of {list(body.get('kv_transfer_params') or ())}"] += 1
     try:
         return await answer(request, body)
     except asyncio.CancelledError:

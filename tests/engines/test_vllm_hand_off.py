@@ -1,0 +1,169 @@
+"""Hand-off between two vLLM engines: the decode engine's tokens are those of a recomputation.
+
+The decode engine is asked first, so that it waits while the prefill engine computes.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from array import array
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvstore
+from kvstore.bench.processes import ProcessError
+from kvstore.llm import directory
+from kvstore.llm.keys import KeyMaker
+from tests.engines.conftest import PROMPTS, engine_module
+from tests.engines.vllm_engines import Answer, Engine, block_keys, engine, wait_for
+from tests.support.nodes import NodeProcess
+
+engine_module("vllm")
+pytestmark = pytest.mark.timeout(600)
+PREFILL = {"do_remote_decode": True}
+DECODE = {"do_remote_prefill": True}
+BLOCK_TOKENS, LAYERS = 32, 4
+WAIT_S = 20.0
+#: Steps of 64 tokens: a prompt comes in chunks, and lasts long enough to be broken off.
+OPTIONS: dict[str, Any] = {
+    "block_size": BLOCK_TOKENS,
+    "max_num_batched_tokens": 64,
+    "max_num_seqs": 4,
+}
+
+
+def settings(node: NodeProcess, end: str) -> Answer:
+    return {"target": node.target, "hand_off": end, "hand_off_wait_s": WAIT_S}
+
+
+@dataclass
+class Pair:
+    """A prefill engine, a decode engine, and what lies between them."""
+
+    prefill: Engine
+    decode: Engine
+    store: kvstore.Store
+    told: list[Answer] = field(default_factory=list)
+
+    @cached_property
+    def _piece_prefix(self) -> bytes:
+        """Of the keys of single layers; read before a test clears the list of namespaces."""
+        listed = directory.listed(self.store, timeout_s=5).items()
+        (digest,) = (d for d, fields in listed if str(fields["layout"]).endswith("by layer"))
+        return KeyMaker.of_digest(digest).block_prefix
+
+    def piece_keys(self) -> list[bytes]:
+        return [key for key in block_keys(self.store) if key.startswith(self._piece_prefix)]
+
+    def hand_off(self, prompts: list[list[int]]) -> Answer:
+        """The decode engine is asked first; what the prefill engine said is in `told`."""
+        self.decode.send({"prompts": prompts, "transfer": DECODE})
+        self.told = self.prefill.generate(prompts, new_tokens=1, transfer=PREFILL)["transfer"]
+        return self.decode.receive()
+
+    def clear(self) -> None:
+        self.store.clear()
+        self.prefill.reset()
+        self.decode.reset()
+
+
+def cached_tokens(prompt: list[int]) -> int:
+    """Whole blocks, and a token left to compute."""
+    return (len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+def test_a_decode_engine_takes_over_from_a_prefill_engine(
+    llama: Path, node: NodeProcess, expected: Answer
+) -> None:
+    with (
+        kvstore.connect(node.target) as store,
+        engine(llama, settings(node, "receive"), "kv_consumer", **OPTIONS) as decode,
+        engine(llama, settings(node, "publish"), "kv_producer", **OPTIONS) as prefill,
+    ):
+        pair = Pair(prefill, decode, store)
+        check_that_it_is_handed_off(pair, expected)
+        check_that_the_layers_are_used(pair, expected)
+        check_that_blocks_that_are_there_are_not_handed_off(pair, expected)
+        check_that_a_killed_prefill_is_recomputed(pair, expected)
+        check_that_nobody_is_waited_for_unasked(pair, expected)
+
+
+def check_that_it_is_handed_off(pair: Pair, expected: Answer) -> None:
+    answer = pair.hand_off(PROMPTS[1:2])
+    assert answer["tokens"] == expected["tokens"][1:2]
+    assert answer["cached"] == [cached_tokens(PROMPTS[1])]
+    assert pair.told[0].items() >= DECODE.items()
+    assert pair.prefill.count("kvstore_hand_offs_published") == 1
+    assert pair.decode.count("kvstore_hand_offs_received") == 1
+    # Nothing came as a whole block.
+    assert pair.decode.count("kvstore_loaded_remote") == 0
+
+
+def check_that_the_layers_are_used(pair: Pair, expected: Answer) -> None:
+    """The negative control: other bytes in them, other tokens."""
+    pieces, store = pair.piece_keys(), pair.store
+    blocks = cached_tokens(PROMPTS[1]) // BLOCK_TOKENS
+    assert len(pieces) == LAYERS * blocks
+    wait_for(lambda: len(block_keys(store)) >= len(pieces) + blocks)
+    store.delete_many(sorted(set(block_keys(store)) - set(pieces)))
+    noise = random.Random(1)
+    for key in pieces:
+        numbers = (noise.uniform(-1, 1) for _ in range(len(store[key]) // 4))
+        store[key] = array("f", numbers).tobytes()
+    pair.decode.reset()
+    answer = pair.decode.generate(PROMPTS[1:2], transfer=DECODE)
+    assert answer["cached"] == [cached_tokens(PROMPTS[1])]
+    assert answer["tokens"] != expected["tokens"][1:2]
+
+
+def check_that_blocks_that_are_there_are_not_handed_off(pair: Pair, expected: Answer) -> None:
+    """What the store has is loaded whole, and only what is computed comes by layers."""
+    pair.clear()
+    shared = 640 // BLOCK_TOKENS
+    pair.prefill.generate([PROMPTS[0][:641]], new_tokens=1)
+    wait_for(lambda: len(block_keys(pair.store)) == shared)
+    pair.prefill.reset()
+    loaded = pair.decode.count("kvstore_loaded_remote")
+    answer = pair.hand_off(PROMPTS[2:])
+    assert answer["tokens"] == expected["tokens"][2:]
+    assert answer["cached"] == [cached_tokens(PROMPTS[2])]
+    assert pair.decode.count("kvstore_loaded_remote") == loaded + shared
+    rest = cached_tokens(PROMPTS[2]) // BLOCK_TOKENS - shared
+    assert len(pair.piece_keys()) == LAYERS * rest
+
+
+def check_that_a_killed_prefill_is_recomputed(pair: Pair, expected: Answer) -> None:
+    pair.clear()
+    failed = pair.decode.count("kvstore_hand_offs_failed")
+    begun = time.monotonic()
+    pair.decode.send({"prompts": PROMPTS[2:], "transfer": DECODE})
+    pair.prefill.send({"prompts": PROMPTS[2:], "new_tokens": 1, "transfer": PREFILL})
+    wait_for(lambda: len(pair.piece_keys()) > 0)
+    pair.prefill.kill()
+    answer = pair.decode.receive()
+    took_s = time.monotonic() - begun
+    assert answer["tokens"] == expected["tokens"][2:]
+    assert answer["finish"] == ["length"]
+    assert len(pair.piece_keys()) < LAYERS * (cached_tokens(PROMPTS[2]) // BLOCK_TOKENS)
+    assert pair.decode.count("kvstore_hand_offs_failed") == failed + 1
+    # The deadline, and what computing takes.
+    assert took_s < WAIT_S + 10
+
+
+def check_that_nobody_is_waited_for_unasked(pair: Pair, expected: Answer) -> None:
+    pair.store.clear()
+    pair.decode.reset()
+    failed = pair.decode.count("kvstore_hand_offs_failed")
+    assert pair.decode.generate(PROMPTS[:1])["tokens"] == expected["tokens"][:1]
+    assert pair.decode.count("kvstore_hand_offs_failed") == failed
+
+
+def test_an_end_of_hand_offs_that_does_not_fit_the_role(llama: Path, node: NodeProcess) -> None:
+    extra = {"target": node.target, "hand_off": "publish"}
+    with pytest.raises(ProcessError, match="a kv_producer publishes"):
+        Engine(llama, extra, {}, "kv_consumer")
