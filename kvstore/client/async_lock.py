@@ -7,10 +7,11 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from kvstore.errors import NotHeld
+from kvstore.errors import KvError, NotHeld
 
 if TYPE_CHECKING:
     from kvstore.client.native import Lock
@@ -78,8 +79,8 @@ class AsyncLock:
     async def acquire(self) -> None:
         """Wait for the lock; DeadlineExceeded if the time-out passes.
 
-        If the task is cancelled meanwhile, the wish ends with its time-out; a lock that is granted
-        before that is let go at once.
+        If the task is cancelled meanwhile, the wish leaves the queue, and a lock that is granted
+        before that is let go, before the cancellation goes on.
         """
         await self._take(_acquire)
 
@@ -143,44 +144,44 @@ def _try_acquire(lock: Lock) -> bool:
 
 
 async def _in_thread(lock: Lock, take: Callable[[Lock], bool]) -> bool:
-    """Acquire on a thread of its own; return what `take` does."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bool] = loop.create_future()
-    # Which of the two lets a lock go that came too late.
-    agreement = threading.Lock()
-    given_up = False
-    delivered = False
+    """Acquire on a thread of its own; return what `take` does.
 
-    def settle(taken: bool, error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(taken)
-        else:
-            done.set_exception(error)
+    If the task is cancelled, the wish leaves the queue, and nothing is held when this raises.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[bool] = loop.create_future()
 
     def acquire() -> None:
-        nonlocal delivered
-        failure: BaseException | None = None
         taken = False
+        failure: BaseException | None = None
         try:
             taken = take(lock)
         except BaseException as error:
             failure = error
-        with agreement:
-            if not given_up:
-                delivered = True
-                loop.call_soon_threadsafe(settle, taken, failure)
-                return
-        if taken:
-            lock.release()
+        # Without its loop nobody wants the lock: it is released with its last reference.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, ended, taken, failure)
 
     threading.Thread(target=acquire, name="kvstore-lock", daemon=True).start()
     try:
-        return await done
+        return await asyncio.shield(ended)
     except asyncio.CancelledError:
-        with agreement:
-            given_up = True
-        if delivered and lock.held:
-            await asyncio.shield(asyncio.to_thread(lock.release))
+        lock.cancel()
+        await asyncio.shield(asyncio.ensure_future(_let_go(lock, ended)))
         raise
+
+
+def _settle(ended: asyncio.Future[bool], taken: bool, failure: BaseException | None) -> None:
+    if ended.done():
+        return
+    if failure is None:
+        ended.set_result(taken)
+    else:
+        ended.set_exception(failure)
+
+
+async def _let_go(lock: Lock, ended: asyncio.Future[bool]) -> None:
+    """See a cancelled wish out of the queue; a lock that was granted just before is released."""
+    with suppress(KvError):
+        if await ended:
+            await asyncio.to_thread(lock.release)

@@ -22,6 +22,7 @@ from kvstore.errors import (
     DeadlineExceeded,
     Fenced,
     InternalError,
+    Interrupted,
     KeyInvalid,
     KvError,
     LockLost,
@@ -354,6 +355,8 @@ class Store(DataPath):
                 f"lock {shown} was not to be had before the time-out passed: try again, or give a"
                 " longer timeout_s"
             )
+        if status == lib.KV_INTERRUPTED:
+            return Interrupted(f"lock {shown} was waited for no longer: the wish was cancelled")
         if status == lib.KV_REFUSED:
             return ConfigurationError(
                 f"lock {shown}: this process has no socket left for messages with other clients"

@@ -328,8 +328,8 @@ const kv_data_path* kv_get_data_path(void) {
   static const kv_data_path table = {
       KV_ABI_VERSION,        kv_session_acquire,  kv_session_release,     kv_run,
       kv_default_timeout_ns, kv_client_is_inline, kv_set_interrupt_check, kv_lock_acquire,
-      kv_lock_release,       kv_lock_fence,       kv_lock_is_lost,        kv_lock_forget,
-      kv_cached_get};
+      kv_lock_release,       kv_lock_cancel,      kv_lock_fence,          kv_lock_is_lost,
+      kv_lock_forget,        kv_cached_get};
   return &table;
 }
 

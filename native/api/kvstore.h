@@ -44,7 +44,7 @@ enum kv_status {
   KV_CORRUPT = 11,          /* remote bytes failed their checks again and again */
   KV_FORKED = 12,           /* the client was opened in the parent process */
   KV_CLOSED = 13,           /* the client or node is closed */
-  KV_INTERRUPTED = 14,      /* the interrupt check said so */
+  KV_INTERRUPTED = 14,      /* the interrupt check said so, or kv_lock_cancel */
   KV_REFUSED = 15,          /* token, domain, layout, membership: the error line says which */
   KV_NO_ATTACHMENT = 16,    /* this member was never attached */
   KV_FENCED = 17,           /* the node fenced this client out: attach again */
@@ -468,6 +468,9 @@ int kv_lock_acquire(kv_client* client, kv_lock* lock, const void* name, uint64_t
                     uint64_t owner, uint64_t timeout_ns, uint64_t lease_ns, uint32_t flags);
 /* KV_LOCK_LOST: it had been lost, or its lease had ended; others may have held it meanwhile. */
 int kv_lock_release(kv_lock* lock, uint32_t flags);
+/* From any thread: whoever waits for the lock by this kv_lock, now or later, leaves the queue and
+ * is told KV_INTERRUPTED. Nothing changes if it is held already. */
+void kv_lock_cancel(kv_lock* lock);
 /* What its holder's writes carry, so that those of earlier holders are refused: see KV_WITH_FENCE.
  * The token is larger than that of every earlier grant to a writer. */
 kv_fence kv_lock_fence(const kv_lock* lock);
@@ -578,6 +581,7 @@ typedef struct kv_data_path {
   int (*lock_acquire)(kv_client*, kv_lock*, const void*, uint64_t, uint64_t, uint64_t, uint64_t,
                       uint32_t);
   int (*lock_release)(kv_lock*, uint32_t);
+  void (*lock_cancel)(kv_lock*);
   kv_fence (*lock_fence)(const kv_lock*);
   int (*lock_is_lost)(const kv_lock*);
   void (*lock_forget)(kv_lock*);

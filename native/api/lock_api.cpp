@@ -11,9 +11,11 @@ using namespace kvstore;
 
 namespace {
 
-// A kv_lock has a LockHold in it from its acquisition to its release, and is zero otherwise.
+// A kv_lock has a LockHold in it from its acquisition to its release. The sleeper stands beside it,
+// since whoever cancels does not know how far the other thread has come.
 struct Storage {
   uint64_t in_use;
+  Sleeper sleeper;
   alignas(LockHold) unsigned char hold[sizeof(LockHold)];
 };
 static_assert(sizeof(Storage) <= sizeof(kv_lock) && alignof(Storage) <= alignof(kv_lock));
@@ -38,7 +40,7 @@ int kv_lock_acquire(kv_client* client, kv_lock* lock, const void* name, uint64_t
   if (name_bytes == 0 || name_bytes > KV_KEY_BYTES_MAX) return KV_KEY_INVALID;
   Storage& storage = storage_of(lock);
   if (storage.in_use == 0) {
-    new (storage.hold) LockHold(client_of(client));
+    new (storage.hold) LockHold(client_of(client), &storage.sleeper);
     storage.in_use = 1;
   }
   LockHold& hold = hold_of(storage);
@@ -64,6 +66,10 @@ int kv_lock_release(kv_lock* lock, uint32_t flags) {
   const Status status = hold_of(storage).release((flags & KV_LOCK_INLINE) == 0);
   end(storage);
   return int(status);
+}
+
+void kv_lock_cancel(kv_lock* lock) {
+  storage_of(lock).sleeper.cancel();
 }
 
 kv_fence kv_lock_fence(const kv_lock* lock) {

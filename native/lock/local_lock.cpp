@@ -128,7 +128,7 @@ LocalLock::Turn LocalLock::cancel(LockRequest& request) {
   // While its lane is entering, a request is not given up.
   if (state == LockRequest::State::kEnters) {
     KV_ASSERT(own.place == Place::kEntering);
-    own.place = Place::kOut;
+    if (!KV_VARIANT(lock_cancel_drops_turn)) own.place = Place::kOut;
   }
   unqueue_locked(own, request);
   request.state = LockRequest::State::kIdle;

@@ -208,7 +208,7 @@ void VerbsDoor::take_events(uint32_t number) {
     if (event == KV_VERBS_DEVICE_LOST) return lose(number);
   }
   const std::lock_guard lock(mutex_);
-  const bool active = api_->refresh_port(rail.port.get()) != 0;
+  const bool active = api_->serves(rail.port.get()) != 0;
   if (!active && rail.state == KV_PORT_UP) ++rail.failures;
   rail.state = active ? KV_PORT_UP : KV_PORT_DOWN;
 }

@@ -162,6 +162,11 @@ PyObject* release_method(PyObject* self, PyObject*) {
   return result_of(lock_of(self), release(lock_of(self)), Py_None);
 }
 
+PyObject* cancel(PyObject* self, PyObject*) {
+  binding.core->lock_cancel(&lock_of(self)->native);
+  return Py_NewRef(Py_None);
+}
+
 PyObject* token(PyObject* self, void*) {
   if (!lock_of(self)->held) return raise_lock(lock_of(self), KV_INVALID);
   return token_of(binding.core->lock_fence(&lock_of(self)->native));
@@ -209,6 +214,9 @@ PyMethodDef lock_methods[] = {
     {"try_acquire", try_acquire, METH_NOARGS, "Acquire the lock if it is free; return whether."},
     {"release", release_method, METH_NOARGS,
      "Release the lock. LockLost if it had been lost before: others may have held it meanwhile."},
+    {"cancel", cancel, METH_NOARGS,
+     "From any thread: whoever waits for the lock by this object, now or later, leaves the queue "
+     "and is told Interrupted. Nothing changes if it is held already."},
     {nullptr, nullptr, 0, nullptr},
 };
 

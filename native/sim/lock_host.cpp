@@ -63,8 +63,11 @@ class LockHost::Worker final : public Driver, public LockWaiter {
 
  private:
   enum class Stage { kThink, kOpen, kEnter, kWait, kHold, kLeave };
+  static constexpr uint64_t kStepsOfCancelled = 12;
 
   uint64_t step() override {
+    const bool wishes = stage_ == Stage::kOpen || stage_ == Stage::kEnter || stage_ == Stage::kWait;
+    if (wishes && steps_left_ > 0) --steps_left_;
     const uint64_t next_ns = go_on();
     host_.notice();
     return next_ns;
@@ -90,6 +93,11 @@ class LockHost::Worker final : public Driver, public LockWaiter {
           begin();
           break;
         case Stage::kWait: {
+          if (steps_left_ == 0) {
+            ++host_.workload_.cancelled;
+            follow(lock().cancel(request_));
+            break;
+          }
           const Turn turn = lock().look(request_);
           if (turn != Turn::kWait) {
             follow(turn);
@@ -138,6 +146,10 @@ class LockHost::Worker final : public Driver, public LockWaiter {
     request_.lease_ns = 0;
     if (options.leased_percent > 0 && random.below(100) < options.leased_percent) {
       request_.lease_ns = 1'000 + random.below(options.leased_ns_max);
+    }
+    steps_left_ = UINT64_MAX;
+    if (options.cancelled_percent > 0 && random.below(100) < options.cancelled_percent) {
+      steps_left_ = random.below(kStepsOfCancelled);
     }
     request_.waiter = this;
     const bool hurried = random.below(100) < options.hurried_percent;
@@ -204,6 +216,9 @@ class LockHost::Worker final : public Driver, public LockWaiter {
         const uint64_t story[3] = {schedule_.now_ns(), request_.token, host_.number_};
         workload.digest = crc32c(workload.digest, story, sizeof story);
         until_ns_ = monotonic_ns() + schedule_.random().below(workload.options.hold_ns_max + 1);
+        if (steps_left_ > 0) return;
+        ++workload.cancelled_too_late;
+        until_ns_ = monotonic_ns();
         return;
       }
       default:
@@ -246,6 +261,7 @@ class LockHost::Worker final : public Driver, public LockWaiter {
   Lane& lane_;
   Stage stage_ = Stage::kThink;
   LockRequest request_;
+  uint64_t steps_left_ = UINT64_MAX;  // of a wish, until it is cancelled
   unsigned lock_number_ = 0;
   bool holds_ = false;
   uint64_t asked_ns_ = 0;

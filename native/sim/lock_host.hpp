@@ -30,6 +30,8 @@ struct LockWorkload {
   uint64_t under_way = 0;
   uint64_t granted = 0;
   uint64_t gave_up = 0;
+  uint64_t cancelled = 0;
+  uint64_t cancelled_too_late = 0;
   uint64_t expired = 0;
   uint64_t longest_wait_ns = 0;
   uint32_t digest = 0;

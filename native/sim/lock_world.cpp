@@ -225,6 +225,8 @@ class LockWorld {
     result.violation = workload_.ledger.violation();
     result.granted = workload_.granted;
     result.gave_up = workload_.gave_up;
+    result.cancelled = workload_.cancelled;
+    result.cancelled_too_late = workload_.cancelled_too_late;
     result.expired = workload_.expired;
     result.crashes = crashes_;
     result.crashed_holding = crashed_holding_;

@@ -26,9 +26,10 @@ struct LockWorldOptions {
   layout::LockTableShape shape{64, 4};
   uint64_t operations = 300;  // of all workers together
   unsigned readers_percent = 40;
-  unsigned tries_percent = 5;     // only if free
-  unsigned hurried_percent = 10;  // with a deadline that may pass
-  unsigned leased_percent = 0;    // with a lease of up to `leased_ns_max`, ended or not
+  unsigned tries_percent = 5;      // only if free
+  unsigned hurried_percent = 10;   // with a deadline that may pass
+  unsigned cancelled_percent = 0;  // given up at one of the first steps on their way
+  unsigned leased_percent = 0;     // with a lease of up to `leased_ns_max`, ended or not
   uint64_t leased_ns_max = 10'000;
   uint64_t hold_ns_max = 20'000;
   uint64_t think_ns_max = 20'000;
@@ -55,7 +56,9 @@ struct LockWorldResult {
   std::string violation;  // the first; empty if there is none
   uint64_t granted = 0;
   uint64_t gave_up = 0;
-  uint64_t expired = 0;  // leases, before their holders released
+  uint64_t cancelled = 0;
+  uint64_t cancelled_too_late = 0;  // the lock was granted, and is let go at once
+  uint64_t expired = 0;             // leases, before their holders released
   uint64_t crashes = 0;
   uint64_t crashed_holding = 0;
   uint64_t crashed_resetting = 0;

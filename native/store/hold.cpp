@@ -1,11 +1,5 @@
 #include "store/hold.hpp"
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <algorithm>
-
 namespace kvstore {
 
 using Turn = LocalLock::Turn;
@@ -15,12 +9,6 @@ namespace {
 // One or two round trips: whatever the caller's deadline, to end them half done would cost more.
 constexpr uint64_t kStepNs = 2 * kSecond;
 constexpr uint64_t kLaneForReleaseNs = kSecond;
-constexpr uint64_t kInterruptCheckNs = 50 * kMillisecond;
-
-long futex(std::atomic<uint32_t>& word, int operation, uint32_t value, const timespec* timeout) {
-  static_assert(sizeof word == sizeof(uint32_t));
-  return ::syscall(SYS_futex, &word, operation | FUTEX_PRIVATE_FLAG, value, timeout, nullptr, 0);
-}
 
 uint64_t time_until(uint64_t deadline_ns) {
   const uint64_t now_ns = monotonic_ns();
@@ -39,30 +27,6 @@ Status status_of(const Attachment& attachment) {
 }
 
 }  // namespace
-
-// ---- sleeping -------------------------------------------------------------------------------
-
-void LockHold::woken() {
-  if (wake_word_.exchange(kWoken, std::memory_order_acq_rel) == kAsleep) {
-    futex(wake_word_, FUTEX_WAKE, 1, nullptr);
-  }
-}
-
-LockHold::Ended LockHold::sleep(uint64_t deadline_ns) {
-  for (;;) {
-    uint32_t expected = kAwake;
-    if (!wake_word_.compare_exchange_strong(expected, kAsleep) && expected == kWoken) {
-      wake_word_.store(kAwake, std::memory_order_relaxed);
-      return Ended::kWoken;
-    }
-    const uint64_t now_ns = monotonic_ns();
-    if (now_ns >= deadline_ns) return Ended::kDeadline;
-    const uint64_t wait_ns = std::min(deadline_ns - now_ns, kInterruptCheckNs);
-    const timespec timeout{time_t(wait_ns / kSecond), long(wait_ns % kSecond)};
-    futex(wake_word_, FUTEX_WAIT, kAsleep, &timeout);
-    if (Executor::interrupted()) return Ended::kInterrupted;
-  }
-}
 
 // ---- steps on a lane ------------------------------------------------------------------------
 
@@ -161,6 +125,7 @@ Status LockHold::begin(const Wish& wish, uint64_t deadline_ns, bool may_block) {
   member_ = client_.member_of(wish.name.low);
   attachment_ = client_.attachment(member_);
   if (!attachment_) return Status::kNoAttachment;
+  if (sleeper_.is_cancelled()) return end(Status::kInterrupted);
   if (const Status s = status_of(*attachment_); s != Status::kOk) return end(s);
   // A client that stands still is given up only after that.
   const bool too_short = wish.lease_ns != 0 && wish.lease_ns < attachment_->locks.lease_ns();
@@ -175,7 +140,7 @@ Status LockHold::begin(const Wish& wish, uint64_t deadline_ns, bool may_block) {
   request_.only_if_free = wish.only_if_free;
   request_.lease_ns = wish.lease_ns;
   request_.waiter = this;
-  wake_word_.store(kAwake, std::memory_order_relaxed);
+  sleeper_.begin();
   lock_ = &attachment_->locks.lock_of(wish.name);
   return go_on(lock_->request(request_), deadline_ns, may_block);
 }
@@ -185,15 +150,16 @@ Status LockHold::wait(uint64_t deadline_ns) {
   for (;;) {
     const Status turned = go_on(lock_->look(request_), deadline_ns, true);
     if (turned != Status::kPending) return turned;
-    const Ended ended = sleep(deadline_ns);
-    if (ended == Ended::kWoken) continue;
+    const Sleeper::Ended ended = sleeper_.sleep(deadline_ns);
+    if (ended == Sleeper::Ended::kWoken) continue;
+    const bool late = ended == Sleeper::Ended::kDeadline;
     const Turn turn = lock_->cancel(request_);
-    const bool interrupted = ended == Ended::kInterrupted;
     if (turn == Turn::kNothing) {
-      return end(interrupted ? Status::kInterrupted : Status::kDeadlineExceeded);
+      return end(late ? Status::kDeadlineExceeded : Status::kInterrupted);
     }
+    // It was granted just before.
     const Status status = go_on(turn, deadline_ns, true);
-    if (!interrupted || status != Status::kOk) return status;
+    if (late || status != Status::kOk) return status;
     release();
     return Status::kInterrupted;
   }

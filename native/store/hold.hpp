@@ -5,11 +5,11 @@
 
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 
 #include "store/client.hpp"
+#include "store/sleeper.hpp"
 
 namespace kvstore {
 
@@ -26,7 +26,9 @@ class LockHold final : public LockWaiter {
     uint64_t lease_ns = 0;      // held so long at most; 0: until it is released
   };
 
-  explicit LockHold(Client& client) : client_(client) {}
+  // `sleeper` is what `wait` sleeps by, so that others can cancel it; null: nobody does.
+  explicit LockHold(Client& client, Sleeper* sleeper = nullptr)
+      : client_(client), sleeper_(sleeper != nullptr ? *sleeper : own_sleeper_) {}
   // Neither waits nor holds.
   ~LockHold() { KV_ASSERT(stage_ == Stage::kFree); }
   LockHold(const LockHold&) = delete;
@@ -36,7 +38,8 @@ class LockHold final : public LockWaiter {
   // waits for no lane and makes no system call where the node's memory is mapped; kPending with
   // stage kFree then says that it must be called anew, as it has to block.
   Status begin(const Wish& wish, uint64_t deadline_ns, bool may_block = true);
-  // Waits until it is held or the deadline has passed, when the wish is given up. kOk, or an error.
+  // Waits until it is held, or the deadline has passed or the sleeper is cancelled: then the wish
+  // is given up. kOk, or an error.
   Status wait(uint64_t deadline_ns);
   // kLockLost: it was lost before, and others may have had it meanwhile.
   Status release(bool may_block = true);
@@ -52,18 +55,15 @@ class LockHold final : public LockWaiter {
   // Of a lock that is held: whether it still was when last looked.
   bool is_lost() const;
 
-  void woken() override;
+  void woken() override { sleeper_.wake(); }
 
  private:
-  enum class Ended { kWoken, kDeadline, kInterrupted };
-
   Status open_locks(uint64_t deadline_ns);
   Status go_on(LocalLock::Turn turn, uint64_t deadline_ns, bool may_block);
   bool enter(uint64_t deadline_ns, bool may_block);
   bool leave(bool may_block);
   bool is_reachable();
   Status end(Status status);
-  Ended sleep(uint64_t deadline_ns);
   template <class Start>
   Status on_lane(uint64_t lane_timeout_ns, bool& begun, Start&& start);
 
@@ -73,8 +73,8 @@ class LockHold final : public LockWaiter {
   std::shared_ptr<Attachment> attachment_;
   LocalLock* lock_ = nullptr;
   LockRequest request_;
-  enum : uint32_t { kAwake = 0, kWoken = 1, kAsleep = 2 };
-  std::atomic<uint32_t> wake_word_{kAwake};
+  Sleeper own_sleeper_;
+  Sleeper& sleeper_;
 };
 
 }  // namespace kvstore

@@ -111,7 +111,7 @@ void add_rail(const kv_verbs_api& api, VerbsPort port, uint32_t at_node, std::ve
   for (const Rail& rail : rails) {
     api.describe_port(rail.port.get(), &other);
     if (std::string(mine.device) != other.device || mine.port != other.port ||
-        mine.gid_index != other.gid_index) {
+        !std::equal(mine.gid, mine.gid + sizeof mine.gid, other.gid)) {
       continue;
     }
     rails.push_back({rail.port, at_node});

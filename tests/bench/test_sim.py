@@ -141,6 +141,12 @@ def test_a_wrong_file_gets_one_clear_line(tmp_path: Path, text: str, message: st
     assert "\n" not in raised.value.message
 
 
+def test_a_network_alone_is_looked_at_without_faults() -> None:
+    finished = run("--profile", "rxe", "--seeds", "1-2")
+    assert finished.returncode == 0
+    assert finished.stdout.startswith("steady: 2 of 2 seeds good")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -43,12 +43,16 @@ class VerbsNode {
     kv_verbs_endpoint mine{};
     ConnectionPtr connection(api_->prepare(port_.get(), &mine, line_, sizeof line_));
     REQUIRE_MESSAGE(connection != nullptr, line_);
+    establish(*connection, mine);
+    return connection;
+  }
+  // The same for a connection that was prepared on another port.
+  void establish(kv_connection& connection, const kv_verbs_endpoint& mine) {
     kv_verbs_peer* const peer = api_->accept(target_, &mine, &grant_, line_, sizeof line_);
     REQUIRE_MESSAGE(peer != nullptr, line_);
     peers_.push_back(peer);
-    const int established = api_->establish(connection.get(), &grant_, line_, sizeof line_);
+    const int established = api_->establish(&connection, &grant_, line_, sizeof line_);
     REQUIRE_MESSAGE(established == 0, line_);
-    return connection;
   }
 
   void dismiss_all() {

@@ -141,6 +141,66 @@ TEST_CASE("lock: a wait ends at its deadline, and the place is let go when its t
   REQUIRE(of_c.release() == Status::kOk);
 }
 
+TEST_CASE("lock: a wish that another thread cancels leaves the queue at once") {
+  LockNode node;
+  LockClient a(node), b(node), c(node);
+  Sleeper sleeper;
+  LockHold of_a(a.client()), of_b(b.client(), &sleeper), of_c(c.client());
+  REQUIRE(a.acquire(of_a, "a") == Status::kOk);
+  for (const bool exclusive : {true, false}) {
+    std::atomic<Status> ended{Status::kPending};
+    std::thread waits([&] { ended = b.acquire(of_b, "a", exclusive, 1, 60 * kSecond); });
+    if (exclusive) REQUIRE(eventually_true([&] { return b.waiting("a") == 1; }));
+    // The second wish is cancelled before it begins: that is for good.
+    sleeper.cancel();
+    waits.join();
+    CHECK(ended == Status::kInterrupted);
+    CHECK(b.waiting("a") == 0);
+  }
+  std::thread goes_on([&] { REQUIRE(c.acquire(of_c, "a") == Status::kOk); });
+  REQUIRE(eventually_true([&] { return c.queued("a"); }));
+  REQUIRE(of_a.release() == Status::kOk);
+  goes_on.join();
+  REQUIRE(of_c.release() == Status::kOk);
+  REQUIRE(eventually_true([&] { return !b.queued("a"); }));
+  CHECK(a.resets() + b.resets() + c.resets() == 0);
+}
+
+TEST_CASE("lock: wishes are cancelled while the lock changes hands") {
+  LockNode node;
+  LockClient a(node), b(node);
+  std::atomic<bool> stop{false};
+  std::thread holds([&] {
+    LockHold hold(a.client());
+    while (!stop) {
+      REQUIRE(a.acquire(hold, "a", true, 1) == Status::kOk);
+      REQUIRE(hold.release() == Status::kOk);
+    }
+  });
+  unsigned granted = 0;
+  for (unsigned round = 0; round < 2000; ++round) {
+    Sleeper sleeper;
+    LockHold hold(b.client(), &sleeper);
+    std::thread cancels([&] { sleeper.cancel(); });
+    const Status status = b.acquire(hold, "a", true, 2);
+    cancels.join();
+    if (status == Status::kOk) {
+      ++granted;
+      REQUIRE(hold.release() == Status::kOk);
+    } else {
+      REQUIRE(status == Status::kInterrupted);
+    }
+    REQUIRE(b.waiting("a") + b.holding("a") == 0);
+  }
+  stop = true;
+  holds.join();
+  CAPTURE(granted);
+  CHECK(a.resets() + b.resets() == 0);
+  LockHold last(a.client());
+  REQUIRE(a.acquire(last, "a") == Status::kOk);
+  REQUIRE(last.release() == Status::kOk);
+}
+
 TEST_CASE("lock: a later wish takes over the place that an earlier one gave up") {
   LockNode node;
   LockClient a(node), b(node);

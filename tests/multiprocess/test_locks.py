@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
 import time
 
 import pytest
 
 import kvstore
+import kvstore.aio
 from tests.multiprocess.conftest import LEASE_S, StartWorker, target_on, wait_until
 from tests.support.clients import ClientProcess
 from tests.support.nodes import start_node
@@ -29,6 +32,10 @@ def possessions(client: ClientProcess) -> list[tuple[float, float, int]]:
         elif line[0] == "-":
             found[-1] = (found[-1][0], float(line.split()[1]), found[-1][2])
     return found
+
+
+def names_of_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
 
 
 def test_every_increment_under_a_lock_counts(fabric: str, start_worker: StartWorker) -> None:
@@ -106,6 +113,33 @@ def test_whoever_is_killed_nobody_else_enters_early(fabric: str, start_worker: S
             assert following > token
             # Who was killed inside says no end; its lock may go on only once it was dead.
             assert begin >= end or end == float("inf")
+
+
+def test_a_cancelled_task_leaves_the_queue(fabric: str) -> None:
+    """Before its cancellation goes on, so that nothing is in the way of its next wish."""
+
+    async def give_up_after(store: kvstore.aio.AsyncStore, patience_s: float) -> None:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(patience_s), store.lock("a", timeout_s=600):
+                pass
+        assert time.monotonic() - began < patience_s + 5.0
+        wait_until("nobody waits", lambda: "kvstore-lock" not in names_of_threads(), 1.0)
+
+    async def main(holder: kvstore.Store, target: str) -> None:
+        async with await kvstore.aio.connect(target) as store:
+            held = holder.lock("a")
+            held.acquire()
+            for patience_s in (0.2, 0, 0.0002, 0.0005, 0.001, 0.005):
+                await give_up_after(store, patience_s)
+            held.release()
+            async with store.lock("a", timeout_s=20) as own:
+                token = own.token
+            with holder.lock("a", timeout_s=20) as again:
+                assert again.token > token
+
+    with start_node("32MiB", LEASE) as node, kvstore.connect(target_on(node, fabric)) as store:
+        asyncio.run(main(store, target_on(node, fabric)))
 
 
 def test_a_stopped_process_keeps_its_lock_or_loses_it_for_good(

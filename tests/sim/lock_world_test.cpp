@@ -23,6 +23,8 @@ LockWorldResult check_seeds(const LockWorldOptions& options, uint64_t from, uint
     CHECK(result.granted > 0);
     sum.granted += result.granted;
     sum.gave_up += result.gave_up;
+    sum.cancelled += result.cancelled;
+    sum.cancelled_too_late += result.cancelled_too_late;
     sum.expired += result.expired;
     sum.crashes += result.crashes;
     sum.crashed_holding += result.crashed_holding;
@@ -75,6 +77,13 @@ LockWorldOptions with_late_orphans() {
   options.timing.breaks_per_million = 20'000;
   options.timing.late_per_million = 300'000;
   options.timing.late_ns_max = 10 * kMillisecond;
+  return options;
+}
+
+LockWorldOptions with_cancellations() {
+  LockWorldOptions options;
+  options.cancelled_percent = 40;
+  options.workers = 3;
   return options;
 }
 
@@ -175,11 +184,24 @@ TEST_CASE("sim locks: leases end while threads hold on") {
   check_seeds(options, 1, 40);
 }
 
+TEST_CASE("sim locks: wishes are cancelled at every step, and leave no queue behind") {
+  const LockWorldResult sum = check_seeds(with_cancellations(), 1, 40);
+  CHECK(sum.cancelled > 500);
+  CHECK(sum.cancelled_too_late > 50);
+  CHECK(sum.resets == 0);
+  LockWorldOptions options = with_breaks();
+  options.cancelled_percent = 40;
+  options.crashes_per_million = 10'000;
+  options.mail.lost_per_million = 50'000;
+  check_seeds(options, 1, 40);
+}
+
 TEST_CASE("sim locks: everything at once, on several locks") {
   LockWorldOptions options;
   options.clients = 6;
   options.locks = 3;
   options.operations = 600;
+  options.cancelled_percent = 10;
   options.resetter_crashes_percent = 20;
   options.crashes_per_million = 10'000;
   options.breaks_per_million = 5'000;
@@ -232,6 +254,7 @@ TEST_CASE("sim locks: each rule that is broken is caught") {
       {"leaves twice", Variant::lock_leaves_twice, with_breaks()},
       {"resolves unfenced", Variant::lock_resolves_unfenced, with_late_orphans()},
       {"keeps unwanted", Variant::lock_keeps_unwanted, {}},
+      {"cancel drops turn", Variant::lock_cancel_drops_turn, with_cancellations()},
       {"zombies pass on", Variant::lock_zombies_pass_on, with_pauses()},
   };
   constexpr uint64_t kSeeds = 400;

@@ -85,7 +85,6 @@ std::unique_ptr<kv_verbs_port> open_loopback() {
   port->domain.reset(ibv_alloc_pd(port->context.get()));
   port->limits.max_mr_size = UINT64_MAX;
   port->limits.max_qp_rd_atom = port->limits.max_qp_init_rd_atom = 16;
-  port->attributes.active_mtu = IBV_MTU_4096;
   port->number = 1;
   return port;
 }
@@ -116,11 +115,18 @@ int ibv_close_device(ibv_context* context) {
 int ibv_query_device(ibv_context*, ibv_device_attr*) {
   return -1;
 }
-int ibv_query_port(ibv_context*, uint8_t, _compat_ibv_port_attr*) {
-  return -1;
+int ibv_query_port(ibv_context*, uint8_t, _compat_ibv_port_attr* found) {
+  ibv_port_attr& attributes = *reinterpret_cast<ibv_port_attr*>(found);
+  attributes.state = IBV_PORT_ACTIVE;
+  attributes.active_mtu = IBV_MTU_4096;
+  attributes.link_layer = IBV_LINK_LAYER_ETHERNET;
+  attributes.gid_tbl_len = 1;
+  return 0;
 }
-int _ibv_query_gid_ex(ibv_context*, uint32_t, uint32_t, ibv_gid_entry*, uint32_t, size_t) {
-  return -1;
+int _ibv_query_gid_ex(ibv_context*, uint32_t, uint32_t, ibv_gid_entry* entry, uint32_t, size_t) {
+  *entry = ibv_gid_entry{};
+  entry->gid_type = IBV_GID_TYPE_ROCE_V2;
+  return 0;
 }
 
 ibv_pd* ibv_alloc_pd(ibv_context* context) {

@@ -58,9 +58,12 @@ class BareReader {
     pair_ = verbs::make_queue_pair(*port_, queue_.get(), capacity, 0, error);
     KV_ASSERT(pair_ != nullptr && memory_ != nullptr);
     kv_verbs_grant grant{};
-    peer_ = verbs::accept(*target_, verbs::describe_endpoint(*port_, *pair_, 7), grant, error);
+    verbs::PortState state;
+    KV_ASSERT(verbs::look_up(*port_, state, error));
+    const kv_verbs_endpoint mine = verbs::describe_endpoint(*port_, state, *pair_, 7);
+    peer_ = verbs::accept(*target_, mine, grant, error);
     KV_ASSERT(peer_ != nullptr);
-    KV_ASSERT(verbs::connect_queue_pair(*port_, pair_.get(), 7, grant.node, error));
+    KV_ASSERT(verbs::connect_queue_pair(*port_, state, pair_.get(), 7, grant.node, error));
     key_ = grant.remote_key;
   }
 

@@ -20,6 +20,7 @@ from kvstore.bench.sim.shrink import Failure, Shrinker, describe
 
 _REACHED_WITH_SEEDS: Final = 100
 _SHOWN_VIOLATIONS_MAX: Final = 10
+_FAULTLESS: Final = "steady"
 #: Figures of a row that are no counts: of several seeds their mean is told.
 _FIGURES: Final = (
     *("verbs_per_op", "ops_per_s", "p50_us", "p99_us", "p999_us"),
@@ -89,9 +90,10 @@ def sim(
 ) -> None:
     """Run the store's real client in simulated clusters, with faults, one world for each seed.
 
-    SCENARIO is a name, the path of a .toml file, or `all`. A world checks its history. The first
-    violation is made smaller, and printed with the command that replays it. Exit status: 0 if
-    every world was good, 1 if not, 2 for a wrong question.
+    SCENARIO is a name, the path of a .toml file, or `all`; where only a profile is given, it is
+    `steady`, which has no faults. A world checks its history. The first violation is made smaller,
+    and printed with the command that replays it. Exit status: 0 if every world was good, 1 if not,
+    2 for a wrong question.
     """
     program = find_simulator()
     catalogue = Catalogue(read_parameters(program))
@@ -99,7 +101,9 @@ def sim(
         _list(catalogue, read_switches(program))
         return
     if scenario is None:
-        raise click.UsageError("name a scenario; `kvstore-bench sim --list` shows them")
+        if profile is None:
+            raise click.UsageError("name a scenario; `kvstore-bench sim --list` shows them")
+        scenario = _FAULTLESS
     if key is not None and (replay is None or not re.fullmatch(r"\d+|all", key)):
         raise click.UsageError("--key is a number or `all`, and goes with --replay")
     if replay is not None and scenario == "all":

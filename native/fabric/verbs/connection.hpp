@@ -97,6 +97,7 @@ class Connection : public kv_connection {
   Slot& slot_of(uint64_t number) { return slots_[number % kSlots]; }
 
   kv_verbs_port& port_;
+  PortState port_state_;  // when the connection was prepared
   // In the order of making: they go in the opposite one.
   ChannelPtr channel_;
   QueuePtr queue_;

@@ -72,6 +72,7 @@ Connection::Connection(kv_verbs_port& port)
 std::unique_ptr<Connection> Connection::prepare(kv_verbs_port& port, kv_verbs_endpoint& mine,
                                                 std::string& error) {
   std::unique_ptr<Connection> made(new Connection(port));
+  if (!look_up(port, made->port_state_, error)) return nullptr;
   made->ready_descriptor_ = ::eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
   made->channel_.reset(ibv_create_comp_channel(port.context.get()));
   if (made->ready_descriptor_ < 0 || !made->channel_ || !made->staging_memory_) {
@@ -103,12 +104,13 @@ std::unique_ptr<Connection> Connection::prepare(kv_verbs_port& port, kv_verbs_en
   if (!made->queue_pair_) return nullptr;
   made->inline_bytes_ = std::min(capacity.max_inline_data, kInlineBytes);
   made->packet_sequence_ = random_packet_sequence();
-  mine = describe_endpoint(port, *made->queue_pair_, made->packet_sequence_);
+  mine = describe_endpoint(port, made->port_state_, *made->queue_pair_, made->packet_sequence_);
   return made;
 }
 
 bool Connection::establish(const kv_verbs_grant& grant, std::string& error) {
-  if (!connect_queue_pair(port_, queue_pair_.get(), packet_sequence_, grant.node, error)) {
+  ibv_qp* const queue_pair = queue_pair_.get();
+  if (!connect_queue_pair(port_, port_state_, queue_pair, packet_sequence_, grant.node, error)) {
     return false;
   }
   region_address_ = grant.region_address;

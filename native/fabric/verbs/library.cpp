@@ -53,9 +53,7 @@ void describe_port(const kv_verbs_port* port, kv_verbs_port_description* descrip
   put_line(ibv_get_device_name(port->context->device), description->device,
            sizeof description->device);
   description->port = port->number;
-  description->gid_index = port->gid_index;
   std::copy(port->gid.begin(), port->gid.end(), description->gid);
-  description->mtu_bytes = verbs::mtu_bytes(port->attributes.active_mtu);
   description->atomics_span_devices = verbs::atomics_span_devices(port->limits) ? 1 : 0;
 }
 
@@ -67,8 +65,10 @@ uint32_t next_event(kv_verbs_port* port) {
   return verbs::next_event(*port);
 }
 
-int refresh_port(kv_verbs_port* port) {
-  return verbs::refresh(*port) ? 1 : 0;
+int serves(const kv_verbs_port* port) {
+  verbs::PortState state;
+  std::string reason;
+  return verbs::look_up(*port, state, reason) ? 1 : 0;
 }
 
 int register_memory(kv_verbs_port* port, void* memory, uint64_t bytes, char* error,
@@ -129,7 +129,7 @@ extern "C" __attribute__((visibility("default"))) const kv_verbs_api* kv_verbs_o
                                          describe_port,
                                          event_descriptor,
                                          next_event,
-                                         refresh_port,
+                                         serves,
                                          register_memory,
                                          unregister_memory,
                                          prepare,

@@ -41,11 +41,11 @@ Gid bytes_of(const ibv_gid& gid) {
   return bytes;
 }
 
-// Chooses the GID of a port; returns its rank.
-unsigned choose_gid(kv_verbs_port& port, const Gid* wanted) {
+// The best GID of a port, or the wanted one if that serves; returns its rank.
+unsigned find_gid(const kv_verbs_port& port, const Gid* wanted, PortState& state, Gid& found) {
   unsigned best = 0;
-  const bool ethernet = port.attributes.link_layer == IBV_LINK_LAYER_ETHERNET;
-  for (int index = 0; index < port.attributes.gid_tbl_len; ++index) {
+  const bool ethernet = state.attributes.link_layer == IBV_LINK_LAYER_ETHERNET;
+  for (int index = 0; index < state.attributes.gid_tbl_len; ++index) {
     ibv_gid_entry entry{};
     if (ibv_query_gid_ex(port.context.get(), port.number, uint32_t(index), &entry, 0) != 0) {
       continue;
@@ -54,10 +54,20 @@ unsigned choose_gid(kv_verbs_port& port, const Gid* wanted) {
     const unsigned rating = rank(entry, gid, ethernet);
     if (rating <= best || (wanted != nullptr && gid != *wanted)) continue;
     best = rating;
-    port.gid = gid;
-    port.gid_index = uint32_t(index);
+    found = gid;
+    state.gid_index = uint32_t(index);
   }
   return best;
+}
+
+bool query(const kv_verbs_port& port, ibv_port_attr& attributes) {
+  return ibv_query_port(port.context.get(), port.number, &attributes) == 0 &&
+         attributes.state == IBV_PORT_ACTIVE;
+}
+
+std::string name_of(const kv_verbs_port& port) {
+  return std::string(ibv_get_device_name(port.context->device)) + " port " +
+         std::to_string(port.number);
 }
 
 // Which device is wanted, and which of its ports.
@@ -74,30 +84,45 @@ struct Wish {
   unsigned port = 0;
 };
 
+// What was seen of the devices, for who wonders why none serves.
+struct Sights {
+  int devices = 0;
+  bool wanted = false;  // the device that was named
+  std::string active;   // a port without the address
+};
+
 // Opens the best active port of a device, or the one with the number, if it is not 0.
-unsigned open_device(ibv_device* device, unsigned only, const Gid* wanted, kv_verbs_port& port) {
+unsigned open_device(ibv_device* device, unsigned only, const Gid* wanted, kv_verbs_port& port,
+                     Sights& sights) {
   port.context.reset(ibv_open_device(device));
   if (!port.context || ibv_query_device(port.context.get(), &port.limits) != 0) return 0;
   for (unsigned number = 1; number <= port.limits.phys_port_cnt; ++number) {
     if (only != 0 && number != only) continue;
     port.number = uint8_t(number);
-    if (ibv_query_port(port.context.get(), port.number, &port.attributes) != 0) continue;
-    if (port.attributes.state != IBV_PORT_ACTIVE) continue;
-    if (const unsigned rating = choose_gid(port, wanted); rating > 0) return rating;
+    PortState state;
+    if (!query(port, state.attributes)) continue;
+    if (const unsigned rating = find_gid(port, wanted, state, port.gid); rating > 0) return rating;
+    sights.active = name_of(port);
   }
   return 0;
 }
 
-std::string why_none(const std::string& device, const Gid* gid, int devices, bool seen) {
-  if (devices == 0) {
+std::string why_none(const std::string& device, const Gid* gid, const Sights& sights) {
+  if (sights.devices == 0) {
     return "this host has no RDMA device; for Soft-RoCE over a network card: sudo kvstore rxe up";
   }
-  if (!device.empty() && !seen) {
+  if (!device.empty() && !sights.wanted) {
     return "there is no RDMA device " + device + "; `rdma link show` lists what there is";
   }
-  const std::string which = device.empty() ? "no RDMA device" : "no port of " + device;
-  if (gid == nullptr) return which + " is active with an address; see `rdma link show`";
-  return which + " is active with the wanted address; see `rdma link show` and `ip address`";
+  if (sights.active.empty()) {
+    const std::string which = device.empty() ? "no RDMA device" : "no port of " + device;
+    return which + " is active; see `rdma link show`";
+  }
+  if (gid != nullptr) {
+    return sights.active + " is active, but not with the wanted address; see `ip address`";
+  }
+  return sights.active +
+         " is active, but has no address: give its network card one (`ip address add`)";
 }
 
 }  // namespace
@@ -115,14 +140,14 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
   uint32_t best_distance = 0;
   const uint32_t numa_node = current_numa_node();
   const Wish wish(device);
-  bool seen = false;
+  Sights sights{count, false, ""};
   for (int i = 0; i < count; ++i) {
     ibv_device* const candidate = list.get()[i];
     const std::string name = ibv_get_device_name(candidate);
     if (!wish.name.empty() && name != wish.name) continue;
-    seen = true;
+    sights.wanted = true;
     auto port = std::make_unique<kv_verbs_port>();
-    const unsigned rating = open_device(candidate, wish.port, gid, *port);
+    const unsigned rating = open_device(candidate, wish.port, gid, *port, sights);
     const uint32_t distance = rdma_device_distance("/sys", name, numa_node);
     if (rating < best_rating || rating == 0) continue;
     if (rating == best_rating && distance >= best_distance) continue;
@@ -131,7 +156,7 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
     best_distance = distance;
   }
   if (!best) {
-    error = why_none(device, gid, count, seen);
+    error = why_none(device, gid, sights);
     return nullptr;
   }
   if (best->limits.atomic_cap == IBV_ATOMIC_NONE) {
@@ -171,13 +196,15 @@ uint32_t next_event(kv_verbs_port& port) {
   }
 }
 
-bool refresh(kv_verbs_port& port) {
-  ibv_port_attr attributes{};
-  if (ibv_query_port(port.context.get(), port.number, &attributes) != 0) return false;
-  if (attributes.state != IBV_PORT_ACTIVE) return false;
-  port.attributes = attributes;
-  const Gid wanted = port.gid;
-  return choose_gid(port, &wanted) > 0;
+bool look_up(const kv_verbs_port& port, PortState& state, std::string& error) {
+  if (!query(port, state.attributes)) {
+    error = name_of(port) + " is not active";
+    return false;
+  }
+  Gid found{};
+  if (find_gid(port, &port.gid, state, found) > 0) return true;
+  error = name_of(port) + " has lost the address that it was attached with";
+  return false;
 }
 
 uint32_t mtu_bytes(ibv_mtu mtu) {

@@ -64,9 +64,7 @@ struct kv_verbs_port {
   kvstore::verbs::DomainPtr domain;
   kvstore::verbs::LocalMemory memory;
   ibv_device_attr limits{};
-  ibv_port_attr attributes{};
   uint8_t number = 0;
-  uint32_t gid_index = 0;
   kvstore::verbs::Gid gid{};
 };
 
@@ -78,7 +76,16 @@ std::unique_ptr<kv_verbs_port> open_port(const std::string& device, const Gid* g
 
 // See kv_verbs_api.
 uint32_t next_event(kv_verbs_port& port);
-bool refresh(kv_verbs_port& port);
+
+// What may change while a port keeps its address: to be looked up for each connection.
+struct PortState {
+  ibv_port_attr attributes{};
+  uint32_t gid_index = 0;
+};
+
+// False, and why, unless the port is active with the address that it was opened with. On any
+// thread.
+bool look_up(const kv_verbs_port& port, PortState& state, std::string& error);
 
 uint32_t mtu_bytes(ibv_mtu mtu);
 

@@ -32,24 +32,24 @@ std::string failure(const char* step, int code) {
   return std::string("can't bring the queue pair to ") + step + ": " + std::strerror(code);
 }
 
-ibv_mtu path_mtu(const kv_verbs_port& port, const kv_verbs_endpoint& peer) {
-  ibv_mtu mtu = port.attributes.active_mtu;
+ibv_mtu path_mtu(const PortState& state, const kv_verbs_endpoint& peer) {
+  ibv_mtu mtu = state.attributes.active_mtu;
   while (mtu > IBV_MTU_256 && mtu_bytes(mtu) > peer.mtu_bytes) mtu = ibv_mtu(unsigned(mtu) - 1);
   return mtu;
 }
 
-int to_ready_to_receive(const kv_verbs_port& port, ibv_qp* queue_pair,
+int to_ready_to_receive(const kv_verbs_port& port, const PortState& state, ibv_qp* queue_pair,
                         const kv_verbs_endpoint& peer) {
   ibv_qp_attr attributes{};
   attributes.qp_state = IBV_QPS_RTR;
-  attributes.path_mtu = path_mtu(port, peer);
+  attributes.path_mtu = path_mtu(state, peer);
   attributes.dest_qp_num = peer.queue_pair;
   attributes.rq_psn = peer.packet_sequence;
   attributes.max_dest_rd_atomic = uint8_t(std::min(reads_at_once(port.limits), peer.reads_at_once));
   attributes.min_rnr_timer = kReceiverNotReadyTimer;
   attributes.ah_attr.is_global = 1;
   std::copy_n(peer.gid, sizeof peer.gid, attributes.ah_attr.grh.dgid.raw);
-  attributes.ah_attr.grh.sgid_index = uint8_t(port.gid_index);
+  attributes.ah_attr.grh.sgid_index = uint8_t(state.gid_index);
   attributes.ah_attr.grh.hop_limit = kHopLimit;
   attributes.ah_attr.dlid = uint16_t(peer.lid);
   attributes.ah_attr.port_num = port.number;
@@ -101,27 +101,28 @@ QueuePairPtr make_queue_pair(kv_verbs_port& port, ibv_cq* queue, ibv_qp_cap& cap
   return queue_pair;
 }
 
-kv_verbs_endpoint describe_endpoint(const kv_verbs_port& port, const ibv_qp& queue_pair,
-                                    uint32_t packet_sequence) {
+kv_verbs_endpoint describe_endpoint(const kv_verbs_port& port, const PortState& state,
+                                    const ibv_qp& queue_pair, uint32_t packet_sequence) {
   kv_verbs_endpoint endpoint{};
   std::copy(port.gid.begin(), port.gid.end(), endpoint.gid);
-  endpoint.lid = port.attributes.lid;
+  endpoint.lid = state.attributes.lid;
   endpoint.queue_pair = queue_pair.qp_num;
   endpoint.packet_sequence = packet_sequence;
-  endpoint.mtu_bytes = mtu_bytes(port.attributes.active_mtu);
+  endpoint.mtu_bytes = mtu_bytes(state.attributes.active_mtu);
   endpoint.reads_at_once = reads_at_once(port.limits);
   return endpoint;
 }
 
-bool connect_queue_pair(const kv_verbs_port& port, ibv_qp* queue_pair, uint32_t packet_sequence,
-                        const kv_verbs_endpoint& peer, std::string& error) {
+bool connect_queue_pair(const kv_verbs_port& port, const PortState& state, ibv_qp* queue_pair,
+                        uint32_t packet_sequence, const kv_verbs_endpoint& peer,
+                        std::string& error) {
   constexpr uint32_t kNumberMax = 0xff'ffff;
   if (peer.queue_pair > kNumberMax || peer.packet_sequence > kNumberMax || peer.mtu_bytes < 256 ||
       peer.reads_at_once == 0) {
     error = "the other end describes an impossible queue pair";
     return false;
   }
-  if (const int failed = to_ready_to_receive(port, queue_pair, peer); failed != 0) {
+  if (const int failed = to_ready_to_receive(port, state, queue_pair, peer); failed != 0) {
     error = failure("RTR", failed) + "; is there a route to the other end's RDMA address?";
     return false;
   }

@@ -27,6 +27,8 @@ std::unique_ptr<kv_verbs_target> expose(kv_verbs_port& port, void* region, uint6
 
 std::unique_ptr<kv_verbs_peer> accept(kv_verbs_target& target, const kv_verbs_endpoint& client,
                                       kv_verbs_grant& grant, std::string& error) {
+  PortState state;
+  if (!look_up(target.port, state, error)) return nullptr;
   ibv_qp_cap capacity{};
   capacity.max_send_wr = capacity.max_recv_wr = 1;
   capacity.max_send_sge = capacity.max_recv_sge = 1;
@@ -35,10 +37,9 @@ std::unique_ptr<kv_verbs_peer> accept(kv_verbs_target& target, const kv_verbs_en
       make_queue_pair(target.port, target.queue.get(), capacity, kRemoteAccess, error);
   if (!peer->queue_pair) return nullptr;
   const uint32_t sequence = random_packet_sequence();
-  if (!connect_queue_pair(target.port, peer->queue_pair.get(), sequence, client, error)) {
-    return nullptr;
-  }
-  grant.node = describe_endpoint(target.port, *peer->queue_pair, sequence);
+  ibv_qp* const queue_pair = peer->queue_pair.get();
+  if (!connect_queue_pair(target.port, state, queue_pair, sequence, client, error)) return nullptr;
+  grant.node = describe_endpoint(target.port, state, *queue_pair, sequence);
   grant.region_address = reinterpret_cast<uint64_t>(target.region);
   grant.region_bytes = target.bytes;
   grant.remote_key = target.memory->rkey;

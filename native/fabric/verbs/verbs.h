@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define KV_VERBS_ABI_VERSION 4u
+#define KV_VERBS_ABI_VERSION 5u
 #define KV_VERBS_OPEN_SYMBOL "kv_verbs_open"
 
 /* A port of an RDMA device of this host, with a protection domain. */
@@ -28,9 +28,7 @@ typedef struct kv_verbs_peer kv_verbs_peer;
 typedef struct kv_verbs_port_description {
   char device[64];
   uint32_t port;
-  uint32_t gid_index;
   uint8_t gid[16];
-  uint32_t mtu_bytes; /* active */
   /* 1: its atomics exclude those of every other device of this host that says so too. 0: those of
    * the same device only. */
   uint32_t atomics_span_devices;
@@ -59,10 +57,9 @@ typedef struct kv_verbs_api {
   /* What the device has said of itself or of this port: a kv_verbs_event. Never blocks. One thread
    * at a time. */
   uint32_t (*next_event)(kv_verbs_port* port);
-  /* Whether the port is active with the address that it was opened with. What goes with that, and
-   * may have changed while it was not, is read again for connections to come. Nothing else may be
-   * done with the port meanwhile. */
-  int (*refresh_port)(kv_verbs_port* port);
+  /* Whether the port is active with the address that it was opened with. Else no connection can be
+   * made; where it is, what goes with that address is looked up for each of them. */
+  int (*serves)(const kv_verbs_port* port);
 
   /* Lets transfers to and from this memory go without a copy. Returns 0, or -1 with the limit that
    * is in the way and what raises it. */
