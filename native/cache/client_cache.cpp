@@ -141,7 +141,8 @@ void ClientCache::add_pending_locked(unsigned shard, uint64_t hash, uint32_t rec
   pending_[shard].push_back({fill.number_, hash, record, false});
 }
 
-void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const void* value) {
+void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const void* value,
+                               uint32_t value_crc) {
   KV_ASSERT(begun());
   const std::lock_guard lock(cache_->storage_.mutex_of(shard_));
   std::vector<Pending>& pending = cache_->pending_[shard_];
@@ -150,14 +151,14 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
   KV_ASSERT(mine != pending.end());
   const bool spoiled = mine->spoiled;
   pending.erase(mine);
-  if (!spoiled || KV_VARIANT(cache_keeps_spoiled)) {
-    cache_->storage_.put_locked(key, facts, value);
+  const bool may_stay = !spoiled || KV_VARIANT(cache_keeps_spoiled);
+  if (may_stay && cache_->storage_.put_locked(key, facts, value, value_crc)) {
     cache_->counts_.fills.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kFills);
   } else {
     cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kSpoiled);
-    cache_->interest_.taken(key.hash, 0, cache_->uses_that_pay());
+    if (spoiled) cache_->interest_.taken(key.hash, 0, cache_->uses_that_pay());
   }
   cache_->figures_.forget(key.hash, KeyFigures::Obstacle::kMortal);
   cache_ = nullptr;
@@ -169,6 +170,7 @@ void ClientCache::Fill::abandon() {
   std::erase_if(cache_->pending_[shard_], [this](const Pending& one) {
     if (one.number != number_) return false;
     cache_->figures_.note(one.hash, KeyFigures::kSpoiled);
+    if (one.spoiled) cache_->interest_.taken(one.hash, 0, cache_->uses_that_pay());
     return true;
   });
   cache_->counts_.spoiled.fetch_add(1, std::memory_order_relaxed);
@@ -196,10 +198,15 @@ bool ClientCache::drop(uint64_t hash, uint32_t record, By by) {
   uint32_t uses = 0;
   const bool had = drop_copy_locked(hash, by, uses);
   bool idle = !had && storage_.of_record_locked(hash, record) == 0;
+  bool in_the_making = false;
   for (Pending& one : pending_[shard]) {
-    if (one.record == record) idle = false;
-    if (one.hash == hash) one.spoiled = true;
+    if (one.record == record && !KV_VARIANT(cache_forgets_pending)) idle = false;
+    if (one.hash != hash) continue;
+    one.spoiled = true;
+    in_the_making = true;
   }
+  // Of what is in the making its end will tell.
+  if (!had && !in_the_making && by == By::kOther) interest_.changed(hash, uses_that_pay());
   return idle;
 }
 

@@ -117,8 +117,8 @@ class ClientCache {
     void abandon();
     // What was read has a time to live.
     void found_mortal(uint64_t hash) { cache_->figures_.note(hash, KeyFigures::Obstacle::kMortal); }
-    // Puts the copy in unless something has spoiled it.
-    void finish(const Key& key, const CopyFacts& facts, const void* value);
+    // Puts the copy in unless something has spoiled it. `value_crc`: of the object at the node.
+    void finish(const Key& key, const CopyFacts& facts, const void* value, uint32_t value_crc);
 
    private:
     friend class ClientCache;

@@ -186,7 +186,8 @@ Task<Status> Coherence::end_copies(Remote& remote, Postbox* postbox, Copies& cop
   copies.empty_groups = 0;
   if (owners == 0) co_return Status::kOk;
   uint64_t silent = owners;
-  uint64_t full = copies.mine_empty ? 0 : bit(group());
+  const bool mine_empty = copies.mine_empty || KV_VARIANT(cache_forgets_own);
+  uint64_t full = mine_empty ? 0 : bit(group());
   if (postbox != nullptr) {
     if (const Status s = co_await refresh_live(remote, copies.node); s != Status::kOk) co_return s;
     Question question(remote.executor());

@@ -249,8 +249,9 @@ void CacheStorage::make_room(Shard& shard, Ring& ring, uint64_t bytes) {
 
 // ---- changes --------------------------------------------------------------------------------
 
-void CacheStorage::put_locked(const Key& key, const CopyFacts& facts, const void* value) {
-  if (facts.value_bytes > value_bytes_max_) return;
+bool CacheStorage::put_locked(const Key& key, const CopyFacts& facts, const void* value,
+                              uint32_t value_crc) {
+  if (facts.value_bytes > value_bytes_max_) return false;
   Shard& shard = shard_of(key.hash);
   Header header{key.hash, facts, 0, key.bytes};
   const uint64_t bytes = value_at(key.bytes) + facts.value_bytes;
@@ -262,13 +263,18 @@ void CacheStorage::put_locked(const Key& key, const CopyFacts& facts, const void
   const uint64_t offset = claim(ring, header.copy_bytes);
   region_copy(arena_ + offset, &header, sizeof header);
   region_copy(arena_ + offset + kUnitBytes, key.data, key.bytes);
-  region_copy(arena_ + offset + value_at(key.bytes), value, facts.value_bytes);
+  const uint32_t key_crc = crc32c(0, key.data, key.bytes);
+  const uint32_t crc =
+      crc32c_copy(key_crc, arena_ + offset + value_at(key.bytes), value, facts.value_bytes);
+  // Nothing leads there, so the bytes are passed over when the ring comes round.
+  if (crc != value_crc) return false;
   ++shard.records[facts.record];
   entries_.fetch_add(1, std::memory_order_relaxed);
   bytes_used_.fetch_add(header.copy_bytes, std::memory_order_relaxed);
   mark_of(shard, way).store(0, std::memory_order_relaxed);
   way.hash.store(key.hash, std::memory_order_relaxed);
   way.place.store(uint64_t{++shard.number} << 32 | offset / kUnitBytes, std::memory_order_release);
+  return true;
 }
 
 bool CacheStorage::drop_locked(uint64_t hash, uint32_t& uses) {

@@ -179,7 +179,7 @@ void ComputeNode::CallDriver::fill_call(const Operation& operation) {
   static constexpr uint32_t kKinds[] = {KV_GET, KV_CONTAINS, KV_PUT, KV_DELETE};
   static constexpr uint32_t kFlags[] = {0, KV_IF_ABSENT, KV_IF_VERSION};
   key_number_ = operation.key;
-  key_ = "key " + std::to_string(operation.key);
+  key_ = key_name(workload_.options, operation.key);
   call_ = kv_call{};
   call_.kind = kKinds[size_t(operation.kind)];
   call_.flags = kFlags[size_t(operation.condition)];

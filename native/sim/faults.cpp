@@ -138,7 +138,7 @@ void Faults::lose_power() {
 void Faults::wipe(uint32_t node, uint64_t at_latest_ns) {
   const Client& client = clients_.present().front()->client().client();
   for (uint64_t key = 0; key < workload_.options.keys; ++key) {
-    const std::string name = "key " + std::to_string(key);
+    const std::string name = key_name(workload_.options, key);
     if (client.member_of(make_key(name.data(), name.size()).hash) != node) continue;
     Operation gone;
     gone.client = UINT32_MAX;

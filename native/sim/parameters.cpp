@@ -27,6 +27,8 @@ constexpr Parameter kParameters[] = {
      KV_FIELD(clients)},
     {"lanes", kWorkload, "", 1, 1, 64, "calls under way in each client", KV_FIELD(lanes)},
     {"keys", kWorkload, "", 1, 1, 100 * kMillion, "different keys", KV_FIELD(keys)},
+    {"records", kWorkload, "", 1, 0, 512,
+     "coherence records that all keys have; 0: as their names fall", KV_FIELD(records)},
     {"operations", kWorkload, "", 1, 1, 1000 * kMillion, "calls of all clients together",
      KV_FIELD(operations)},
     {"value_bytes_min", kWorkload, "bytes", 1, 0, 16 * kMebibyte,

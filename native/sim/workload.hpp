@@ -6,11 +6,26 @@
 #include <string>
 #include <vector>
 
+#include "index/key.hpp"
+#include "layout/layout.hpp"
 #include "sim/linearizability.hpp"
 #include "sim/values.hpp"
 #include "sim/world.hpp"
 
 namespace kvstore::sim {
+
+// Of the names that a key may have, the first one whose coherence record is among those wanted.
+inline std::string key_name(const WorldOptions& options, uint64_t key) {
+  const std::string name = "key " + std::to_string(key);
+  if (options.records == 0) return name;
+  const layout::Geometry geometry = layout::make_geometry(options.node.region_bytes);
+  for (uint64_t i = 0;; ++i) {
+    const std::string tried = name + "." + std::to_string(i);
+    if (geometry.record_of(make_key(tried.data(), tried.size()).hash) < options.records) {
+      return tried;
+    }
+  }
+}
 
 struct Workload {
   explicit Workload(const WorldOptions& given)

@@ -43,12 +43,13 @@ uint64_t digest_of(const std::vector<Operation>& history) {
   return digest;
 }
 
-std::vector<bool> lone_keys(uint64_t keys) {
+std::vector<bool> lone_keys(const WorldOptions& options) {
+  const uint64_t keys = options.keys;
   if (keys > kLoneKeysMax) return {};
   std::vector<unsigned> fingerprints;
   std::vector<unsigned> count(256, 0);
   for (uint64_t key = 0; key < keys; ++key) {
-    const std::string name = "key " + std::to_string(key);
+    const std::string name = key_name(options, key);
     fingerprints.push_back(make_key(name.data(), name.size()).fingerprint());
     ++count[fingerprints.back()];
   }
@@ -69,7 +70,7 @@ class World final : private Clients, private BlockUsers {
     schedule_.set_trace(std::move(trace));
     workload_.mail = &mail_;
     set_switches(seed);
-    if (options.check_cost) workload_.lone_keys = lone_keys(options.keys);
+    if (options.check_cost) workload_.lone_keys = lone_keys(options);
     BlockUsers* const watched = options.check_blocks ? this : nullptr;
     for (unsigned i = 0; i < options.nodes; ++i) {
       nodes_.push_back(std::make_unique<MemoryNode>(schedule_, i, options_.node, drift(), watched));

@@ -23,6 +23,7 @@ struct WorldOptions {
   unsigned clients = 4;
   unsigned lanes = 2;  // of each client; each runs one call after another
   uint64_t keys = 8;
+  uint64_t records = 0;        // coherence records that all keys have; 0: as their names fall
   uint64_t operations = 2000;  // of all clients together
   // Beside the 8 bytes of its number, a value has from `min` to `max`.
   uint64_t value_bytes_min = 0;

@@ -31,7 +31,9 @@ struct Target {
   kv_call& call;
   const Key& key;
   uint32_t key_crc;
-  mutable bool mortal = false;  // what was read has a time to live
+  // Of what was read: it has a time to live; the checksum of key and value.
+  mutable bool mortal = false;
+  mutable uint32_t value_crc = 0;
 };
 
 bool value_verifies(uint32_t crc, const ObjectHeader& header) {
@@ -65,6 +67,7 @@ Reading judge(Channel& channel, const Target& target, const unsigned char* objec
   if (verdict == Candidate::Verdict::kOther) return Reading::kOther;
   if (expired(*channel.attachment, header)) return Reading::kExpired;
   target.mortal = header.expiry_ticks != 0;
+  target.value_crc = header.value_crc;
   kv_call& call = target.call;
   if (call.buffer != nullptr && header.value_bytes > call.buffer_bytes) {
     set_outcome(call, header, nullptr);
@@ -242,7 +245,7 @@ class Copying {
     fill_.finish(
         target.key,
         {call.data_bytes, call.version, known.slot_offset, known.subtable, record_, call.codec},
-        call.data);
+        call.data, target.value_crc);
   }
 
  private:

@@ -107,7 +107,7 @@ class Draft {
     fill.finish(key,
                 {contents_.value_bytes, header_.version, ref.offset, subtable,
                  attachment.geometry.record_of(key.hash), contents_.codec},
-                contents_.value);
+                assembled_ ? head_.data() + value_at_ : contents_.value, header_.value_crc);
   }
 
  private:

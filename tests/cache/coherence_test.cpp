@@ -93,6 +93,25 @@ TEST_CASE("a client whose copy was worth having keeps one of what it writes") {
   CHECK(client.stats().leases_waited + other.stats().leases_waited == 0);
 }
 
+TEST_CASE("a writer's own copy is of what it wrote, whatever becomes of the caller's buffer") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient client(node), other(node);
+  REQUIRE(client.put("key", "first").status == Status::kOk);
+  REQUIRE(client.settle("key"));
+  for (int i = 0; i < 1000; ++i) client.get("key");
+  REQUIRE(other.settle("key"));
+  other.fall_silent();
+  std::string buffer = "the second";
+  std::thread writer([&] { CHECK(client.put("key", buffer).status == Status::kOk); });
+  // It waits for a lease meanwhile: what it is to write has left the buffer.
+  while (client.stats().leases_waited == 0) std::this_thread::yield();
+  buffer.assign("not at all");
+  writer.join();
+  const uint64_t verbs = client.verbs();
+  CHECK(client.get("key").value == "the second");
+  CHECK(client.verbs() == verbs);
+}
+
 TEST_CASE("who ends a copy tells where its successor is") {
   StoreNode node(layout::kRegionBytesMin);
   CopyingClient reader(node), writer(node, 0);

@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/crc32c.hpp"
+
 namespace kvstore::test {
 namespace {
 
@@ -24,15 +26,17 @@ std::string value_of(uint64_t number, size_t bytes) {
   return value;
 }
 
-void put(CacheStorage& storage, const std::string& name, const std::string& value,
-         uint64_t version = 1) {
+// `change`: of the checksum that it should have.
+bool put(CacheStorage& storage, const std::string& name, const std::string& value,
+         uint64_t version = 1, uint32_t change = 0) {
   const Key key = key_of(name);
   const std::lock_guard lock(storage.mutex_of(storage.shard_index(key.hash)));
   CopyFacts facts;
   facts.value_bytes = value.size();
   facts.version = version;
   facts.record = uint32_t(key.hash & 511);
-  storage.put_locked(key, facts, value.data());
+  const uint32_t crc = crc32c(crc32c(0, key.data, key.bytes), value.data(), value.size());
+  return storage.put_locked(key, facts, value.data(), crc ^ change);
 }
 
 bool drop(CacheStorage& storage, const std::string& name, uint32_t& uses) {
@@ -113,6 +117,26 @@ TEST_CASE("copies: bounded, whatever sizes come, and never another value than wa
   }
   CHECK(storage.entries() == 0);
   CHECK(storage.bytes_used() == 0);
+}
+
+TEST_CASE(
+    "copies: bytes that are not those of the checksum don't come in, nor harm what is there") {
+  CacheStorage storage(256 << 10);
+  std::string value;
+  uint64_t version = 0;
+  CHECK(put(storage, "other", "still there", 1));
+  CHECK(put(storage, "key", "one", 1));
+  CHECK(!put(storage, "key", "changed", 2, 1));
+  CHECK(!get(storage, "key", value, version));
+  CHECK(storage.entries() == 1);
+  for (uint64_t i = 0; i < 2000; ++i) {
+    const bool right = i % 3 == 0;
+    CHECK(put(storage, "key", value_of(i, 3000), i, right ? 0 : 1) == right);
+    CHECK(get(storage, "key", value, version) == right);
+    if (right) CHECK(value == value_of(i, 3000));
+    get(storage, "other", value, version);
+  }
+  CHECK(get(storage, "other", value, version));
 }
 
 TEST_CASE("copies: what is read again and again outlasts what comes once") {
