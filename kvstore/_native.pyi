@@ -113,6 +113,8 @@ class _Lib:
     KV_REGULAR: Final[int]
     KV_REUSE_CATEGORIES: Final[int]
     KV_REUSE_CATEGORY_SHIFT: Final[int]
+    KV_REUSE_RANK: Final[int]
+    KV_REUSE_RANKS: Final[int]
     KV_RUN_INLINE: Final[int]
     KV_TOKEN_BYTES: Final[int]
     KV_UNCACHED: Final[int]

@@ -386,10 +386,14 @@ enum kv_call_flags {
   KV_UNCACHED = 16   /* get, contains: from the node, whatever copies there are */
 };
 /* `reuse`: bits 0..15 the key's place in a chain of keys, those before it being of no use without
- * it; bits 16..23 a category of uses that are followed by others alike, 1 to 255. */
+ * it; bits 16..23 a category of uses that are followed by others alike, 1 to 255. Of a category,
+ * bits 0 and 6..7 are the caller's, and bits 1..5 a rank by how often the key was used, 0 if that
+ * is not said: of two ranks from 1 on, the higher one is never held to be worth less. */
 enum kv_reuse {
   KV_REUSE_CATEGORY_SHIFT = 16,
   KV_REUSE_CATEGORIES = 256,
+  KV_REUSE_RANK = 2,   /* a category of the next higher rank is so much more */
+  KV_REUSE_RANKS = 32, /* of each kind, which are the categories' bits 6..7 */
   KV_PIN_SECONDS_MAX = 4000
 };
 enum kv_run_flags {

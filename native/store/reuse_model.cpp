@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "api/kvstore.h"
 #include "base/assert.hpp"
 
 namespace kvstore {
@@ -15,6 +16,11 @@ constexpr double kPriorObservations = 200;
 // What is remembered of a key should outlast what lies in the cache by so much.
 constexpr double kHorizon = 8;
 constexpr unsigned kEvictedShare = 64;
+
+// Whether what is a rank below counts for a category: there is one, and it says how often.
+bool has_lower_rank(unsigned category) {
+  return category % (KV_REUSE_RANKS * KV_REUSE_RANK) >= 2 * KV_REUSE_RANK;
+}
 
 }  // namespace
 
@@ -130,33 +136,23 @@ void ReuseModel::learn(uint32_t now_ms) {
   }
   if (observations == 0) return;
   const double share = kPriorObservations / double(uint64_t{1} << thinness_) / observations;
-  unsigned unknown =
-      kCategories;  // the first category without observations: all are worth the same
   for (unsigned c = 0; c < kCategories; ++c) {
     Exposure& one = exposures[c];
     const bool is_known =
         std::any_of(one.ended.begin(), one.ended.end(), [](double count) { return count > 0; });
-    if (c != 0 && !is_known && unknown != kCategories) {
-      copy_worth(unknown, c);
+    if (!is_known && has_lower_rank(c)) {
+      publish(c, {});
       continue;
     }
-    if (c != 0 && !is_known) unknown = c;
     for (unsigned a = 0; a < kAges; ++a) {
       one.reused[a] += share * everything.reused[a];
       one.ended[a] += share * everything.ended[a];
     }
-    publish(c, one);
+    publish(c, worths_of(one));
   }
 }
 
-void ReuseModel::copy_worth(unsigned from, unsigned to) {
-  for (unsigned a = 0; a < kAges; ++a) {
-    const float worth = worth_[from * kAges + a].load(std::memory_order_relaxed);
-    worth_[to * kAges + a].store(worth, std::memory_order_relaxed);
-  }
-}
-
-void ReuseModel::publish(unsigned category, const Exposure& exposure) {
+ReuseModel::Worths ReuseModel::worths_of(const Exposure& exposure) {
   // alive[a]: the share of keys that have not been used again when bucket a begins.
   std::array<double, kAges + 1> alive;
   double at_risk = 0;
@@ -169,8 +165,8 @@ void ReuseModel::publish(unsigned category, const Exposure& exposure) {
     alive[a + 1] = alive[a] * (1 - hazard);
     at_risk -= exposure.ended[a];
   }
-  float later = 0;
-  for (unsigned a = kAges; a-- > 0;) {
+  Worths worths;
+  for (unsigned a = 0; a < kAges; ++a) {
     double best = 0;
     double time_ms = 0;
     for (unsigned end = a; end + 1 < kAges && alive[a] > 1e-9; ++end) {
@@ -179,8 +175,22 @@ void ReuseModel::publish(unsigned category, const Exposure& exposure) {
       if (time_ms <= 0) break;
       best = std::max(best, (alive[a] - alive[end + 1]) / time_ms);
     }
-    later = category == 0 ? std::max(later, float(best)) : float(best);
-    worth_[category * kAges + a].store(later, std::memory_order_relaxed);
+    worths[a] = float(best);
+  }
+  return worths;
+}
+
+void ReuseModel::publish(unsigned category, Worths worths) {
+  for (unsigned a = kAges - 1; category == 0 && a-- > 0;) {
+    worths[a] = std::max(worths[a], worths[a + 1]);
+  }
+  for (unsigned a = 0; a < kAges; ++a) {
+    std::atomic<float>* const own = &worth_[category * kAges + a];
+    if (has_lower_rank(category)) {
+      const float below = own[-int{KV_REUSE_RANK} * int{kAges}].load(std::memory_order_relaxed);
+      worths[a] = std::max(worths[a], below);
+    }
+    own->store(worths[a], std::memory_order_relaxed);
   }
 }
 

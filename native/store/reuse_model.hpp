@@ -6,6 +6,11 @@
 // generalises the priority of KVCache in the Wild (arXiv 2506.02634, section 4), which assumes
 // exponential times and one horizon, and hit density (LHD, NSDI'18), which has no horizon.
 //
+// Ranks are ordered, see `kv_reuse`: what was used more often is worth no less than what was used
+// less often and is idle for as long. What many chains begin with is a key in a category of its own
+// that the sample may never see, and who gave it up for that would lose all those chains: so a
+// category without observations is worth what the rank below it is.
+//
 // Uses are remembered of a sample of keys, those with certain hashes, whether their objects were
 // evicted meanwhile or not. Keys that have not been used again yet count as what they are,
 // observations that end early (Kaplan and Meier, 1958); otherwise categories that are new would
@@ -59,6 +64,7 @@ class ReuseModel {
     uint16_t category;
   };
   using Ages = std::array<double, kAges>;
+  using Worths = std::array<float, kAges>;
   struct Observed {
     Ages reused{};
     Ages lost{};  // not seen again until the entry made room for another one
@@ -72,8 +78,8 @@ class ReuseModel {
 
   bool sampled(uint64_t key_hash) const;
   void thin_out();
-  void copy_worth(unsigned from, unsigned to);
-  void publish(unsigned category, const Exposure& exposure);
+  static Worths worths_of(const Exposure& exposure);
+  void publish(unsigned category, Worths worths);
 
   std::vector<Entry> entries_;
   std::vector<Observed> observed_;

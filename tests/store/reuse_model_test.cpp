@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include "api/kvstore.h"
 #include "store/reuse_model.hpp"
 
 namespace kvstore::test {
@@ -41,6 +42,24 @@ TEST_CASE("reuse model: what comes back is worth more than what does not") {
   uses.run(3, 2000, 4, 1000);
   CHECK(model.worth(1, 100) > model.worth(3, 100));
   CHECK(model.worth(3, 100) > model.worth(2, 100));
+}
+
+TEST_CASE("reuse model: what was used more often is worth no less, whatever was seen of it") {
+  ReuseModel model;
+  Uses uses(model);
+  constexpr unsigned kRarely = KV_REUSE_RANK;
+  uses.run(kRarely, 2000, 2, 1000);
+  uses.run(3 * KV_REUSE_RANK, 2000, 1000, 1000);
+  for (const unsigned category :
+       {2 * KV_REUSE_RANK, 3 * KV_REUSE_RANK, 4 * KV_REUSE_RANK, 31 * KV_REUSE_RANK}) {
+    for (uint32_t idle_ms = 1; idle_ms < 4000; ++idle_ms) {
+      REQUIRE(model.worth(category, idle_ms) >= model.worth(kRarely, idle_ms));
+    }
+  }
+  // Of another kind, and with the caller's own bit, nothing is known.
+  const unsigned other_kind = KV_REUSE_RANKS * KV_REUSE_RANK + 2 * KV_REUSE_RANK;
+  CHECK(model.worth(other_kind, 800) < model.worth(kRarely, 800));
+  CHECK(model.worth(2 * KV_REUSE_RANK + 1, 800) < model.worth(kRarely, 800));
 }
 
 TEST_CASE("reuse model: a key is worth the more the nearer its next use is, and little after it") {
