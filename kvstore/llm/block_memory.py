@@ -20,6 +20,8 @@ from typing import Final, Protocol
 
 import torch
 
+from kvstore.errors import ConfigurationError
+
 #: Of one transfer, unless a single block is larger.
 PART_BYTES: Final = 32 << 20
 
@@ -101,6 +103,10 @@ class BlockMemory:
         self._spread(rows, torch.tensor(block_ids))
         return Transfer(rows)
 
+    def fill(self, block_ids: list[int], rows: torch.Tensor, after: Moment | None) -> None:
+        """Copy as many rows as there are, of any memory of the host; done when it returns."""
+        self.scatter(block_ids, rows, after)
+
     def _collect(self, memory: torch.Tensor, index: torch.Tensor) -> None:
         for layer, piece in self._pieces(memory):
             piece.copy_(layer.index_select(0, index))
@@ -138,6 +144,8 @@ class Crossing:
         """
         piece = self._pieces[0]
         if piece.memory.numel() < size:
+            for user in (self.out, torch.cuda.current_stream(self.device)):
+                piece.memory.record_stream(user)
             piece = self._pieces[0] = _Piece(size, self.device)
         self._pieces.reverse()
         return piece
@@ -192,12 +200,25 @@ class DeviceMemory(BlockMemory):
     def scatter(self, block_ids: list[int], rows: torch.Tensor, after: Moment | None) -> Transfer:
         """See BlockMemory."""
         back = self._crossing.back
-        with torch.cuda.stream(back):
+        # Leaving a stream goes back to the thread's own device, which must not be another GPU.
+        with torch.cuda.device(self._device), torch.cuda.stream(back):
             if after is not None:
                 assert isinstance(after, torch.cuda.Event), "a moment of another memory"
                 back.wait_event(after)
             self._spread(rows.to(self._device, non_blocking=True), self._index(block_ids))
             return Transfer(rows, _end_of(back))
+
+    def fill(self, block_ids: list[int], rows: torch.Tensor, after: Moment | None) -> None:
+        """See BlockMemory. What is page-locked and what it takes of the device is bounded."""
+        transfer: Transfer | None = None
+        for part in self.parts(len(block_ids)):
+            crossing = self.rows(part.stop - part.start)
+            crossing.copy_(rows[part])
+            if transfer is not None:
+                transfer.wait()
+            transfer = self.scatter(block_ids[part], crossing, after)
+        if transfer is not None:
+            transfer.wait()
 
     def _index(self, block_ids: list[int]) -> torch.Tensor:
         """On the device, once the current stream is there: nobody waits for it."""
@@ -221,16 +242,24 @@ class Memories:
         """Return the memory that these layers' blocks are in.
 
         Raises:
-            ValueError: Not all of the worker's tensors are on one device.
+            ConfigurationError: Not all of the worker's tensors are on one device, or it is neither
+                the processor nor a GPU of CUDA or ROCm.
         """
         devices = {layer.device for layer in layers}
         if self._crossing is not None:
             devices.add(self._crossing.device)
         if len(devices) != 1:
             names = ", ".join(sorted(map(str, devices)))
-            raise ValueError(f"the layers of a worker are on several devices: {names}")
-        if not layers[0].is_cuda:
+            raise ConfigurationError(f"the layers of a worker are on several devices: {names}")
+        if layers[0].is_cpu:
             return BlockMemory(layers)
+        if not layers[0].is_cuda:
+            raise ConfigurationError(f"layers on {layers[0].device} cannot be copied")
         if self._crossing is None:
             self._crossing = Crossing(layers[0].device)
         return DeviceMemory(layers, self._crossing)
+
+    def enter_thread(self) -> None:
+        """To be called first by each thread that copies: it shall touch no other GPU."""
+        if self._crossing is not None:
+            torch.cuda.set_device(self._crossing.device)

@@ -169,13 +169,18 @@ class HandOff:
             lock.release()
         return held
 
-    def _hold(self, hashes: Sequence[bytes], layer: int) -> Lock | None:
-        """Take the lock of a layer; None where it cannot be had: then nobody waits for it."""
+    def _hold(self, hashes: Sequence[bytes], layer: int, wait: bool) -> Lock | None:
+        """Take the lock of a layer; None where it cannot be had: then nobody waits for it.
+
+        `wait`: whether to wait a moment for a receiver that looks at it just now.
+        """
         if layer == self.layers:
             return None
         name = _NAME + self._cache.key_of(piece_hashes(hashes[-1:], layer)[0])
         lock = self._store.lock(name, owner=next(owners))
         try:
+            if not wait:
+                return lock if lock.try_acquire() else None
             lock.acquire(timeout_s=_PUBLISHER_WAIT_S)
         except KvError:
             return None
@@ -191,11 +196,13 @@ class Publication(HeldLock):
     def __init__(self, hand_off: HandOff, cache: PrefixCache, hashes: Sequence[bytes]) -> None:
         if not hashes:
             raise ValueError("a prompt without a block has nothing to hand off")
-        super().__init__(hand_off._hold(hashes, 0))
+        super().__init__(hand_off._hold(hashes, 0, wait=True))
         self._hand_off = hand_off
         self._cache = cache
         self._hashes = hashes
         self._layer = 0
+        # Where another one publishes the same prompt, its locks are not waited for at each layer.
+        self._waits = self._lock is not None
 
     @property
     def layer(self) -> int:
@@ -206,6 +213,10 @@ class Publication(HeldLock):
     def blocks(self) -> int:
         """Blocks of the prompt."""
         return len(self._hashes)
+
+    def ends_with(self, block: bytes) -> bool:
+        """Whether that is the prompt's last block."""
+        return self._hashes[-1] == block
 
     def put_ahead(self, layer: int, pieces: Sequence[Value], first: int) -> StoreResult:
         """Store pieces of blocks from the `first` on, of a prompt that is computed in chunks.
@@ -230,7 +241,8 @@ class Publication(HeldLock):
         result = self._cache.put(piece_hashes(self._hashes[first:], self._layer), pieces)
         self._layer += 1
         # Held before the last one is let go: a free lock means that nobody computes.
-        following = self._hand_off._hold(self._hashes, self._layer)
+        following = self._hand_off._hold(self._hashes, self._layer, self._waits)
+        self._waits = following is not None
         self.end()
         self._lock = following
         return result

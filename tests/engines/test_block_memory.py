@@ -13,6 +13,7 @@ import pytest
 from tests.engines.conftest import engine_module
 
 torch = engine_module("torch")
+from kvstore.errors import ConfigurationError  # noqa: E402
 from kvstore.llm.block_memory import (  # noqa: E402
     PART_BYTES,
     BlockMemory,
@@ -82,5 +83,19 @@ def test_parts_are_bounded(device: str) -> None:
 
 
 def test_layers_of_several_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match="several devices: cpu, meta"):
+    with pytest.raises(ConfigurationError, match="several devices: cpu, meta"):
         Memories().of([torch.zeros(2, 2), torch.zeros((2, 2), device="meta")])
+
+
+def test_layers_of_other_devices_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="meta cannot be copied"):
+        Memories().of([torch.zeros((2, 2), device="meta")])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_of_any_memory_fill_blocks(device: str) -> None:
+    layers = made_layers(device)
+    memory = memory_in_parts(layers, 3)
+    rows = torch.randint(0, 256, (8, memory.block_bytes), dtype=torch.uint8)
+    memory.fill(list(range(20, 28)), rows, memory.moment())
+    assert [bytes_of(layers, 20 + row) for row in range(8)] == [bytes(r.numpy()) for r in rows]

@@ -129,10 +129,8 @@ def test_four_engines_and_one_cold_prompt(
             assert computed > 1
 
 
-def test_small_blocks_chunked_prefill_and_synchronous_loads(
-    llama: Path, node: NodeProcess, expected: Answer
-) -> None:
-    extra = {"target": node.target, "load_async": False, "codec": "zstd"}
+def test_small_blocks_and_chunked_prefill(llama: Path, node: NodeProcess, expected: Answer) -> None:
+    extra = {"target": node.target, "codec": "zstd"}
     options = {"block_size": 32, "max_num_batched_tokens": 256}
     with engine(llama, extra, **options) as one:
         first = one.generate()

@@ -28,9 +28,16 @@ _log = logging.getLogger("kvstore.llm.vllm")
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Memory for copies, which a worker has so much of."""
+    """Memory for copies, which a worker has so much of.
 
-    reserve: Callable[[int], bool]
+    Attributes:
+        deadline: Until when a step that begins now may wait for it.
+        reserve: Take so many bytes, by a deadline; whether there were any.
+        release: Give them back.
+    """
+
+    deadline: Callable[[], float]
+    reserve: Callable[[int, float], bool]
     release: Callable[[int], None]
 
 
@@ -43,6 +50,7 @@ class Publisher:
         layers: dict[str, BlockMemory],
         room: Room,
         count: Callable[..., None],
+        count_requests: Callable[..., None],
     ) -> None:
         """`layers`: by name, in the order in which the model computes them."""
         self._hand_off = hand_off
@@ -51,6 +59,9 @@ class Publisher:
         }
         self._room = room
         self._count = count
+        self._count_requests = count_requests
+        #: Until when the step may wait for room.
+        self._deadline = 0.0
         #: Requests whose layers are published; the rest of their bookkeeping is the thread's.
         self._open: set[str] = set()
         self._publications: dict[str, Publication] = {}
@@ -61,6 +72,7 @@ class Publisher:
         number, _ = self._layers.get(layer_name, (-1, None))
         if number != 0:
             return
+        self._deadline = self._room.deadline()
         for job in jobs:
             if job.hashes:
                 self._open.add(job.request_id)
@@ -76,7 +88,7 @@ class Publisher:
                 continue
             for part in blocks.parts(len(job.block_ids)):
                 ids = job.block_ids[part]
-                if not self._room.reserve(blocks.block_bytes * len(ids)):
+                if not self._room.reserve(blocks.block_bytes * len(ids), self._deadline):
                     # A hand-off with a gap is none: who waits is told so by its end.
                     self._count(dropped_blocks=len(job.block_ids) - part.start)
                     self.finish([job.request_id])
@@ -98,6 +110,10 @@ class Publisher:
     # ---- on the publishing thread ----
 
     def _begin(self, job: HandOffJob) -> None:
+        # The same prompt is published once at a time: a second publication would wait for the locks
+        # of the first, and brings nothing that is not on its way.
+        if any(other.ends_with(job.hashes[-1]) for other in self._publications.values()):
+            return
         try:
             self._publications[job.request_id] = self._hand_off.publish(job.hashes)
         except Exception:
@@ -127,7 +143,7 @@ class Publisher:
         failed = publication.put(pieces, first).failed
         over = publication.layer == self._hand_off.layers
         if over and not failed:
-            self._count(hand_offs_published=1)
+            self._count_requests(hand_offs_published=1)
         return not (failed or over)
 
     def _end(self, request_id: str) -> None:
@@ -143,22 +159,28 @@ class Receiver:
         self,
         hand_off: HandOff,
         layers: list[BlockMemory],
-        count: Callable[..., None],
         *,
         waiting_max: int,
+        enter_thread: Callable[[], None],
     ) -> None:
-        """`waiting_max`: requests that wait at one time; others wait for one of these to end."""
+        """Take over for one worker.
+
+        Args:
+            hand_off: Where.
+            layers: In the order in which the model computes them.
+            waiting_max: Requests that wait at one time; others wait for one of these to end.
+            enter_thread: What each thread begins with.
+        """
         self._hand_off = hand_off
         self._layers = layers
-        self._count = count
-        self._threads = ThreadPoolExecutor(waiting_max, "kvstore-receive")
+        self._threads = ThreadPoolExecutor(waiting_max, "kvstore-receive", enter_thread)
 
     def submit(self, load: Callable[[], None]) -> None:
         """Run a load that may wait for a hand-off."""
         self._threads.submit(load)
 
-    def receive(self, blocks: GroupBlocks, deadline: float, after: Moment | None) -> set[int]:
-        """Fill blocks, layer by layer; return those that did not come: all or none.
+    def receive(self, blocks: GroupBlocks, deadline: float, after: Moment | None) -> bool:
+        """Fill blocks, layer by layer; return whether all came. If not, they hold anything.
 
         `after`: the engine's last use of the blocks for something else.
         """
@@ -166,7 +188,7 @@ class Receiver:
 
         def arrived(layer: int) -> None:
             # The next layer comes into the same rows.
-            self._layers[layer].scatter(blocks.block_ids, rows[layer], after).wait()
+            self._layers[layer].fill(blocks.block_ids, rows[layer], after)
 
         received = self._hand_off.receive(
             blocks.hashes,
@@ -174,16 +196,15 @@ class Receiver:
             timeout_s=left_s(deadline),
             arrived=arrived,
         )
-        if received.complete:
-            self._count(hand_offs_received=1)
-            return set()
-        self._count(hand_offs_failed=1)
-        _log.info("hand-off: %d layers came: %s", received.layers, received.reason)
-        return set(blocks.block_ids)
+        if not received.complete:
+            _log.info("hand-off: %d layers came: %s", received.layers, received.reason)
+        return received.complete
 
     def _rows(self, count: int) -> list[torch.Tensor]:
         """Of each layer, a row of bytes a block. All share one memory: layers come in turn."""
-        memory = max(self._layers, key=lambda layer: layer.block_bytes).rows(count).flatten()
+        memory = torch.empty(
+            count * max(layer.block_bytes for layer in self._layers), dtype=torch.uint8
+        )
         return [
             memory[: count * layer.block_bytes].view(count, layer.block_bytes)
             for layer in self._layers

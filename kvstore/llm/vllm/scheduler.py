@@ -112,7 +112,7 @@ class SchedulerSide:
         else:
             tracked.stored_tokens = max(tracked.stored_tokens, local)
         external = matched - num_computed_tokens
-        return (external, self._geometry.load_async) if external > 0 else (0, False)
+        return (external, True) if external > 0 else (0, False)
 
     def _is_handed_off(self, tracked: _Tracked, usable: int) -> bool:
         """Whether a prefill engine hands off what the store lacks; asked for once a request."""

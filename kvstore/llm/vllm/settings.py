@@ -33,7 +33,6 @@ class Settings:
     Attributes:
         target: What `kvstore.connect` takes. Default: the environment's KVSTORE_TARGET. The token
             is read from the file that KVSTORE_TOKEN_FILE names.
-        load_async: Load between the steps of the engine, whose other requests go on meanwhile.
         save_decode: Also store blocks that hold generated tokens.
         codec: `none` or `zstd`.
         revision: Names the weights where the model's own revision does not.
@@ -55,7 +54,6 @@ class Settings:
     """
 
     target: str
-    load_async: bool = True
     save_decode: bool = False
     codec: str = "none"
     revision: str = ""
@@ -147,14 +145,16 @@ class Geometry:
             raise ConfigurationError("context parallelism is not supported by this connector")
         #: vLLM's numbers of the groups that are stored.
         self.group_ids: tuple[int, ...] = kv_cache_config.prefix_cacheable_group_ids
-        # Block-wise failures cannot be told with several groups, and only asynchronous loads have
-        # another way to report them.
-        self.load_async = settings.load_async or len(self.group_ids) > 1
         self.specs = [kv_cache_config.kv_cache_groups[i].kv_cache_spec for i in self.group_ids]
         if settings.hand_off != "none" and len(self.group_ids) > 1:
             raise ConfigurationError(
                 "hand_off needs a model whose layers are of one kind: this one has"
                 f" {len(self.group_ids)} KV cache groups"
+            )
+        if settings.hand_off == "publish" and parallel.use_ubatching:
+            raise ConfigurationError(
+                "hand_off publish does not go with microbatches: a layer is complete only when the"
+                " last of them has computed it"
             )
         for spec in self.specs:
             if "Mamba" in type(spec).__name__:

@@ -2,8 +2,8 @@
 
 A block is stored as one object: the bytes of all layers of its group in this worker, as they are.
 What a step completes is copied out behind the step, on a GPU by the GPU itself, so vLLM may reuse
-its blocks at once; a thread stores the copies. Loads run on threads of their own, or before the
-step where they must.
+its blocks at once; a thread stores the copies. Loads run on threads of their own, between steps:
+a step that began with blocks that had failed to load would have what it computes of them stored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class WorkerSide:
         self._settings = settings
         self._stores = geometry.stores(tensor_rank)
         self._several_groups = len(geometry.group_ids) > 1
-        self._load_async = geometry.load_async
         self._store = kvstore.connect(settings.target)
         ranks = geometry.ranks_of(tensor_rank, pipeline_rank)
         self._namespaces = [
@@ -61,7 +60,11 @@ class WorkerSide:
         self._ranks = ranks
         self._publisher: Publisher | None = None
         self._receiver: Receiver | None = None
-        self._load_threads = ThreadPoolExecutor(settings.load_threads, "kvstore-load")
+        self._load_threads = ThreadPoolExecutor(
+            settings.load_threads, "kvstore-load", self._memories.enter_thread
+        )
+        #: What happens once a request, however many workers there are, one worker counts.
+        self._counts_requests = tensor_rank == 0 and pipeline_rank == 0
         self._save_thread = ThreadPoolExecutor(1, "kvstore-save")
 
     def register(self, groups: list[list[torch.Tensor]], num_blocks: int) -> None:
@@ -101,12 +104,12 @@ class WorkerSide:
             self._receiver = Receiver(
                 hand_off,
                 list(blocks.values()),
-                self._count,
                 waiting_max=self._settings.hand_offs_max,
+                enter_thread=self._memories.enter_thread,
             )
         elif self._stores:
-            room = Room(lambda size: self._reserve(size, self._room_by()), self._release)
-            self._publisher = Publisher(hand_off, blocks, room, self._count)
+            room = Room(self._room_by, self._reserve, self._release)
+            self._publisher = Publisher(hand_off, blocks, room, self._count, self._count_requests)
 
     def _codec(self, element_bytes: int) -> Codec | None:
         if self._settings.codec == "none":
@@ -118,29 +121,34 @@ class WorkerSide:
     # ---- loading ----
 
     def start_loads(self, jobs: list[Job]) -> None:
-        """Begin loads, or do them where the scheduler was promised that they are done."""
+        """Begin loads."""
         # What the step before queued may still use the blocks.
         after = [memory.moment() for memory in self._memory] if jobs else []
         for job in jobs:
             if job.handed is not None:
                 self._start_receiving(job, job.handed, after)
-            elif self._load_async:
-                self._load_threads.submit(self._load_and_tell, job, partial(self._load, job, after))
             else:
-                self._load(job, after)
+                self._load_threads.submit(self._load_and_tell, job, partial(self._load, job, after))
 
     def _start_receiving(self, job: Job, handed: GroupBlocks, after: list[Moment | None]) -> None:
         receiver = self._receiver
         assert receiver is not None, "the scheduler expects a hand-off only where one is received"
         tokens = len(handed.block_ids) * self._geometry.block_tokens[handed.group]
-        deadline = time.monotonic() + self._settings.hand_off_timeout_s(tokens)
+        wait_s = self._settings.hand_off_timeout_s(tokens)
+        # Others may have to be received first, but not for ever.
+        latest = time.monotonic() + 2 * wait_s
 
         def load() -> set[int]:
             failed = self._load(job, after)
             # A prefix ends where a block is missing: what comes behind it is of no use.
             if failed:
                 return failed | set(handed.block_ids)
-            return receiver.receive(handed, deadline, after[handed.group])
+            deadline = min(time.monotonic() + wait_s, latest)
+            if receiver.receive(handed, deadline, after[handed.group]):
+                self._count_requests(hand_offs_received=1)
+                return set()
+            self._count_requests(hand_offs_failed=1)
+            return set(handed.block_ids) - self._load_stored(handed, job, after)
 
         receiver.submit(lambda: self._load_and_tell(job, load))
 
@@ -169,10 +177,20 @@ class WorkerSide:
                 prompt = job.prompts[blocks.group]
                 loaded = self._load_group(blocks, prompt, after[blocks.group])
                 failed |= set(blocks.block_ids) - loaded
-        with self._changed:
-            self._failed_blocks |= failed
-        self._count(load_seconds=time.monotonic() - begin, requests_loaded=1)
+        if any(blocks.block_ids for blocks in job.groups):
+            self._count(load_seconds=time.monotonic() - begin)
+            self._count_requests(requests_loaded=1)
         return failed
+
+    def _load_stored(self, handed: GroupBlocks, job: Job, after: list[Moment | None]) -> set[int]:
+        """Load what is stored by now of a prompt that was not handed off, as whole blocks."""
+        count = self._caches[handed.group].match(handed.hashes)
+        if count == 0:
+            return set()
+        there = GroupBlocks(
+            handed.group, handed.block_ids[:count], handed.hashes[:count], handed.first
+        )
+        return self._load_group(there, job.prompts[handed.group], after[handed.group])
 
     def _load_group(self, blocks: GroupBlocks, prompt: Prompt, after: Moment | None) -> set[int]:
         """Returns the ids of the blocks that were loaded. A prefix ends with its first failure."""
@@ -192,6 +210,8 @@ class WorkerSide:
                     prompt=prompt,
                     first=blocks.first + part.start,
                 )
+                if transfer is not None:
+                    transfer.wait()
                 good = [place for place, ok in enumerate(result.ok) if ok]
                 if good:
                     ids = [blocks.block_ids[part.start + place] for place in good]
@@ -298,6 +318,10 @@ class WorkerSide:
         with self._changed:
             for name, count in counts.items():
                 self._counts[name] = self._counts.get(name, 0) + count
+
+    def _count_requests(self, **counts: float) -> None:
+        if self._counts_requests:
+            self._count(**counts)
 
     def counts(self) -> dict[str, float]:
         """Return what no prefix cache counts."""
