@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -42,9 +43,19 @@ def _processor() -> str:
 
 
 def print_json(meta: Mapping[str, Any], rows: Iterable[Row]) -> None:
-    """Prints the one document of a command."""
-    json.dump({"meta": dict(meta), "rows": list(rows)}, sys.stdout, indent=1)
+    """Prints the one document of a command. A figure that there is none of is null."""
+    document = _in_json({"meta": meta, "rows": list(rows)})
+    json.dump(document, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def _in_json(value: Any) -> Any:
+    """The value, with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {name: _in_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(title: str, rows: Sequence[Row], columns: Sequence[str]) -> None:

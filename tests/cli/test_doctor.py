@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import signal
@@ -215,6 +216,14 @@ def test_rdma_addresses_and_mtu(tmp_path: Path) -> None:
     ports = rdma_ports(_rdma_port(tmp_path, address=MAPPED, mtu=4176))
     assert ports[0].payload_bytes == 4096
     assert rdma.mtu(ports).status == OK
+
+
+def test_rdma_limits_need_pyverbs(tmp_path: Path) -> None:
+    if importlib.util.find_spec("pyverbs") is not None:
+        pytest.skip("pyverbs is installed; the lab's tests have it ask a device")
+    found = rdma.device_limits(rdma_ports(_rdma_port(tmp_path)))
+    assert found.status == NOTE
+    assert "kvstore-dm[verbs]" in found.remedy
 
 
 def test_rdma_in_a_container(tmp_path: Path) -> None:

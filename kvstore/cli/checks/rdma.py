@@ -6,11 +6,12 @@ Without it the store works, over shared memory and tcp; so nothing here is a pro
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import kvstore
 from kvstore.cli.checks import NOTE, OK, WARNING, Check
@@ -19,6 +20,10 @@ from kvstore.cli.rdma_ports import FULL_MTU_BYTES, RdmaPort, rdma_ports
 #: The fabric's own library, the only thing that is linked to libibverbs.
 FABRIC_LIBRARY: Final = "_verbs*.so"
 _LIBIBVERBS: Final = "libibverbs.so.1"
+#: IBV_ATOMIC_NONE.
+_NO_ATOMICS: Final = 0
+#: No address space is larger.
+_UNLIMITED_BYTES: Final = 1 << 57
 _INSTALL: Final = "sudo apt-get install libibverbs1 ibverbs-providers"
 
 
@@ -32,6 +37,7 @@ def check_rdma(root: Path = Path("/")) -> Iterator[Check]:
         yield addresses(ports)
         yield mtu(ports)
         yield access(root, ports)
+        yield device_limits(ports)
         yield network_namespace(root, ports)
     yield soft_roce(root)
     yield locked_memory(bool(ports))
@@ -132,6 +138,34 @@ def access(root: Path, ports: list[RdmaPort]) -> Check:
     return Check(
         name, WARNING, f"{files[0]} cannot be opened", "sudo chmod 666 /dev/infiniband/uverbs*"
     )
+
+
+def device_limits(ports: list[RdmaPort]) -> Check:
+    """What the devices say of themselves when they are opened, for which pyverbs is needed."""
+    name = "RDMA limits"
+    try:
+        verbs: Any = importlib.import_module("pyverbs.device")
+    except ImportError:
+        remedy = "pip install 'kvstore-dm[verbs]'  # or Debian's python3-pyverbs"
+        return Check(name, NOTE, "not asked: pyverbs is not installed", remedy)
+    found = []
+    for device in dict.fromkeys(port.device for port in ports):
+        try:
+            with verbs.Context(name=device) as context:
+                limits = context.query_device()
+        except Exception as error:
+            detail = f"{device} cannot be opened: {error}"
+            return Check(name, WARNING, detail, "ibv_devinfo  # says more")
+        if limits.atomic_caps == _NO_ATOMICS:
+            detail = f"{device} has no atomics, so no node can use it"
+            return Check(name, WARNING, detail, "kvstore-node --device OTHER  # see rdma link show")
+        size = limits.max_mr_size
+        room = "of any size" if size >= _UNLIMITED_BYTES else f"of up to {size >> 30} GiB"
+        found.append(
+            f"{device}: a region {room}, {limits.max_qp} queue pairs,"
+            f" {limits.max_qp_rd_atom} READs at once on each"
+        )
+    return Check(name, OK, "; ".join(found))
 
 
 def network_namespace(root: Path, ports: list[RdmaPort]) -> Check:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+
+import pytest
 
 from kvstore.cli.checks import NOTE, OK
 from kvstore.cli.checks.rdma import check_rdma
@@ -21,6 +24,16 @@ def test_the_doctor_finds_nothing_to_mend() -> None:
     assert "4096 bytes a packet (MTU 4200 of v0)" in checks["RDMA MTU"].detail
     for name in ("verbs fabric", "libibverbs", "RDMA access", "RDMA namespace", "locked memory"):
         assert checks[name].status == OK, name
+
+
+def test_the_doctor_asks_the_devices_through_pyverbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where Debian's packages are, which the tests' own interpreter does not look at.
+    monkeypatch.setattr(sys, "path", [*sys.path, "/usr/lib/python3/dist-packages"])
+    limits = {check.name: check for check in check_rdma()}["RDMA limits"]
+    print(limits.detail)
+    assert limits.status == OK, limits
+    assert "rxe0: a region of any size" in limits.detail
+    assert " READs at once" in limits.detail
 
 
 def test_soft_roce_is_set_up_listed_and_taken_down() -> None:
