@@ -169,6 +169,14 @@ class Child:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def load_once(child: Child, timeout_s: float = 60.0) -> float:
+    """Has a worker of loads load everything once; the seconds that it took."""
+    child.send({"operation": "load"})
+    while (answer := child.receive(timeout_s)).get("event") != "loaded":
+        pass
+    return float(answer["seconds"])
+
+
 @dataclass
 class Node:
     """A running memory node and where it is reached."""

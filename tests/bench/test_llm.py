@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from kvstore.bench.llm import ssd
+from kvstore.bench.llm import load, ssd
 from kvstore.bench.llm.policies import POLICIES, Lru
 from kvstore.bench.llm.replay import count
 from kvstore.bench.llm.routing import ROUTERS, replay
 from kvstore.bench.llm.traces import Prompt, Trace, load_trace
+from kvstore.bench.peers.case import Unavailable
 from kvstore.demo.trace import TraceError, read_trace, workload_facts
 
 COMMAND = [sys.executable, "-m", "kvstore.bench.main", "llm"]
@@ -218,6 +220,27 @@ def test_a_mistake_is_one_clear_line(words: list[str], reason: str) -> None:
     assert finished.returncode != 0
     assert reason in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(("fabric", "floor"), [("shm", "memcpy"), ("tcp", "loopback socket")])
+def test_the_load_figure_has_a_floor_and_says_who_did_not_run(
+    fabric: str, floor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fabric == "tcp" and shutil.which("cc") is None:
+        pytest.skip("no C compiler for the bare socket")
+
+    def missing(stack: object, fabric: str) -> load.Load:
+        raise Unavailable("not here")
+
+    monkeypatch.setattr(load, "BLOCKS", 3)
+    monkeypatch.setattr(load, "_BYTES", 3 << 20)
+    for peer in ("lmcache", "mooncake"):
+        monkeypatch.setitem(load._SYSTEMS, peer, missing)
+    ours, bare, *peers = load.measure(fabric, 0.01, lambda text: None)
+    assert (ours["engine"], bare["engine"]) == ("kvstore", floor)
+    assert ours["bytes_per_s"] > 0
+    assert bare["pass"] == (bare["ratio"] >= 0.8)
+    assert [peer["reason"] for peer in peers] == ["not run: not here"] * 2
 
 
 @pytest.mark.parametrize("fabric", ["shm", "tcp"])

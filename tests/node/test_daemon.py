@@ -94,6 +94,19 @@ def test_taken_port_is_one_line(option: str) -> None:
     assert ended.stderr.count("\n") == 1
 
 
+def test_a_node_that_does_not_start_leaves_no_ssd_file_behind(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run_node(
+            *("--capacity=16MiB", f"--listen=127.0.0.1:{port}", "--data-port=0"),
+            *(f"--ssd={path}", "--ssd-bytes=32MiB"),
+        )
+    assert ended.returncode == 2
+    assert "Address already in use" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_second_node_on_the_same_port_is_refused(node: NodeProcess) -> None:
     ended = run_node("--capacity=16MiB", f"--listen={node.address}", "--data-port=0")
     assert ended.returncode == 2

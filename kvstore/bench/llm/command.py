@@ -64,7 +64,7 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, text: str) -> i
 @click.option("--fabric", type=click.Choice(["local", "shm", "tcp"]), default="shm")
 @click.option(
     "--figure",
-    type=click.Choice(["adapter", "ssd", "ttft", "single-flight", "routing"]),
+    type=click.Choice(["adapter", "load", "ssd", "ttft", "single-flight", "routing"]),
     help="A fixed experiment; only `routing` has a trace.",
 )
 @click.option(
@@ -106,6 +106,7 @@ def llm(
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy lru --policy adaptive
       kvstore-bench llm --trace conversation_trace.jsonl.gz --policy store --fabric tcp
       kvstore-bench llm --figure adapter --fabric shm
+      kvstore-bench llm --figure load --fabric tcp
       kvstore-bench llm --figure ssd --ssd-dir /mnt/nvme
       kvstore-bench llm --figure routing --trace conversation_trace.jsonl.gz
       build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft
@@ -134,6 +135,10 @@ def llm(
             from kvstore.bench.llm.ssd import measure as measure_ssd
 
             rows = measure_ssd("shm" if fabric == "local" else fabric, seconds, ssd_dir, say)
+        elif figure == "load":
+            from kvstore.bench.llm.load import measure as measure_loads
+
+            rows = measure_loads("shm" if fabric == "local" else fabric, seconds, say)
         elif figure is not None:
             from kvstore.bench.llm.adapter import measure
 
@@ -149,6 +154,9 @@ def llm(
         print_json(metadata("kvstore-bench llm"), rows)
     else:
         print_table("kvstore-bench llm", rows, _COLUMNS)
+        for row in rows:
+            if "reason" in row:
+                print(f"{row['engine']}: {row['reason']}")
 
 
 def _replay(

@@ -14,7 +14,7 @@ from typing import Final
 from kvstore.bench.debs import DebError, default_folder, unpack
 from kvstore.bench.measure import Sample, sample_of_latencies
 from kvstore.bench.peers.case import LARGE_BYTES, LARGE_KEYS, Case, Unavailable, Work
-from kvstore.bench.processes import Child, ProcessError
+from kvstore.bench.processes import Child, ProcessError, load_once
 from kvstore.bench.redis_server import free_port
 
 PACKAGE: Final = "mooncake-transfer-engine-non-cuda"
@@ -25,43 +25,50 @@ _INSTALL_TIMEOUT_S: Final = 600
 _WORKER: Final = str(Path(__file__).with_name("mooncake_worker.py"))
 
 
+class _Processes:
+    """A master and its workers, each ready when `worker` returns. Raises ProcessError."""
+
+    def __init__(self) -> None:
+        self._python: Final = _environment_python()
+        self._variables: Final = _library_path()
+        self._children: list[Child] = []
+        self._master: Final = f"127.0.0.1:{free_port()}"
+        program = str(self._python.with_name("mooncake_master"))
+        port = self._master.rpartition(":")[2]
+        self._start([program, f"--rpc_port={port}", f"--metrics_port={free_port()}"])
+
+    def worker(self, role: str, *rest: int) -> Child:
+        host = f"127.0.0.1:{free_port()}"
+        # Isolated: the script's own folder must not be where it imports from.
+        command = [str(self._python), "-I", _WORKER, role, self._master, host, *map(str, rest)]
+        child = self._start(command)
+        while child.receive().get("event") != "ready":
+            pass
+        return child
+
+    def _start(self, command: list[str]) -> Child:
+        child = Child("mooncake", command, environment=self._variables)
+        self._children.append(child)
+        return child
+
+    def close(self) -> None:
+        for child in reversed(self._children):
+            child.stop()
+
+
 class MooncakeSystem:
     """The three processes; samples are taken in the client process."""
 
     name = "mooncake"
 
     def __init__(self, work: Work) -> None:
-        python = _environment_python()
-        variables = _library_path()
-        master = f"127.0.0.1:{free_port()}"
-        self._children: list[Child] = []
+        self._processes = _Processes()
         try:
-            program = str(python.with_name("mooncake_master"))
-            port = master.rpartition(":")[2]
-            self._start([program, f"--rpc_port={port}", f"--metrics_port={free_port()}"], variables)
-            # Isolated: the script's own folder must not be where it imports from.
-            worker = [str(python), "-I", _WORKER]
-            for role, rest in (
-                ("storage", [str(_SEGMENT_BYTES)]),
-                ("client", [str(LARGE_BYTES), str(LARGE_KEYS)]),
-            ):
-                host = f"127.0.0.1:{free_port()}"
-                child = self._start([*worker, role, master, host, *rest], variables)
-                self._wait_ready(child)
-            self._client = child
+            self._processes.worker("storage", _SEGMENT_BYTES)
+            self._client = self._processes.worker("client", LARGE_BYTES, LARGE_KEYS)
         except ProcessError as error:
             self.close()
             raise Unavailable(str(error)) from error
-
-    def _start(self, command: list[str], variables: dict[str, str]) -> Child:
-        child = Child("mooncake", command, environment=variables)
-        self._children.append(child)
-        return child
-
-    @staticmethod
-    def _wait_ready(child: Child) -> None:
-        while child.receive().get("event") != "ready":
-            pass
 
     def measure(self, case: Case, seconds: float) -> Sample:
         """See System."""
@@ -72,8 +79,36 @@ class MooncakeSystem:
 
     def close(self) -> None:
         """See System."""
-        for child in reversed(self._children):
-            child.stop()
+        self._processes.close()
+
+
+class MooncakeLoads:
+    """Loads of blocks in one batch: over `tcp` from a storage process, else from its own memory.
+
+    Processes do not share memory over Mooncake's TCP, so `shm` is a client that lends the memory
+    itself and copies within it.
+    """
+
+    name = "mooncake"
+
+    def __init__(self, fabric: str, block_bytes: int, blocks: int) -> None:
+        self._processes = _Processes()
+        try:
+            if fabric == "tcp":
+                self._processes.worker("storage", _SEGMENT_BYTES)
+            lent_bytes = 0 if fabric == "tcp" else _SEGMENT_BYTES
+            self._client = self._processes.worker("loader", lent_bytes, block_bytes, blocks)
+        except ProcessError as error:
+            self.close()
+            raise Unavailable(str(error)) from error
+
+    def load(self) -> float:
+        """Load all blocks once; return the seconds it took. ProcessError if it fails."""
+        return load_once(self._client)
+
+    def close(self) -> None:
+        """End what was started."""
+        self._processes.close()
 
 
 def _environment_python() -> Path:

@@ -2,8 +2,10 @@
 
     mooncake_worker.py storage MASTER HOST:PORT SEGMENT_BYTES
     mooncake_worker.py client MASTER HOST:PORT VALUE_BYTES KEYS
+    mooncake_worker.py loader MASTER HOST:PORT SEGMENT_BYTES BLOCK_BYTES BLOCKS
 
-Speaks JSON lines: prints {"event": "ready"}, then answers {"operation", "seconds"} with a sample.
+Speaks JSON lines: prints {"event": "ready"}, then answers {"operation", "seconds"} with a sample, a
+loader with the seconds that one load of all blocks took.
 Mooncake itself prints to both streams; readers skip lines that are no JSON.
 """
 
@@ -91,6 +93,32 @@ def client_calls(
     return calls, memory
 
 
+def answer_loads(store: Any, block_bytes: int, blocks: int) -> None:
+    """Stores blocks, and loads all of them in one call for each line that comes."""
+    import numpy
+
+    source = numpy.random.default_rng(1).integers(0, 256, (blocks, block_bytes), numpy.uint8)
+    target = numpy.zeros_like(source)
+    names = [f"block:{number}" for number in range(blocks)]
+    sizes = [block_bytes] * blocks
+    for memory in (source, target):
+        if store.register_buffer(memory.ctypes.data, memory.nbytes) != 0:
+            raise SystemExit("Mooncake could not register the buffer")
+    for name, row in zip(names, source, strict=True):
+        if store.put_from(name, row.ctypes.data, block_bytes) != 0:
+            raise SystemExit("Mooncake could not store a block")
+    addresses = [row.ctypes.data for row in target]
+    say({"event": "ready"})
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        counts = store.batch_get_into(names, addresses, sizes)
+        seconds = time.perf_counter() - begin
+        if list(counts) != sizes or not numpy.array_equal(source, target):
+            raise SystemExit("Mooncake loaded other bytes than were stored")
+        target[:] = 0
+        say({"event": "loaded", "seconds": seconds})
+
+
 def main() -> None:
     """Entry point of the process."""
     role, master, host = sys.argv[1:4]
@@ -98,6 +126,9 @@ def main() -> None:
         store = open_store(master, host, int(sys.argv[4]))
         say({"event": "ready"})
         sys.stdin.read()
+    elif role == "loader":
+        store = open_store(master, host, int(sys.argv[4]))
+        answer_loads(store, int(sys.argv[5]), int(sys.argv[6]))
     else:
         store = open_store(master, host, 0)
         calls, _memory = client_calls(store, int(sys.argv[4]), int(sys.argv[5]))

@@ -23,7 +23,7 @@ class SocketSystem:
     name = "socket"
 
     def __init__(self, work: Work) -> None:
-        self._program = _compile()
+        self._program = compiled()
 
     def measure(self, case: Case, seconds: float) -> Sample:
         """See System."""
@@ -49,7 +49,8 @@ class SocketSystem:
         """See System."""
 
 
-def _compile() -> str:
+def compiled() -> str:
+    """The path of the program, which is compiled first where it has to be. Raises Unavailable."""
     source = Path(__file__).resolve().parents[1] / "loopback.c"
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:

@@ -21,10 +21,16 @@ _Writable: TypeAlias = bytearray | memoryview
 _Readable: TypeAlias = bytes | bytearray | memoryview
 
 
-def open_file(path: str) -> int:
-    """Opens or makes a file that nobody else has; returns its descriptor."""
+def open_file(path: str) -> tuple[int, bool]:
+    """Opens or makes a file that nobody else has; returns its descriptor, and whether it is new."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    made = True
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            made = False
+            descriptor = os.open(path, flags)
     except OSError as error:
         raise ConfigurationError(
             f"--ssd {path}: {error.strerror}: give a file in a directory that this user can write"
@@ -41,7 +47,7 @@ def open_file(path: str) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, made
 
 
 def read_or_make_superblock(path: str, descriptor: int, bytes_max: int) -> form.Superblock:

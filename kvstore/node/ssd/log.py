@@ -13,11 +13,13 @@ that was appended.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, Self
@@ -41,6 +43,8 @@ _RESYNC_BYTES: Final = 256 << 10
 #: For a write under way, before a `forget` or a `close` fails.
 _FORGET_WAIT_S: Final = 10.0
 _CLOSE_WAIT_S: Final = 10.0
+#: Calls of `forget` of which it is known what they named.
+_FORGOTTEN_MAX: Final = 64
 #: What is used moves on when its segment is written over, up to this share of a segment.
 _KEPT_SHARE: Final = 4
 #: A full index drops that share of its records at once, the oldest, for it looks for them from the
@@ -90,6 +94,10 @@ class SsdLog:
         self.generation = 0
         #: Bytes of the records that can be found.
         self.live_bytes = 0
+        #: By `open`; so nobody misses it if it stays empty.
+        self._made = False
+        #: The latest calls of `forget`: the generation that each began, and its prefix.
+        self._forgotten: deque[tuple[int, bytes]] = deque(maxlen=_FORGOTTEN_MAX)
         self._descriptor = descriptor
         self._file_id = superblock.file_id
         self._append_lock = threading.Lock()
@@ -119,7 +127,7 @@ class SsdLog:
                 f"--ssd-bytes {format_bytes(bytes_max)} is below the least,"
                 f" {format_bytes(BYTES_MIN)}"
             )
-        descriptor = open_file(path)
+        descriptor, made = open_file(path)
         is_new = os.fstat(descriptor).st_size == 0
         try:
             superblock = read_or_make_superblock(path, descriptor, bytes_max)
@@ -134,16 +142,21 @@ class SsdLog:
             log = cls(path, descriptor, superblock, int(segments), records_max)
             log._scan()
         except BaseException:
-            if is_new:
+            if made:
+                os.unlink(path)
+            elif is_new:
                 # Its segments were for a size that was not to be had.
                 os.ftruncate(descriptor, 0)
             os.close(descriptor)
             raise
+        log._made = made
         return log
 
     def close(self, timeout_s: float = _CLOSE_WAIT_S) -> bool:
         """Closes the file. The caller has ended all reads; appends fail. May be called again.
 
+        A file that `open` made and that nothing was written to is removed: a node that could not
+        start leaves none behind.
         False if a write or a `forget` under way does not end in that time: it stays open.
         """
         if not self._append_lock.acquire(timeout=timeout_s):
@@ -151,6 +164,10 @@ class SsdLog:
         descriptor, self._descriptor = self._descriptor, -1
         self._append_lock.release()
         if descriptor >= 0:
+            if self._made and not any(self._sequences):
+                # Ours still, by its lock.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path)
             os.close(descriptor)
         return True
 
@@ -239,14 +256,14 @@ class SsdLog:
     ) -> bool:
         """Writes a record, in place of an earlier one of the key.
 
-        False if it is too large, or if there was a `forget` since `generation`. OSError if the
+        False if it is too large, or if the key was forgotten since `generation`. OSError if the
         device says so; then there is no record.
         """
         if not 0 < len(key) <= form.KEY_BYTES_MAX or not self.fits(key, len(value)):
             return False
         crc = form.crc32c(value)
         with self._append_lock:
-            if generation != self.generation:
+            if self.forgotten_since(key, generation):
                 return False
             self._write(form.OBJECT, key, value, codec, crc, version)
         return True
@@ -268,12 +285,22 @@ class SsdLog:
                     self._remove(key)
                 # Last: whoever sees this generation finds nothing of what is gone.
                 self.generation += 1
+                self._forgotten.append((self.generation, prefix))
             # Also where nothing is found: an earlier call may have failed behind the index.
             self._write(form.FORGOTTEN, prefix, memoryview(b""), 0, form.crc32c(b""), 0)
             os.fdatasync(self._descriptor)
         finally:
             self._append_lock.release()
         return len(gone)
+
+    def forgotten_since(self, key: bytes, generation: int) -> bool:
+        """Whether a `forget` since `generation` named the key, or may have: there were too many."""
+        with self._lock:
+            if self.generation - generation > len(self._forgotten):
+                return True
+            return any(
+                number > generation and key.startswith(prefix) for number, prefix in self._forgotten
+            )
 
     def _write(
         self, kind: int, key: bytes, value: memoryview, codec: int, crc: int, version: int

@@ -222,7 +222,11 @@ class SsdTier:
             size = len(value)
             value.release()
         adopted = self._log.adopt(key, entry, version)
-        if not adopted and self._log.generation != generation and self._undone(key, version):
+        if (
+            not adopted
+            and self._log.forgotten_since(key, generation)
+            and self._undone(key, version)
+        ):
             return Outcome.ABSENT
         self._count(hits=1, hit_bytes=size)
         return Outcome.IN_MEMORY

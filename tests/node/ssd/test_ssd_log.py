@@ -241,6 +241,33 @@ def test_the_forgotten_stay_forgotten(tmp_path: Path) -> None:
         )
 
 
+def test_a_forget_says_what_it_named_and_of_many_the_last(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as log:
+        log.forget(b"L1ba")
+        before = log.generation
+        log.forget(b"L1bb")
+        assert log.forgotten_since(b"L1bb-1", before)
+        assert not log.forgotten_since(b"L1ba-1", before)
+        assert not log.append(b"L1bb-1", memoryview(b"v"), 0, version=1, generation=before)
+        assert log.append(b"L1ba-1", memoryview(b"v"), 0, version=1, generation=before)
+        for _ in range(64):
+            log.forget(b"L1bc")
+        # Which was the first of them is not known any more.
+        assert log.forgotten_since(b"L1ba-1", before)
+        assert not log.forgotten_since(b"L1ba-1", before + 1)
+
+
+def test_a_file_that_was_made_and_never_written_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with opened(path):
+        assert path.exists()
+    assert not path.exists()
+    path.touch()
+    with opened(path):
+        pass
+    assert path.exists()
+
+
 def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path / "log") as log:
         assert not append(log, b"k", bytes(log.segment_bytes))
@@ -465,8 +492,8 @@ def test_what_is_no_log_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(form, "VERSION", 2)
-        with opened(tmp_path / "log"):
-            pass
+        with opened(tmp_path / "log") as log:
+            assert append(log, b"k", b"v")
     with pytest.raises(ConfigurationError, match="version 2"):
         SsdLog.open(str(tmp_path / "log"), BYTES_MIN)
 
@@ -487,8 +514,13 @@ def test_a_full_device_is_refused_at_once_and_gets_its_space_back(
 ) -> None:
     path = tmp_path / "log"
     free = os.statvfs(tmp_path)
-    with pytest.raises(ConfigurationError, match="give less --ssd-bytes"):
-        SsdLog.open(str(path), 4 * free.f_bavail * free.f_frsize)
+    for is_there in (False, True):
+        if is_there:
+            path.touch()
+        with pytest.raises(ConfigurationError, match="give less --ssd-bytes"):
+            SsdLog.open(str(path), 4 * free.f_bavail * free.f_frsize)
+        # What somebody else made stays.
+        assert path.exists() == is_there
     assert path.stat().st_size == 0
     with opened(path) as log:
         assert append(log, b"k", b"v")

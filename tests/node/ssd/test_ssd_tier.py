@@ -167,13 +167,16 @@ def test_what_was_forgotten_and_went_down_again_does_not_stay(
     assert node.tier.lookup(KEYS[:1]) == [False]
 
 
+@pytest.mark.parametrize("forgotten", [b"", BLOCK_PREFIX + b"of another namespace"])
 def test_what_leaves_the_index_while_it_comes_up_is_a_hit(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    forgotten: bytes, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.put_down(range(1))
     put = node.tier._region.put_if_absent
 
     def drop_then_put(key: bytes, value: memoryview, codec: int) -> int:
+        if forgotten:
+            node.tier.forget(forgotten)
         # As an index does that is full, and a segment that is written over.
         with node.log._lock:
             node.log._remove(key)
