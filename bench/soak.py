@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Runs many seeds, spread over all scenarios of the simulator: `make soak`.
 
-It takes hours, and goes on where it was interrupted as long as the commit is the same: what is done
-is kept in build/soak.json. The result goes to bench/results/soak.json, one row a scenario, with the
-commit. The exit status is 1 if any seed failed.
+It takes hours of processor time, and goes on where it was interrupted as long as the commit is the
+same: what is done is kept in build/soak.json. The result goes to bench/results/soak.json, one row a
+scenario, with the commit. The exit status is 1 if any seed failed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from kvstore.bench.sim.scenario import Catalogue
 ROOT: Final = Path(__file__).resolve().parent.parent
 PROGRESS: Final = ROOT / "build" / "soak.json"
 RESULT: Final = ROOT / "bench" / "results" / "soak.json"
-CHUNK_SEEDS: Final = 200
+CHUNK_SEEDS: Final = 100 * (os.cpu_count() or 1)
 # fmt: off
 COUNTS: Final = (
     "violations", "operations", "verbs", "events", "unknown", "breaks", "crashes", "pauses",
@@ -105,10 +107,16 @@ def soak(document: Document, scenarios: list[str], each: int) -> None:
             save(PROGRESS, document)
 
 
-def main(seeds: int) -> int:
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("seeds", type=int, help="of all scenarios together")
+    parser.add_argument("--commit", help="what these sources are, where there is no git")
+    return parser.parse_args(words)
+
+
+def main(seeds: int, commit: str) -> int:
     scenarios = Catalogue(read_parameters(find_simulator())).names("scenarios")
     each = -(-seeds // len(scenarios))
-    commit = commit_here()
     print(f"{each:,} seeds of each of {len(scenarios)} scenarios, on {commit}", flush=True)
     document = begun(commit)
     soak(document, scenarios, each)
@@ -120,8 +128,9 @@ def main(seeds: int) -> int:
 
 
 if __name__ == "__main__":
+    arguments = parse(sys.argv[1:])
     try:
-        sys.exit(main(int(sys.argv[1])))
+        sys.exit(main(arguments.seeds, arguments.commit or commit_here()))
     except KeyboardInterrupt:
         print("interrupted; `make soak` goes on from here", file=sys.stderr)
         sys.exit(130)

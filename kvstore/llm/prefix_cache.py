@@ -209,6 +209,10 @@ class PrefixCache:
                     from_ssd += int(number in promoted)
         return core.loaded(keys, reasons, sizes, len(prefetched), from_ssd)
 
+    def load_timeout_s(self, blocks: int) -> float:
+        """Return how long a `get` of so many blocks may take unless it is told."""
+        return self._core.load_timeout_s(blocks, None)
+
     def refuse(self, hashes: Sequence[bytes]) -> None:
         """Do not offer blocks for a while: another process of this engine failed to load them."""
         self._core.negative.add(self._core.keys.blocks(hashes))

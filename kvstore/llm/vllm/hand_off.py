@@ -11,10 +11,9 @@ import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import torch
-
+from kvstore.llm.block_memory import BlockMemory, Moment, Transfer
 from kvstore.llm.core import left_s
 from kvstore.llm.hand_off import HandOff, Publication
 from kvstore.llm.vllm.metadata import GroupBlocks, HandOffJob
@@ -23,18 +22,6 @@ if TYPE_CHECKING:
     import numpy
 
 _log = logging.getLogger("kvstore.llm.vllm")
-
-
-class LayerBlocks(Protocol):
-    """The blocks of one layer in the worker's memory."""
-
-    block_bytes: int
-
-    def gather(self, block_ids: list[int]) -> torch.Tensor:
-        """Return a copy of blocks: bytes, a row a block."""
-
-    def scatter(self, block_ids: list[int], memory: torch.Tensor) -> None:
-        """Write rows of bytes to blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +38,7 @@ class Publisher:
     def __init__(
         self,
         hand_off: HandOff,
-        layers: dict[str, LayerBlocks],
+        layers: dict[str, BlockMemory],
         room: Room,
         count: Callable[..., None],
     ) -> None:
@@ -87,8 +74,9 @@ class Publisher:
                 continue
             size = blocks.block_bytes * len(job.block_ids)
             if self._room.reserve(size):
-                rows = blocks.gather(job.block_ids)
-                self._thread.submit(self._put, job, number, rows)
+                parts = blocks.parts(len(job.block_ids))
+                copies = [blocks.gather(job.block_ids[part]) for part in parts]
+                self._thread.submit(self._put, job, number, copies, size)
             else:
                 # A hand-off with a gap is none: who waits is told so by its end.
                 self._count(dropped_blocks=len(job.block_ids))
@@ -113,22 +101,23 @@ class Publisher:
         except Exception:
             _log.exception("a hand-off could not begin")
 
-    def _put(self, job: HandOffJob, layer: int, rows: torch.Tensor) -> None:
+    def _put(self, job: HandOffJob, layer: int, copies: list[Transfer], size: int) -> None:
         try:
             publication = self._publications.get(job.request_id)
-            if publication is not None and not self._publish(publication, job, layer, rows):
+            # Waited for in any case: until then their memory is in use.
+            pieces = [row for copy in copies for row in copy.wait().numpy()]
+            if publication is not None and not self._publish(publication, job, layer, pieces):
                 self._end(job.request_id)
         except Exception:
             _log.exception("a hand-off failed")
             self._end(job.request_id)
         finally:
-            self._room.release(rows.numel())
+            self._room.release(size)
 
     def _publish(
-        self, publication: Publication, job: HandOffJob, layer: int, rows: torch.Tensor
+        self, publication: Publication, job: HandOffJob, layer: int, pieces: list[numpy.ndarray]
     ) -> bool:
         """Returns whether the hand-off goes on."""
-        pieces = list(rows.numpy())
         if job.first + len(pieces) < publication.blocks:
             return not publication.put_ahead(layer, pieces, job.first).failed
         if layer != publication.layer:
@@ -152,7 +141,7 @@ class Receiver:
     def __init__(
         self,
         hand_off: HandOff,
-        layers: list[LayerBlocks],
+        layers: list[BlockMemory],
         count: Callable[..., None],
         *,
         waiting_max: int,
@@ -167,16 +156,26 @@ class Receiver:
         """Run a load that may wait for a hand-off."""
         self._threads.submit(load)
 
-    def receive(self, blocks: GroupBlocks, deadline: float) -> set[int]:
-        """Fill blocks, layer by layer; return those that did not come: all or none."""
-        rows = self._rows(len(blocks.block_ids))
+    def receive(self, blocks: GroupBlocks, deadline: float, after: Moment | None) -> set[int]:
+        """Fill blocks, layer by layer; return those that did not come: all or none.
+
+        `after`: when the engine gave the blocks away.
+        """
+        ids = blocks.block_ids
+        # Layers come in turn, so that those of one size share one memory.
+        rows = {memory.block_bytes: memory.rows(len(ids)) for memory in self._layers}
+        pieces = {size: list(memory.numpy()) for size, memory in rows.items()}
 
         def arrived(layer: int) -> None:
-            self._layers[layer].scatter(blocks.block_ids, rows[layer])
+            memory = self._layers[layer]
+            source = rows[memory.block_bytes]
+            parts = memory.parts(len(ids))
+            for copy in [memory.scatter(ids[part], source[part], after) for part in parts]:
+                copy.wait()
 
         received = self._hand_off.receive(
             blocks.hashes,
-            [_pieces(row) for row in rows],
+            [pieces[memory.block_bytes] for memory in self._layers],
             timeout_s=left_s(deadline),
             arrived=arrived,
         )
@@ -185,22 +184,8 @@ class Receiver:
             return set()
         self._count(hand_offs_failed=1)
         _log.info("hand-off: %d layers came: %s", received.layers, received.reason)
-        return set(blocks.block_ids)
-
-    def _rows(self, count: int) -> list[torch.Tensor]:
-        """Of each layer, a row of bytes a block. All share one memory: layers come in turn."""
-        memory = torch.empty(
-            count * max(layer.block_bytes for layer in self._layers), dtype=torch.uint8
-        )
-        return [
-            memory[: count * layer.block_bytes].view(count, layer.block_bytes)
-            for layer in self._layers
-        ]
+        return set(ids)
 
     def shutdown(self) -> None:
         """Begin no more; those that wait end by their own deadlines."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-
-def _pieces(rows: torch.Tensor) -> list[numpy.ndarray]:
-    return list(rows.numpy())

@@ -1,8 +1,9 @@
 """The half of the connector that runs in vLLM's workers: it moves blocks.
 
 A block is stored as one object: the bytes of all layers of its group in this worker, as they are.
-What a step completes is copied out before the step ends, so vLLM may reuse its blocks at once; a
-thread stores the copies. Loads run on threads of their own, or before the step where they must.
+What a step completes is copied out behind the step, on a GPU by the GPU itself, so vLLM may reuse
+its blocks at once; a thread stores the copies. Loads run on threads of their own, or before the
+step where they must.
 """
 
 from __future__ import annotations
@@ -12,53 +13,24 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from vllm.v1.kv_cache_interface import group_kernel_blocks
 
 import kvstore
+from kvstore.llm.block_memory import PART_BYTES, BlockMemory, Moment, Transfer, block_memory
 from kvstore.llm.chains import Prompt
 from kvstore.llm.codecs import Codec
+from kvstore.llm.core import left_s
 from kvstore.llm.hand_off import HandOff
 from kvstore.llm.prefix_cache import PrefixCache
-from kvstore.llm.vllm.hand_off import LayerBlocks, Publisher, Receiver, Room
+from kvstore.llm.vllm.hand_off import Publisher, Receiver, Room
 from kvstore.llm.vllm.metadata import GroupBlocks, HandOffJob, Job
 from kvstore.llm.vllm.settings import Geometry, Settings
 
 _log = logging.getLogger("kvstore.llm.vllm")
-
-
-class BlockMemory:
-    """The blocks of one KV cache group in a worker's tensors."""
-
-    def __init__(self, tensors: list[torch.Tensor], num_blocks: int) -> None:
-        """`tensors`: of each layer of the group."""
-        self._layers = [group_kernel_blocks(tensor, num_blocks) for tensor in tensors]
-        self._bytes = [layer[0].numel() * layer.element_size() for layer in self._layers]
-        self.block_bytes = sum(self._bytes)
-
-    def gather(self, block_ids: list[int]) -> torch.Tensor:
-        """Return a copy of blocks: bytes, a row a block."""
-        memory = torch.empty((len(block_ids), self.block_bytes), dtype=torch.uint8)
-        for layer, piece in self._pieces(memory):
-            piece.copy_(layer[torch.tensor(block_ids, device=layer.device)])
-        return memory
-
-    def scatter(self, block_ids: list[int], memory: torch.Tensor) -> None:
-        """Write rows of bytes to blocks."""
-        for layer, piece in self._pieces(memory):
-            layer[torch.tensor(block_ids, device=layer.device)] = piece.to(layer.device)
-
-    def _pieces(self, memory: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each layer its tensor and its part of the rows, in the shape of the layer's blocks."""
-        pieces = []
-        begin = 0
-        for layer, size in zip(self._layers, self._bytes, strict=True):
-            piece = memory[:, begin : begin + size].view(layer.dtype)
-            pieces.append((layer, piece.unflatten(1, layer.shape[1:])))
-            begin += size
-        return pieces
 
 
 class WorkerSide:
@@ -93,7 +65,10 @@ class WorkerSide:
 
     def register(self, groups: list[list[torch.Tensor]], num_blocks: int) -> None:
         """Take the KV tensors of each group."""
-        self._memory = [BlockMemory(tensors, num_blocks) for tensors in groups]
+        self._memory = [
+            block_memory([group_kernel_blocks(tensor, num_blocks) for tensor in tensors])
+            for tensors in groups
+        ]
         self._caches = [
             PrefixCache(
                 self._store,
@@ -109,8 +84,11 @@ class WorkerSide:
         """Take the KV tensors of the layers that are handed off one by one, where they are."""
         if self._settings.hand_off == "none":
             return
-        blocks: dict[str, LayerBlocks] = {
-            name: BlockMemory([tensor], num_blocks) for name, tensor in layers.items()
+        # All layers together have as much memory of the device for copies as a group has.
+        part_bytes = PART_BYTES // len(layers)
+        blocks = {
+            name: block_memory([group_kernel_blocks(tensor, num_blocks)], part_bytes)
+            for name, tensor in layers.items()
         }
         limits = self._settings.limits()
         cache = PrefixCache(
@@ -128,7 +106,7 @@ class WorkerSide:
                 waiting_max=self._settings.hand_offs_max,
             )
         elif self._stores:
-            room = Room(self._reserve, self._release)
+            room = Room(self._reserve_soon, self._release)
             self._publisher = Publisher(hand_off, blocks, room, self._count)
 
     def _codec(self, element_bytes: int) -> Codec | None:
@@ -142,33 +120,35 @@ class WorkerSide:
 
     def start_loads(self, jobs: list[Job]) -> None:
         """Begin loads, or do them where the scheduler was promised that they are done."""
+        # What the step before queued may still use the blocks.
+        after = [memory.moment() for memory in self._memory] if jobs else []
         for job in jobs:
             if job.handed is not None:
-                self._start_receiving(job, job.handed)
+                self._start_receiving(job, job.handed, after)
             elif self._load_async:
-                self._load_threads.submit(self._load_and_tell, job)
+                self._load_threads.submit(self._load_and_tell, job, partial(self._load, job, after))
             else:
-                self._load(job)
+                self._load(job, after)
 
-    def _start_receiving(self, job: Job, handed: GroupBlocks) -> None:
+    def _start_receiving(self, job: Job, handed: GroupBlocks, after: list[Moment | None]) -> None:
         receiver = self._receiver
         assert receiver is not None, "the scheduler expects a hand-off only where one is received"
         tokens = len(handed.block_ids) * self._geometry.block_tokens[handed.group]
         deadline = time.monotonic() + self._settings.hand_off_timeout_s(tokens)
 
         def load() -> set[int]:
-            failed = self._load(job)
+            failed = self._load(job, after)
             # A prefix ends where a block is missing: what comes behind it is of no use.
             if failed:
                 return failed | set(handed.block_ids)
-            return receiver.receive(handed, deadline)
+            return receiver.receive(handed, deadline, after[handed.group])
 
         receiver.submit(lambda: self._load_and_tell(job, load))
 
-    def _load_and_tell(self, job: Job, load: Callable[[], set[int]] | None = None) -> None:
+    def _load_and_tell(self, job: Job, load: Callable[[], set[int]]) -> None:
         failed = set()
         try:
-            failed = self._load(job) if load is None else load()
+            failed = load()
         except Exception:
             # Nothing must keep a request waiting for ever, a defect of ours neither.
             _log.exception("a load failed")
@@ -181,32 +161,50 @@ class WorkerSide:
                     self._failed_requests.add(job.request_id)
                 self._loaded.add(job.request_id)
 
-    def _load(self, job: Job) -> set[int]:
+    def _load(self, job: Job, after: list[Moment | None]) -> set[int]:
         """Loads the blocks of a request; returns the ids of those that could not be."""
         begin = time.monotonic()
         failed: set[int] = set()
         for blocks in job.groups:
-            if not blocks.block_ids:
-                continue
-            memory = self._memory[blocks.group]
-            rows = torch.empty((len(blocks.block_ids), memory.block_bytes), dtype=torch.uint8)
-            result = self._caches[blocks.group].get(
-                blocks.hashes,
-                list(rows.numpy()),
-                prompt=job.prompts[blocks.group],
-                first=blocks.first,
-            )
-            if result.all_ok:
-                memory.scatter(blocks.block_ids, rows)
-            else:
-                good = [place for place, ok in enumerate(result.ok) if ok]
-                if good:
-                    memory.scatter([blocks.block_ids[place] for place in good], rows[good])
-                failed |= {blocks.block_ids[place] for place in result.reasons}
+            if blocks.block_ids:
+                prompt = job.prompts[blocks.group]
+                loaded = self._load_group(blocks, prompt, after[blocks.group])
+                failed |= set(blocks.block_ids) - loaded
         with self._changed:
             self._failed_blocks |= failed
         self._count(load_seconds=time.monotonic() - begin, requests_loaded=1)
         return failed
+
+    def _load_group(self, blocks: GroupBlocks, prompt: Prompt, after: Moment | None) -> set[int]:
+        """Returns the ids of the blocks that were loaded. A prefix ends with its first failure."""
+        memory = self._memory[blocks.group]
+        cache = self._caches[blocks.group]
+        deadline = time.monotonic() + cache.load_timeout_s(len(blocks.block_ids))
+        loaded: list[int] = []
+        transfer: Transfer | None = None
+        try:
+            # A part crosses to the device while the next one comes from the store.
+            for part in memory.parts(len(blocks.block_ids)):
+                rows = memory.rows(part.stop - part.start)
+                result = cache.get(
+                    blocks.hashes[part],
+                    list(rows.numpy()),
+                    timeout_s=left_s(deadline),
+                    prompt=prompt,
+                    first=blocks.first + part.start,
+                )
+                good = [place for place, ok in enumerate(result.ok) if ok]
+                if good:
+                    ids = [blocks.block_ids[part.start + place] for place in good]
+                    transfer = memory.scatter(ids, rows if result.all_ok else rows[good], after)
+                    loaded += ids
+                if not result.all_ok:
+                    break
+        finally:
+            # Nothing writes to the blocks any more when vLLM hears of them, good or bad.
+            if transfer is not None:
+                transfer.wait()
+        return set(loaded)
 
     def take_loaded(self) -> tuple[set[str], set[str]]:
         """Return the requests whose loads have ended, and those of them that failed as a whole."""
@@ -227,28 +225,35 @@ class WorkerSide:
         """Copy the blocks of a step and have them stored."""
         if not self._stores:
             return
+        deadline = time.monotonic() + self._settings.save_wait_s
         for job in jobs:
             for blocks in job.groups:
-                if not blocks.block_ids:
-                    continue
-                memory = self._memory[blocks.group]
-                size = memory.block_bytes * len(blocks.block_ids)
-                if not self._reserve(size):
-                    self._count(dropped_blocks=len(blocks.block_ids))
-                    continue
-                rows = memory.gather(blocks.block_ids)
-                self._save_thread.submit(self._put, blocks, job.prompts[blocks.group], rows)
+                self._save_group(blocks, job.prompts[blocks.group], deadline)
 
-    def _reserve(self, size: int) -> bool:
+    def _save_group(self, blocks: GroupBlocks, prompt: Prompt, deadline: float) -> None:
+        memory = self._memory[blocks.group]
+        for part in memory.parts(len(blocks.block_ids)):
+            ids = blocks.block_ids[part]
+            size = memory.block_bytes * len(ids)
+            if not self._reserve(size, deadline):
+                self._count(dropped_blocks=len(blocks.block_ids) - part.start)
+                return
+            names = GroupBlocks(blocks.group, ids, blocks.hashes[part], blocks.first + part.start)
+            self._save_thread.submit(self._put, names, prompt, memory.gather(ids), size)
+
+    def _reserve(self, size: int, deadline: float) -> bool:
         """Waits for room for copies; false where there is none in time."""
         with self._changed:
-            fits = self._changed.wait_for(
+            fits = size <= self._settings.save_bytes and self._changed.wait_for(
                 lambda: self._saving_bytes + size <= self._settings.save_bytes,
-                self._settings.save_wait_s if size <= self._settings.save_bytes else 0,
+                max(0.0, deadline - time.monotonic()),
             )
             if fits:
                 self._saving_bytes += size
             return fits
+
+    def _reserve_soon(self, size: int) -> bool:
+        return self._reserve(size, time.monotonic() + self._settings.save_wait_s)
 
     def _release(self, size: int) -> None:
         with self._changed:
@@ -274,16 +279,17 @@ class WorkerSide:
 
     # ---- the storing thread ----
 
-    def _put(self, blocks: GroupBlocks, prompt: Prompt, rows: torch.Tensor) -> None:
+    def _put(self, blocks: GroupBlocks, prompt: Prompt, copies: Transfer, size: int) -> None:
         begin = time.monotonic()
         try:
+            rows = copies.wait()
             self._caches[blocks.group].put(
                 blocks.hashes, list(rows.numpy()), prompt=prompt, first=blocks.first
             )
         except Exception:
             _log.exception("a store failed")
         finally:
-            self._release(rows.numel())
+            self._release(size)
         self._count(save_seconds=time.monotonic() - begin)
 
     # ---- telling and ending ----

@@ -1,0 +1,196 @@
+"""The blocks of a KV cache in an engine's tensors: how their bytes come to the host and go back.
+
+A GPU does what an engine queued later than the engine's thread went on. Therefore
+
+- a copy out is queued on the engine's own stream: it has what the engine queued before, and the
+  engine may reuse the blocks at once;
+- a copy in runs on a stream of its own, behind the moment at which the engine gave the blocks
+  away, and is over when `Transfer.wait` returns: only then may the engine queue a use of them.
+
+Bytes cross between page-locked host memory and one piece of device memory, in parts of bounded
+size; that piece and the tensors are gathered from and scattered to on the device.
+
+Needs torch, and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+import torch
+
+#: Of one transfer, unless a single block is larger.
+PART_BYTES: Final = 32 << 20
+
+
+class Moment(Protocol):
+    """A point in what an engine has queued; None where nothing is ever queued."""
+
+    def query(self) -> bool:
+        """Whether the device has come to it."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it."""
+
+
+class Transfer:
+    """A copy that was begun.
+
+    Attributes:
+        rows: Bytes in host memory, shape (blocks, block_bytes). They are not the engine's.
+    """
+
+    def __init__(self, rows: torch.Tensor, end: Moment | None = None) -> None:
+        self.rows: Final = rows
+        self._end: Final = end
+
+    def ended(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._end is None or self._end.query()
+
+    def wait(self) -> torch.Tensor:
+        """Return `rows` once the copy has ended. Any thread may wait, without the GIL."""
+        if self._end is not None:
+            self._end.synchronize()
+        return self.rows
+
+
+class BlockMemory:
+    """Blocks in host memory, where whatever was called has happened."""
+
+    def __init__(self, layers: list[torch.Tensor], part_bytes: int = PART_BYTES) -> None:
+        """Take an engine's tensors.
+
+        Args:
+            layers: Of each layer its blocks, shape (blocks, ...), of any strides.
+            part_bytes: How much one transfer should have at most.
+        """
+        self._layers = layers
+        self._bytes = [layer[0].numel() * layer.element_size() for layer in layers]
+        self.block_bytes = sum(self._bytes)
+        self._part_blocks = max(1, part_bytes // self.block_bytes)
+
+    def parts(self, blocks: int) -> Iterator[slice]:
+        """Cut so many blocks into transfers, the first ones first."""
+        for begin in range(0, blocks, self._part_blocks):
+            yield slice(begin, min(begin + self._part_blocks, blocks))
+
+    def rows(self, blocks: int) -> torch.Tensor:
+        """Return host memory to `scatter` from, shape (blocks, block_bytes)."""
+        return torch.empty((blocks, self.block_bytes), dtype=torch.uint8)
+
+    def moment(self) -> Moment | None:
+        """Return this point in what the engine has queued. To be called by the engine's thread."""
+        return None
+
+    def gather(self, block_ids: list[int]) -> Transfer:
+        """Copy blocks to the host, a row a block. To be called by the engine's thread."""
+        rows = self.rows(len(block_ids))
+        self._collect(rows, torch.tensor(block_ids))
+        return Transfer(rows)
+
+    def scatter(self, block_ids: list[int], rows: torch.Tensor, after: Moment | None) -> Transfer:
+        """Copy rows of the host to blocks. Any thread may call it.
+
+        Args:
+            block_ids: One a row.
+            rows: From `rows`; not to be changed before the transfer has ended.
+            after: The `moment` at which the engine gave the blocks away.
+        """
+        self._spread(rows, torch.tensor(block_ids))
+        return Transfer(rows)
+
+    def _collect(self, memory: torch.Tensor, index: torch.Tensor) -> None:
+        for layer, piece in self._pieces(memory):
+            piece.copy_(layer.index_select(0, index))
+
+    def _spread(self, memory: torch.Tensor, index: torch.Tensor) -> None:
+        for layer, piece in self._pieces(memory):
+            layer.index_copy_(0, index, piece)
+
+    def _pieces(self, memory: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each layer its tensor and its part of the rows, in the shape of the layer's blocks."""
+        begin = 0
+        for layer, size in zip(self._layers, self._bytes, strict=True):
+            piece = memory[:, begin : begin + size].view(layer.dtype)
+            yield layer, piece.unflatten(1, layer.shape[1:])
+            begin += size
+
+
+class DeviceMemory(BlockMemory):
+    """Blocks in the memory of a GPU. See the module for what runs when."""
+
+    def __init__(self, layers: list[torch.Tensor], part_bytes: int = PART_BYTES) -> None:
+        super().__init__(layers, part_bytes)
+        self._device = layers[0].device
+        self._out = torch.cuda.Stream(self._device)
+        self._in = torch.cuda.Stream(self._device)
+        # Two, so that one part crosses while the next is gathered.
+        self._staging = [_Staging(self._part_blocks * self.block_bytes, self._device) for _ in "ab"]
+
+    def rows(self, blocks: int) -> torch.Tensor:
+        """Return page-locked memory, which torch keeps for the next caller."""
+        return torch.empty((blocks, self.block_bytes), dtype=torch.uint8, pin_memory=True)
+
+    def moment(self) -> Moment | None:
+        """See BlockMemory."""
+        moment: Moment = torch.cuda.current_stream(self._device).record_event()
+        return moment
+
+    def gather(self, block_ids: list[int]) -> Transfer:
+        """See BlockMemory. At most a part's blocks; the engine's stream waits two parts back."""
+        assert len(block_ids) <= self._part_blocks, "more blocks than a part has"
+        engine = torch.cuda.current_stream(self._device)
+        staging = self._staging[0]
+        self._staging.reverse()
+        if staging.left is not None:
+            engine.wait_event(staging.left)
+        memory = staging.memory[: len(block_ids) * self.block_bytes]
+        memory = memory.view(len(block_ids), self.block_bytes)
+        with torch.cuda.device(self._device):
+            self._collect(memory, self._index(block_ids))
+        rows = self.rows(len(block_ids))
+        self._out.wait_stream(engine)
+        with torch.cuda.stream(self._out):
+            rows.copy_(memory, non_blocking=True)
+            staging.left = _end_of(self._out)
+        return Transfer(rows, staging.left)
+
+    def scatter(self, block_ids: list[int], rows: torch.Tensor, after: Moment | None) -> Transfer:
+        """See BlockMemory."""
+        with torch.cuda.stream(self._in):
+            if after is not None:
+                assert isinstance(after, torch.cuda.Event), "a moment of another memory"
+                self._in.wait_event(after)
+            self._spread(rows.to(self._device, non_blocking=True), self._index(block_ids))
+            return Transfer(rows, _end_of(self._in))
+
+    def _index(self, block_ids: list[int]) -> torch.Tensor:
+        """On the device, once the current stream is there: nobody waits for it."""
+        return torch.tensor(block_ids, pin_memory=True).to(self._device, non_blocking=True)
+
+
+class _Staging:
+    """Device memory that a part crosses, and when the last one had left it."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.memory: Final = torch.empty(size, dtype=torch.uint8, device=device)
+        self.left: torch.cuda.Event | None = None
+
+
+def _end_of(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """What is queued on a stream by now; who waits for it sleeps."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    return event
+
+
+def block_memory(layers: list[torch.Tensor], part_bytes: int = PART_BYTES) -> BlockMemory:
+    """Return the memory that the layers' tensors, all on one device, are in."""
+    devices = {layer.device for layer in layers}
+    if len(devices) != 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"the layers of a group are on several devices: {names}")
+    kind = DeviceMemory if layers[0].is_cuda else BlockMemory
+    return kind(layers, part_bytes)
