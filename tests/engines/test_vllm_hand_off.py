@@ -11,12 +11,13 @@ from array import array
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import kvstore
-from kvstore.bench.processes import ProcessError
+from kvstore.errors import ConfigurationError
 from kvstore.llm import directory
 from kvstore.llm.keys import KeyMaker
 from tests.engines.conftest import PROMPTS, engine_module
@@ -163,7 +164,20 @@ def check_that_nobody_is_waited_for_unasked(pair: Pair, expected: Answer) -> Non
     assert pair.decode.count("kvstore_hand_offs_failed") == failed
 
 
-def test_an_end_of_hand_offs_that_does_not_fit_the_role(llama: Path, node: NodeProcess) -> None:
-    extra = {"target": node.target, "hand_off": "publish"}
-    with pytest.raises(ProcessError, match="a kv_producer publishes"):
-        Engine(llama, extra, {}, "kv_consumer")
+@pytest.mark.parametrize(
+    ("role", "end", "why"),
+    [
+        ("kv_consumer", "publish", "a kv_producer publishes"),
+        ("kv_producer", "receive", "a kv_consumer receives"),
+        ("kv_both", "both", "none, publish or receive"),
+    ],
+)
+def test_an_end_of_hand_offs_that_does_not_fit_the_role(role: str, end: str, why: str) -> None:
+    transfer = engine_module("vllm.config").KVTransferConfig(
+        kv_connector="KvStoreConnector",
+        kv_role=role,
+        kv_connector_extra_config={"target": "kv://127.0.0.1:1", "hand_off": end},
+    )
+    settings_of = engine_module("kvstore.llm.vllm.settings").Settings.of
+    with pytest.raises(ConfigurationError, match=why):
+        settings_of(SimpleNamespace(kv_transfer_config=transfer))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import kvstore
-from kvstore.bench.processes import ProcessError
+from kvstore.errors import ConfigurationError
 from tests.engines.conftest import engine_module
 from tests.engines.vllm_engines import Answer, Engine, block_keys, engine, wait_for
 from tests.support.nodes import NodeProcess
@@ -99,6 +99,8 @@ def check_that_a_failed_load_is_computed(
     wait_for(lambda: all(store[key] == value for key, value in kept.items()))
 
 
-def test_a_tier_without_a_target_is_one_clear_line(llama: Path) -> None:
-    with pytest.raises(ProcessError, match="needs the target"), offloading(llama, {}):
-        pass
+def test_a_tier_without_a_target_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KVSTORE_TARGET", raising=False)
+    tier = engine_module("kvstore.llm.vllm.offloading").KvStoreTier
+    with pytest.raises(ConfigurationError, match="needs the target"):
+        tier(None, memoryview(bytearray(8)).cast("B", (2, 4)), "KvStoreTier")

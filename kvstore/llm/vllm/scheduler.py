@@ -130,6 +130,9 @@ class SchedulerSide:
 
     def _has_turn(self, tracked: _Tracked, usable: int) -> bool:
         """Whether the request may begin: it has nothing to wait for, or has waited."""
+        if tracked.awaited:
+            # The deadline of its hand-off is over: it waits for nobody else.
+            return True
         if tracked.flight is None:
             tracked.flight = self._begin_flight(tracked, usable)
             if tracked.flight is None:
