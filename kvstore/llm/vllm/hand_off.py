@@ -192,7 +192,7 @@ class Receiver:
 
         received = self._hand_off.receive(
             blocks.hashes,
-            [pieces[memory.block_bytes] for memory in self._layers],
+            [_pieces(row) for row in rows],
             timeout_s=left_s(deadline),
             arrived=arrived,
         )
@@ -213,3 +213,7 @@ class Receiver:
     def shutdown(self) -> None:
         """Begin no more; those that wait end by their own deadlines."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _pieces(rows: torch.Tensor) -> list[numpy.ndarray]:
+    return list(rows.numpy())
