@@ -42,6 +42,16 @@ void ClientCache::note_hit(const Key& key, const CacheStorage::View& view) {
   uses_.push_back({view.facts.slot_offset, view.facts.subtable});
 }
 
+bool ClientCache::tell_absent(const Key& key, const CacheStorage::View& view, kv_call& call) {
+  call.status = KV_ABSENT;
+  call.data = nullptr;
+  call.data_bytes = 0;
+  call.version = 0;
+  absence_.note_saved();
+  note_hit(key, view);
+  return true;
+}
+
 void ClientCache::take_uses(std::vector<RecentUse>& uses) {
   const std::lock_guard lock(uses_mutex_);
   uses.swap(uses_);
@@ -96,6 +106,12 @@ bool ClientCache::wants(const Key& key, uint64_t value_bytes) {
   counts_.bypassed.fetch_add(1, std::memory_order_relaxed);
   figures_.note(key.hash, KeyFigures::kBypassed);
   return false;
+}
+
+bool ClientCache::wants_absence(const Key& key) {
+  if (interest_.knows(key.hash)) absence_.note_saved();
+  unchanged(key.hash);
+  return (absence_.pays(uses_that_pay()) || KV_BUGGIFY(cache_everything)) && wants(key, 0);
 }
 
 uint32_t ClientCache::uses_that_pay() const {

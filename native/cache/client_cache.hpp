@@ -21,6 +21,7 @@
 
 #include "api/kvstore.h"
 #include "base/variant.hpp"
+#include "cache/absence.hpp"
 #include "cache/interest.hpp"
 #include "cache/key_figures.hpp"
 #include "cache/storage.hpp"
@@ -58,6 +59,7 @@ class ClientCache {
     if (!is_current()) return false;
     CacheStorage::View view;
     if (!storage_.find(key, view)) return false;
+    if (view.facts.absent) return tell_absent(key, view, call);
     call.codec = view.facts.codec;
     call.version = view.facts.version;
     call.data = nullptr;
@@ -78,6 +80,7 @@ class ClientCache {
   bool contains(const Key& key, kv_call& call) {
     CacheStorage::View view;
     if (!is_current() || !storage_.find(key, view)) return false;
+    if (view.facts.absent) return tell_absent(key, view, call);
     call.version = view.facts.version;
     call.data_bytes = view.facts.value_bytes;
     call.codec = view.facts.codec;
@@ -94,6 +97,8 @@ class ClientCache {
 
   // Whether a value of this size should be copied now that it is read.
   bool wants(const Key& key, uint64_t value_bytes);
+  // Whether it should be remembered that a key is absent, now that a read has not found it.
+  bool wants_absence(const Key& key);
   // A read from the node that has been asked about: the key was as seen before.
   void unchanged(uint64_t hash) { interest_.unchanged(hash, uses_that_pay()); }
   // The key was found without anything known of it.
@@ -139,6 +144,8 @@ class ClientCache {
   // Takes the copy of a key away, and spoils those that are being made. Returns whether there was
   // and is nothing under its record: who is still reading its keys stays registered.
   bool drop(uint64_t hash, uint32_t record, By by);
+  // A writer that inserts some key has asked after copies of absence.
+  void note_absence_asked() { absence_.note_asked(); }
   void flush();
   // Empties it for an attachment that takes it over; returns its term.
   uint64_t bind();
@@ -175,11 +182,13 @@ class ClientCache {
   static constexpr uint64_t kLongestNs = kMillisecond;
 
   void note_hit(const Key& key, const CacheStorage::View& view);
+  bool tell_absent(const Key& key, const CacheStorage::View& view, kv_call& call);
   void add_pending_locked(unsigned shard, uint64_t hash, uint32_t record, Fill& fill);
   bool drop_copy_locked(uint64_t hash, By by, uint32_t& uses);
 
   CacheStorage storage_;
   Interest interest_;
+  AbsenceBalance absence_;
   KeyFigures figures_;
   // As long as nothing is known: a get over the network, a message and its answer.
   RecentMean get_ns_{20'000};

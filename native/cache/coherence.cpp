@@ -46,7 +46,9 @@ void Coherence::saw(uint32_t record, layout::CoherenceRecord word) {
   std::atomic<uint64_t>* words = records_known_.load(std::memory_order_acquire);
   if (words == nullptr) {
     const std::lock_guard lock(records_mutex_);
-    if (!records_) records_ = std::make_unique<std::atomic<uint64_t>[]>(geometry_.record_count);
+    if (!records_) {
+      records_ = std::make_unique<std::atomic<uint64_t>[]>(2 * geometry_.record_count);
+    }
     words = records_.get();
     records_known_.store(words, std::memory_order_release);
   }
@@ -67,6 +69,7 @@ void Coherence::handle(const Message& message, const Reply& reply) {
     }
     if (cache_ != nullptr) {
       done.empty = cache_->drop(content.hash, content.record, ClientCache::By::kOther) ? 1 : 0;
+      if (content.record >= geometry_.record_count) cache_->note_absence_asked();
       cache_->heard();
     }
     reply(message.from, done);

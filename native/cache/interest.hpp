@@ -59,6 +59,10 @@ class Interest {
     }
     return false;
   }
+  // Whether it has been read lately.
+  bool knows(uint64_t hash) const {
+    return State(words_[number_of(hash)].load(std::memory_order_relaxed)).tag == tag_of(hash);
+  }
   // A read that told nothing of earlier ones: the next one is not the first.
   void met(uint64_t hash) {
     std::atomic<uint64_t>& word = word_of(hash);

@@ -33,6 +33,7 @@ struct CopyFacts {
   uint64_t subtable = 0;
   uint32_t record = 0;  // coherence record
   uint32_t codec = 0;
+  bool absent = false;  // the copy says that there is no such key, and has no value
 };
 
 class CacheStorage {

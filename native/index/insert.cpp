@@ -85,9 +85,11 @@ Task<Status> clear_copies(Remote& remote, const layout::Geometry& geometry, cons
 
 }  // namespace
 
-Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Geometry& geometry,
-                          const Key& key, const Places& places, Slot contents,
-                          std::span<const Candidate> examined, std::span<kv_op> first) {
+Task<InsertResult> begin_insert(Remote& remote, Directory& directory,
+                                const layout::Geometry& geometry, const Key& key,
+                                const Places& places, Slot contents,
+                                std::span<const Candidate> examined, std::span<kv_op> first,
+                                std::span<const kv_op> behind) {
   // Rare paths end somewhere: a table of many subtables would be full of nothing.
   constexpr unsigned kEarlyDepthMax = 4;
   if (directory.entry_of(key.hash).depth() < kEarlyDepthMax && KV_BUGGIFY(early_split)) {
@@ -102,12 +104,14 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
       target.slot.successor(key.fingerprint(), flags, contents.size_class(), contents.address());
   CombinedBucket seen[2];
   HeaderSpan after[2];
-  kv_op ops[8];
+  kv_op ops[9];
   unsigned count = 0;
   KV_ASSERT(first.size() <= 3);
+  KV_ASSERT(behind.size() <= 1);
   for (const kv_op& op : first) ops[count++] = op;
   const unsigned cas_at = count;
   ops[count++] = cas_op(target.offset, target.slot.word, tentative.word);
+  for (const kv_op& op : behind) ops[count++] = op;
   for (unsigned c = 0; c < 2; ++c) {
     seen[c].offset = places.own()[c].offset;
     ops[count++] = read_op(seen[c].offset, seen[c].buckets, layout::kCombinedBytes);
@@ -135,21 +139,31 @@ Task<InsertResult> insert(Remote& remote, Directory& directory, const layout::Ge
     const Status s = co_await clear_copies(remote, geometry, key, {found, copies});
     unchanged = s == Status::kOk;
   }
+  const SlotRef entry{target.offset, tentative};
   if (!unchanged) {
-    // If this CAS fails, or its answer is lost, somebody else kills the tentative entry.
-    co_await swap_word(remote, target.offset, tentative, tentative.emptied());
+    co_await withdraw_insert(remote, entry);
     co_return InsertResult{remote.broken() ? InsertOutcome::kLost : InsertOutcome::kConflict, {}};
   }
+  co_return InsertResult{InsertOutcome::kTentative, entry, copies > 0};
+}
 
-  const Slot live = tentative.with_flags(0);
-  kv_op commit[1] = {cas_op(target.offset, tentative.word, live.word)};
-  const uint32_t s = co_await remote.batch(commit);
+Task<InsertResult> commit_insert(Remote& remote, InsertResult begun,
+                                 std::span<const kv_op> behind) {
+  const SlotRef entry = begun.slot;
+  const SlotRef live{entry.offset, entry.slot.with_flags(0)};
+  kv_op ops[2] = {cas_op(entry.offset, entry.slot.word, live.slot.word)};
+  unsigned count = 1;
+  KV_ASSERT(behind.size() <= 1);
+  for (const kv_op& op : behind) ops[count++] = op;
+  const uint32_t s = co_await remote.batch({ops, count});
   if (s == KV_FABRIC_DOWN) co_return InsertResult{InsertOutcome::kLost, {}};
-  if (s != KV_FABRIC_OK) {
-    co_return InsertResult{InsertOutcome::kUnknown, {target.offset, live}};
-  }
-  if (commit[0].result != tentative.word) co_return InsertResult{InsertOutcome::kConflict, {}};
-  co_return InsertResult{InsertOutcome::kInserted, {target.offset, live}, copies > 0};
+  if (s != KV_FABRIC_OK) co_return InsertResult{InsertOutcome::kUnknown, live};
+  if (ops[0].result != entry.slot.word) co_return InsertResult{InsertOutcome::kConflict, {}};
+  co_return InsertResult{InsertOutcome::kInserted, live, begun.met_others};
+}
+
+Task<bool> withdraw_insert(Remote& remote, SlotRef entry) {
+  return swap_word(remote, entry.offset, entry.slot, entry.slot.emptied());
 }
 
 }  // namespace kvstore

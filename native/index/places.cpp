@@ -148,23 +148,29 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
 }
 
 Task<Status> confirm_absence(Remote& remote, const Places& places, unsigned fingerprint,
-                             Newcomers& newcomers) {
+                             Newcomers& newcomers, std::span<kv_op> first) {
+  KV_ASSERT(first.size() <= 1);
   newcomers.count = 0;
+  newcomers.tentative = false;
   const std::span<const CombinedBucket> seen = places.all();
   CombinedBucket again[4];
   HeaderSpan after[4];
-  kv_op ops[8];
+  kv_op ops[9];
+  unsigned count = 0;
+  for (const kv_op& op : first) ops[count++] = op;
   for (size_t i = 0; i < seen.size(); ++i) {
-    ops[i] = read_op(seen[i].offset, again[i].buckets, layout::kCombinedBytes);
-    ops[seen.size() + i] = after[i].read_of(seen[i]);
+    ops[count++] = read_op(seen[i].offset, again[i].buckets, layout::kCombinedBytes);
   }
-  if (const uint32_t s = co_await remote.batch({ops, 2 * seen.size()}); s != KV_FABRIC_OK) {
+  for (size_t i = 0; i < seen.size(); ++i) ops[count++] = after[i].read_of(seen[i]);
+  if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
     co_return from_fabric(s);
   }
+  for (size_t i = 0; i < first.size(); ++i) first[i].result = ops[i].result;
   for (size_t i = 0; i < seen.size(); ++i) {
     if (!after[i].same_as(seen[i])) co_return Status::kAbsent;
     for (unsigned n = 0; n < kSlotsPerCombined; ++n) {
       const Slot slot = again[i].slot(n);
+      newcomers.tentative |= slot.tentative() && slot.fingerprint() == fingerprint;
       if (slot == seen[i].slot(n) || !slot.readable() || KV_VARIANT(absent_by_headers)) continue;
       if (slot.fingerprint() != fingerprint) continue;
       newcomers.slots[newcomers.count++] = {seen[i].slot_offset(n), slot};

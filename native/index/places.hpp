@@ -76,21 +76,23 @@ inline constexpr unsigned kFirstOpsMax = 4;
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
                          std::span<kv_op> first = {}, std::span<const kv_op> last = {});
 
-// Readable slots with a fingerprint that a second look at the places has found, and not the first.
+// Slots with a fingerprint that a second look at the places has found.
 struct Newcomers {
-  SlotRef slots[kMatchesMax];
+  SlotRef slots[kMatchesMax];  // readable, and not there at the first look
   unsigned count = 0;
+  bool tentative = false;  // somebody may be about to insert the key
 };
 
 // Reads the places again, and after them their headers. kOk: of the slots that were not there at
 // the first look only `newcomers` can lead to the key; if none of them does, it is absent. kAbsent:
 // a header has changed, so that an entry may have been carried past the reader; look again.
+// `first`, one at most, goes ahead, and knows its result then.
 //
 // A slot is known to belong to a header only if it was read between two readings of that header. In
 // `places` both came by one READ, which may have brought the slots before the headers: from before
 // the entry was carried there, and yet with a header that calls the bucket filled.
 Task<Status> confirm_absence(Remote& remote, const Places& places, unsigned fingerprint,
-                             Newcomers& newcomers);
+                             Newcomers& newcomers, std::span<kv_op> first = {});
 
 // Both headers of a combined bucket and what is between them.
 struct HeaderSpan {

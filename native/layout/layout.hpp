@@ -29,7 +29,7 @@
 namespace kvstore::layout {
 
 inline constexpr uint64_t kMagic = 0x31304d454d44564bull;  // "KVDMEM01"
-inline constexpr uint32_t kLayoutVersion = 4;
+inline constexpr uint32_t kLayoutVersion = 5;
 
 inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kLineBytes = 64;
@@ -339,11 +339,16 @@ struct Geometry {
   constexpr uint64_t entry_offset(uint64_t segment) const {
     return segment_table_offset + segment * 8;
   }
-  // Which coherence record a key has. Records don't move, so splits don't touch them.
+  // Which coherence record a key has while it is there, and which while it is absent: numbers of
+  // one row, as the one table lies behind the other. Records don't move, so splits don't touch
+  // them.
   constexpr uint32_t record_of(uint64_t key_hash) const {
     return uint32_t((key_hash ^ key_hash >> 29) & (record_count - 1));
   }
-  constexpr uint64_t present_record_offset(uint32_t record) const {
+  constexpr uint32_t absent_record_of(uint64_t key_hash) const {
+    return uint32_t(record_count) + record_of(key_hash);
+  }
+  constexpr uint64_t record_offset(uint32_t record) const {
     return present_records_offset + record * uint64_t{8};
   }
   constexpr uint32_t segments_for(uint64_t bytes) const {

@@ -38,7 +38,7 @@ Price price_of(const OperationCost& cost) {
       return met ? Price{3, 0, 0, 2} : Price{6, 0, 0, 2};
     case OperationKind::kPut:
       if (!met) return {7, 2, 0, 3};
-      return cost.inserted ? Price{6, 2, 2, 3} : Price{3, 2, 1, 3};
+      return cost.inserted ? Price{7, 2, 2, 3} : Price{3, 2, 1, 3};
     default:
       // What has expired is deleted as well.
       return met ? Price{3, 0, 1, 3} : Price{6, 0, 1, 3};

@@ -182,34 +182,37 @@ bool reads_whole(const Channel& channel, const kv_call& call, uint64_t object_by
   return !worthwhile;
 }
 
-// The making of a copy while a value is read. What has a time to live is not copied: its end comes
+// The making of a copy while the node is read. What has a time to live is not copied: its end comes
 // without anybody's word.
 class Copying {
  public:
-  // Decides, and if so begins.
-  Copying(Channel& channel, const Target& target, const KnownAddress& known)
-      : coherence_(channel.attachment->coherence) {
+  Copying(Channel& channel, const Target& target)
+      : geometry_(channel.attachment->geometry),
+        coherence_(channel.attachment->coherence),
+        target_(target),
+        may_copy_((target.call.flags & (KV_UNCACHED | KV_PROBE)) == 0) {}
+
+  // Decides, and if so begins: a copy of the value that is remembered there.
+  void begin(const KnownAddress& known) {
     ClientCache* const cache = coherence_.cache();
-    if (cache == nullptr || (target.call.flags & (KV_UNCACHED | KV_PROBE)) != 0) return;
+    if (cache == nullptr || !may_copy_) return;
     if (known.slot.frozen() && !KV_VARIANT(cache_installs_frozen)) return;
-    if (!cache->wants(target.key, known.value_bytes)) return;
-    const layout::Geometry& geometry = channel.attachment->geometry;
-    record_ = geometry.record_of(target.key.hash);
-    if (!cache->begin_fill(target.key.hash, record_, coherence_.term(), fill_)) return;
-    const layout::CoherenceRecord guessed = coherence_.guess(record_);
-    const uint64_t at = geometry.present_record_offset(record_);
-    if (coherence_.is_owner(guessed)) {
-      registration_ = faa_op(at, KV_VARIANT(cache_clears_blindly) ? 0 : kOneChange);
-    } else {
-      registration_ = cas_op(at, guessed.word, guessed.with_owner(coherence_.group()).word);
-    }
+    if (!cache->wants(target_.key, known.value_bytes)) return;
+    begin_under(*cache, geometry_.record_of(target_.key.hash));
+  }
+  // The same of the key's absence, after a look at these places that has not found it.
+  void begin_absence(const Places& places) {
+    ClientCache* const cache = coherence_.cache();
+    if (cache == nullptr || !may_copy_ || places.filling()) return;
+    if (!cache->wants_absence(target_.key)) return;
+    begin_under(*cache, geometry_.absent_record_of(target_.key.hash));
   }
 
   bool begun() const { return fill_.begun(); }
   bool guessed_wrong() const { return guessed_wrong_; }
   // Goes ahead of all else. Where the bit is thought to be set only the count is raised, which no
   // other client can be in the way of: it keeps the bit from being cleared by who has not seen it.
-  const kv_op& registration() const { return registration_; }
+  std::span<kv_op> registration() { return {&registration_, begun() ? 1u : 0u}; }
   // Whether the copy may be kept as far as the record is concerned.
   bool registered(const kv_op& posted) {
     const layout::CoherenceRecord before{posted.result};
@@ -228,7 +231,7 @@ class Copying {
     constexpr unsigned kTries = 3;
     for (unsigned i = 0; guessed_wrong_ && i < kTries; ++i) {
       const layout::CoherenceRecord seen = coherence_.guess(record_);
-      kv_op op[1] = {cas_op(channel.attachment->geometry.present_record_offset(record_), seen.word,
+      kv_op op[1] = {cas_op(geometry_.record_offset(record_), seen.word,
                             seen.with_owner(coherence_.group()).word)};
       const uint32_t posted = co_await channel.remote.batch(op);
       if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
@@ -236,22 +239,47 @@ class Copying {
     }
     co_return Status::kOk;
   }
-  void finish(const Target& target, const KnownAddress& known) {
-    const kv_call& call = target.call;
-    if (target.mortal) {
-      fill_.found_mortal(target.key.hash);
+  void finish(const KnownAddress& known) {
+    const kv_call& call = target_.call;
+    if (target_.mortal) {
+      fill_.found_mortal(target_.key.hash);
       return;
     }
-    fill_.finish(
-        target.key,
-        {call.data_bytes, call.version, known.slot_offset, known.subtable, record_, call.codec},
-        call.data, target.value_crc);
+    CopyFacts facts;
+    facts.value_bytes = call.data_bytes;
+    facts.version = call.version;
+    facts.slot_offset = known.slot_offset;
+    facts.subtable = known.subtable;
+    facts.record = record_;
+    facts.codec = call.codec;
+    fill_.finish(target_.key, facts, call.data, target_.value_crc);
+  }
+  void finish_absence() {
+    CopyFacts facts;
+    facts.record = record_;
+    facts.absent = true;
+    fill_.finish(target_.key, facts, nullptr, target_.key_crc);
   }
 
  private:
   static constexpr uint64_t kOneChange = layout::CoherenceRecord{}.changed(0).word;
 
+  void begin_under(ClientCache& cache, uint32_t record) {
+    record_ = record;
+    if (!cache.begin_fill(target_.key.hash, record, coherence_.term(), fill_)) return;
+    const layout::CoherenceRecord guessed = coherence_.guess(record);
+    const uint64_t at = geometry_.record_offset(record);
+    if (coherence_.is_owner(guessed)) {
+      registration_ = faa_op(at, KV_VARIANT(cache_clears_blindly) ? 0 : kOneChange);
+    } else {
+      registration_ = cas_op(at, guessed.word, guessed.with_owner(coherence_.group()).word);
+    }
+  }
+
+  const layout::Geometry& geometry_;
   Coherence& coherence_;
+  const Target& target_;
+  const bool may_copy_;
   ClientCache::Fill fill_;
   uint32_t record_ = 0;
   kv_op registration_{};
@@ -280,7 +308,7 @@ class KnownRead {
         value_at_ > block_bytes || known_.value_bytes > block_bytes - value_at_) {
       return Reading::kUnsound;
     }
-    if (copying_.begun()) ops_[count_++] = copying_.registration();
+    for (const kv_op& op : copying_.registration()) ops_[count_++] = op;
     slot_op_ = count_;
     ops_[count_++] = copying_.begun() && !slot.shared()
                          ? cas_op(known_.slot_offset, slot.word, slot.with_shared().word)
@@ -308,7 +336,7 @@ class KnownRead {
       return Reading::kUnsound;
     }
     const Reading reading = result_of_value();
-    if (registered && reading == Reading::kDone) copying_.finish(target_, known_);
+    if (registered && reading == Reading::kDone) copying_.finish(known_);
     return reading;
   }
 
@@ -348,6 +376,22 @@ bool may_try_known(Channel& channel, const kv_call& call, const KnownAddress& kn
              std::min<uint64_t>(KV_ARENA_VALUE_BYTES, channel.remote.eager_read_bytes());
 }
 
+// Whether a key that is in none of `places` is absent for good, as confirm_miss; if it pays that is
+// remembered here.
+Task<Status> confirm_and_keep(Channel& channel, const Target& target, const Places& places) {
+  Copying copying(channel, target);
+  copying.begin_absence(places);
+  bool tentative = false;
+  const Status confirmed =
+      co_await confirm_miss(channel, target.key, places, copying.registration(), &tentative);
+  if (!copying.begun() || channel.remote.broken()) co_return confirmed;
+  const bool registered = copying.registered(copying.registration()[0]);
+  const bool settled = !tentative || KV_VARIANT(cache_installs_tentative);
+  if (confirmed == Status::kAbsent && registered && settled) copying.finish_absence();
+  if (copying.guessed_wrong()) co_await copying.register_for_next(channel);
+  co_return confirmed;
+}
+
 // The get of a key whose address is not known, or not any more.
 Task<Status> find_and_read(Channel& channel, const Target& target) {
   Attachment& attachment = *channel.attachment;
@@ -379,7 +423,7 @@ Task<Status> find_and_read(Channel& channel, const Target& target) {
     if (!unsound) {
       const bool probe = (call.flags & KV_PROBE) != 0;
       if (probe || KV_VARIANT(absent_after_one_look)) co_return Status::kAbsent;
-      const Status confirmed = co_await confirm_miss(channel, target.key, places);
+      const Status confirmed = co_await confirm_and_keep(channel, target, places);
       if (confirmed != Status::kPending) co_return confirmed;
     } else {
       ++channel.lane().counts().verify_retries;
@@ -397,7 +441,8 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
   LaneCounts& counts = channel.lane().counts();
   KnownAddress known;
   if (addresses.find(key.hash, known) && may_try_known(channel, call, known)) {
-    Copying copying(channel, target, known);
+    Copying copying(channel, target);
+    copying.begin(known);
     KnownRead read(channel, target, known, copying);
     Reading reading = read.prepare();
     if (reading == Reading::kDone) {

@@ -23,6 +23,24 @@ Task<Status> open_postbox(Channel& channel, Postbox*& postbox) {
   co_return Status::kOk;
 }
 
+// What a writer must know of the owners, as two READs.
+void read_owners(const layout::Geometry& geometry, Coherence::Copies& copies,
+                 std::span<kv_op, 2> ops) {
+  ops[0] = read_op(geometry.record_offset(copies.record), &copies.owners.word, 8);
+  ops[1] = read_op(layout::kNodeLineOffset, &copies.node, sizeof copies.node);
+}
+
+// Groups that have nothing under the record any more need not be asked again.
+void clear_empty(const layout::Geometry& geometry, const Coherence::Copies& copies,
+                 CopiesEnded& ended) {
+  if (copies.empty_groups == 0) return;
+  const CoherenceRecord cleared = KV_VARIANT(cache_clears_blindly)
+                                      ? CoherenceRecord{copies.owners.word & ~copies.empty_groups}
+                                      : copies.owners.without_owners(copies.empty_groups);
+  ended.clear = cas_op(geometry.record_offset(copies.record), copies.owners.word, cleared.word);
+  ended.clears = true;
+}
+
 // kAbsent: somebody has changed the slot.
 Task<Status> freeze(Channel& channel, SlotRef& ref, Coherence::Copies& copies) {
   const layout::Geometry& geometry = channel.attachment->geometry;
@@ -32,8 +50,8 @@ Task<Status> freeze(Channel& channel, SlotRef& ref, Coherence::Copies& copies) {
   kv_op ops[3];
   unsigned count = 0;
   if (freezes) ops[count++] = cas_op(ref.offset, before.word, frozen.word);
-  ops[count++] = read_op(geometry.present_record_offset(copies.record), &copies.owners.word, 8);
-  ops[count++] = read_op(layout::kNodeLineOffset, &copies.node, sizeof copies.node);
+  read_owners(geometry, copies, std::span(ops).subspan(count).first<2>());
+  count += 2;
   const uint32_t posted = co_await channel.remote.batch({ops, count});
   if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
   if (freezes && ops[0].result != before.word) co_return Status::kAbsent;
@@ -88,14 +106,32 @@ Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
   const Status s =
       co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));
   if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
-  if (s != Status::kOk || copies.empty_groups == 0) co_return s;
-  const CoherenceRecord cleared = KV_VARIANT(cache_clears_blindly)
-                                      ? CoherenceRecord{copies.owners.word & ~copies.empty_groups}
-                                      : copies.owners.without_owners(copies.empty_groups);
-  ended.clear = cas_op(attachment.geometry.present_record_offset(copies.record), copies.owners.word,
-                       cleared.word);
-  ended.clears = true;
-  co_return Status::kOk;
+  if (s == Status::kOk) clear_empty(attachment.geometry, copies, ended);
+  co_return s;
+}
+
+Task<Status> end_copies_of_absence(Channel& channel, uint64_t key_hash, CopiesEnded& ended) {
+  Attachment& attachment = *channel.attachment;
+  Coherence& coherence = attachment.coherence;
+  ClientCache* const cache = coherence.cache();
+  Coherence::Copies copies;
+  copies.hash = key_hash;
+  copies.record = attachment.geometry.absent_record_of(key_hash);
+  const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
+  Postbox* postbox = nullptr;
+  if (const Status s = co_await open_postbox(channel, postbox); s != Status::kOk) co_return s;
+  kv_op ops[2];
+  read_owners(attachment.geometry, copies, ops);
+  const uint32_t posted = co_await channel.remote.batch(ops);
+  if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
+  if (cache != nullptr) {
+    copies.mine_empty = cache->drop(key_hash, copies.record, ClientCache::By::kOwnWrite);
+  }
+  const Status s =
+      co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));
+  if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
+  if (s == Status::kOk) clear_empty(attachment.geometry, copies, ended);
+  co_return s;
 }
 
 Task<Status> empty_slot(Channel& channel, SlotRef ref) {

@@ -126,9 +126,12 @@ static Task<Status> drop_damaged(Channel& channel, SlotRef damaged) {
   co_return co_await empty_slot(channel, damaged);
 }
 
-Task<Status> confirm_miss(Channel& channel, const Key& key, const Places& places) {
+Task<Status> confirm_miss(Channel& channel, const Key& key, const Places& places,
+                          std::span<kv_op> first, bool* tentative) {
   Newcomers newcomers;
-  const Status s = co_await confirm_absence(channel.remote, places, key.fingerprint(), newcomers);
+  const Status s =
+      co_await confirm_absence(channel.remote, places, key.fingerprint(), newcomers, first);
+  if (tentative != nullptr) *tentative = newcomers.tentative;
   if (s == Status::kAbsent || newcomers.count > kCandidatesMax) co_return Status::kPending;
   if (s != Status::kOk) co_return s;
   if (newcomers.count == 0) co_return Status::kAbsent;

@@ -8,13 +8,15 @@
 //   get, absent             2 READ, 4 READ                                    2
 //   put, existing           WRITE 2 READ, READ header, CAS                    3
 //   put, address known      WRITE 2 READ READ header, CAS                     2
-//   put, new                WRITE 2 READ, CAS 4 READ, CAS                     3
+//   put, new                WRITE 2 READ, CAS 5 READ, CAS                     3
 //   contains, address known 2 READ                                            1
 //   delete                  2 READ, READ header, CAS                          3
 //   delete, address known   2 READ READ header, CAS                           2
 // A fence takes one WRITE more, and where the key has one already, one READ and round trip; a
 // delete then costs what a put does.
 //   get, making a copy      FAA or CAS record, CAS slot, READ                 1
+//   get, keeping an absence 2 READ, FAA or CAS record, 4 READ                 2
+//   put, new, while others have kept its absence: 2 READ and the same messages before the last CAS
 //   put, delete of what others have copies of: CAS, READ record, READ node line, a message to each
 //   and the wait for its answer before the last CAS, and CAS record with it
 // An object that is longer than the fabric's eager read takes one READ more, and over shm a value
@@ -70,8 +72,10 @@ Task<Status> examine_matches(Channel& channel, const Key& key, Lookup& lookup,
                              std::span<kv_op> first, SlotRef& unsound);
 
 // Whether a key that is in none of `places` is absent for good. kAbsent: it is. kPending: look for
-// it again. Otherwise an error.
-Task<Status> confirm_miss(Channel& channel, const Key& key, const Places& places);
+// it again. Otherwise an error. `first`, one at most, goes ahead of the second look, and
+// `tentative` says whether that met somebody who may be about to insert the key.
+Task<Status> confirm_miss(Channel& channel, const Key& key, const Places& places,
+                          std::span<kv_op> first = {}, bool* tentative = nullptr);
 
 // What became of a CAS whose completion was lost: READ the slot over a new connection.
 // kOk: it was applied, if only this client can have written `after`. kAbsent: it was not, and can't
@@ -99,6 +103,10 @@ struct CopiesEnded {
 };
 Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
                         const Replacement* replacement, CopiesEnded& ended);
+
+// Before an insert whose tentative entry stands is committed: sees to it that no client can read a
+// copy of the key's absence. Owners of such copies have been seen in the key's absent record.
+Task<Status> end_copies_of_absence(Channel& channel, uint64_t key_hash, CopiesEnded& ended);
 
 // Empties a slot, copies or not. kAbsent: somebody has changed it. What it pointed at is the
 // caller's to retire.

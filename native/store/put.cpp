@@ -219,15 +219,38 @@ bool condition_holds(const Attachment& attachment, kv_call& call, const Found& f
   return true;
 }
 
+// Commits a tentative entry, once nobody can read a copy of the key's absence. `seen` is the key's
+// absent record, read when the entry stood: whoever registers later meets the entry.
+Task<InsertResult> appear(Channel& channel, const Key& key, InsertResult begun,
+                          layout::CoherenceRecord seen) {
+  CopiesEnded ended;
+  if (seen.owners() != 0 && !KV_VARIANT(cache_inserts_unseen)) {
+    const Status s = co_await end_copies_of_absence(channel, key.hash, ended);
+    if (s != Status::kOk) {
+      co_await withdraw_insert(channel.remote, begun.slot);
+      const bool lost = channel.remote.broken() || step_of(s) == Step::kLost;
+      co_return InsertResult{lost ? InsertOutcome::kLost : InsertOutcome::kConflict, {}};
+    }
+  }
+  const std::span<const kv_op> clear(&ended.clear, ended.clears ? 1 : 0);
+  co_return co_await commit_insert(channel.remote, begun, clear);
+}
+
 Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lookup,
                       SlotRef& slot) {
-  const InsertResult result =
-      co_await insert(channel.remote, channel.attachment->directory, channel.attachment->geometry,
-                      key, lookup.places, draft.replacement(key).slot,
-                      {lookup.examined, lookup.examined_count}, draft.pending());
+  const layout::Geometry& geometry = channel.attachment->geometry;
+  layout::CoherenceRecord seen;
+  const kv_op look[1] = {
+      read_op(geometry.record_offset(geometry.absent_record_of(key.hash)), &seen.word, 8)};
+  InsertResult result = co_await begin_insert(
+      channel.remote, channel.attachment->directory, geometry, key, lookup.places,
+      draft.replacement(key).slot, {lookup.examined, lookup.examined_count}, draft.pending(), look);
   const bool nothing_posted =
       result.outcome == InsertOutcome::kFull || result.outcome == InsertOutcome::kFilling;
   if (!nothing_posted) draft.posted();
+  if (result.outcome == InsertOutcome::kTentative) {
+    result = co_await appear(channel, key, result, seen);
+  }
   slot = result.slot;
   if (result.met_others) ++channel.lane().counts().cas_conflicts;
   switch (result.outcome) {
@@ -243,6 +266,7 @@ Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lo
       const Status s = co_await help_split(channel, key, lookup.places);
       co_return s == Status::kOk || s == Status::kDeadlineExceeded ? Step::kAgain : Step::kLost;
     }
+    case InsertOutcome::kTentative:
     case InsertOutcome::kUnknown:
       break;
   }

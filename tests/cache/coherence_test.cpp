@@ -139,6 +139,88 @@ TEST_CASE("a write to what nobody has a copy of costs what it costs without copi
   }
 }
 
+TEST_CASE("a copy of an absence serves reads without a verb, and an insert ends it") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node, 0);
+  REQUIRE(reader.settle("key"));
+  const uint64_t verbs = reader.verbs();
+  for (int i = 0; i < 100; ++i) CHECK(reader.get("key").status == Status::kAbsent);
+  CHECK(reader.contains("key").status == Status::kAbsent);
+  CHECK(reader.verbs() == verbs);
+  CHECK(reader.get("key", KV_UNCACHED).status == Status::kAbsent);
+  CHECK(reader.verbs() > verbs);
+
+  REQUIRE(writer.put("key", "first").status == Status::kOk);
+  CHECK(reader.get("key").value == "first");
+  CHECK(reader.contains("key").status == Status::kOk);
+  CHECK(reader.stats().cache_invalidated == 1);
+  CHECK(writer.stats().writes_guarded == 1);
+  REQUIRE(writer.remove("key").status == Status::kOk);
+  CHECK(reader.get("key").status == Status::kAbsent);
+  // Its own inserts end it likewise.
+  REQUIRE(reader.settle("key"));
+  REQUIRE(reader.put("key", "second").status == Status::kOk);
+  CHECK(reader.get("key").value == "second");
+  CHECK(reader.stats().leases_waited + writer.stats().leases_waited == 0);
+}
+
+TEST_CASE("a copy of an absence ends with a delete's tombstone too, and none is made of one") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node, 0);
+  const std::string key = "key";
+  REQUIRE(reader.settle(key));
+  kv_call bury = StoreClient::call_for(KV_DELETE, key);
+  bury.flags = KV_WITH_FENCE;
+  bury.fence = {1, 1};
+  CHECK(writer.run(bury).status == Status::kAbsent);
+  CHECK(!reader.settle(key));
+  kv_call put = StoreClient::call_for(KV_PUT, key);
+  put.flags = KV_WITH_FENCE;
+  put.fence = {1, 2};
+  put.value = "value";
+  put.value_bytes = 5;
+  REQUIRE(writer.run(put).status == Status::kOk);
+  CHECK(reader.get(key).value == "value");
+}
+
+TEST_CASE("an insert of what nobody has looked for costs one READ more, and no round trip") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node, 0);
+  REQUIRE(reader.settle("another key"));
+  REQUIRE(writer.put("first", "value").status == Status::kOk);
+  const kv_client_stats before = writer.stats();
+  REQUIRE(writer.put("second", "value").status == Status::kOk);
+  const kv_client_stats after = writer.stats();
+  CHECK(after.round_trips - before.round_trips == 3);
+  CHECK(after.reads - before.reads == 7);
+  CHECK(after.writes_guarded == 0);
+}
+
+TEST_CASE("an insert waits for a lease where a reader of the absence does not answer") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node);
+  REQUIRE(reader.settle("key"));
+  reader.fall_silent();
+  REQUIRE(writer.put("key", "value").status == Status::kOk);
+  CHECK(writer.stats().leases_waited == 1);
+  CHECK(reader.get("key").value == "value");
+}
+
+TEST_CASE("absences that nobody reads again are not worth being asked about") {
+  StoreNode node(layout::kRegionBytesMin);
+  CopyingClient reader(node), writer(node, 0);
+  for (int i = 0; i < 1000; ++i) {
+    const std::string key = "key " + std::to_string(i);
+    // The second one makes a copy, where that is thought to pay.
+    CHECK(reader.get(key).status == Status::kAbsent);
+    CHECK(reader.get(key).status == Status::kAbsent);
+    REQUIRE(writer.put(key, "value").status == Status::kOk);
+    CHECK(reader.get(key).value == "value");
+    REQUIRE(writer.remove(key).status == Status::kOk);
+  }
+  CHECK(reader.stats().cache_fills < 300);
+}
+
 TEST_CASE("writers without copies of their own end those of others") {
   StoreNode node(layout::kRegionBytesMin);
   CopyingClient reader(node), writer(node, 0);

@@ -149,7 +149,7 @@ class CopyingClient {
     const layout::Geometry& geometry = attachment_->geometry;
     const uint32_t record = geometry.record_of(make_key(key.data(), key.size()).hash);
     layout::CoherenceRecord word;
-    std::memcpy(&word, region_ + geometry.present_record_offset(record), sizeof word);
+    std::memcpy(&word, region_ + geometry.record_offset(record), sizeof word);
     return word;
   }
   // As if its process stood still: nothing that it is told is answered.
@@ -168,7 +168,6 @@ class CopyingClient {
  public:
   Client client;
 
- private:
   Outcome run(kv_call call) {
     Outcome outcome;
     Status status = Status::kOk;
@@ -183,6 +182,8 @@ class CopyingClient {
     client.release_lane(*lane);
     return outcome;
   }
+
+ private:
   void refresh(const LocalRegion& region) {
     Executor executor;
     const Executor::Scope scope(executor);

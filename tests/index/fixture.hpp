@@ -184,6 +184,17 @@ class RawClient {
 };
 
 // Keys with objects of one unit each in a region, put and looked up through the index alone.
+// Both phases, with nothing in between.
+inline Task<InsertResult> insert(Remote& remote, Directory& directory,
+                                 const layout::Geometry& geometry, const Key& key,
+                                 const Places& places, layout::Slot contents,
+                                 std::span<const Candidate> examined) {
+  const InsertResult begun =
+      co_await begin_insert(remote, directory, geometry, key, places, contents, examined, {});
+  if (begun.outcome != InsertOutcome::kTentative) co_return begun;
+  co_return co_await commit_insert(remote, begun);
+}
+
 class Entries {
  public:
   static constexpr unsigned kClass = 2;
@@ -247,7 +258,7 @@ class Entries {
     return client
         .run([&] {
           return insert(client.remote, client.directory, region_.geometry(), key, places, contents,
-                        {examined, count}, {});
+                        {examined, count});
         })
         .outcome;
   }

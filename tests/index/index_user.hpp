@@ -162,7 +162,7 @@ class IndexUser {
     const layout::Slot contents = layout::Slot{}.successor(0, 0, kClass, address);
     const InsertResult result = client.run([&] {
       return insert(client.remote, client.directory, region_.geometry(), key, hit->places, contents,
-                    {hit->examined, hit->examined_count}, {});
+                    {hit->examined, hit->examined_count});
     });
     if (result.outcome == InsertOutcome::kFilling) return help(key, hit->places);
     if (result.outcome == InsertOutcome::kFull) client.split(key.hash);

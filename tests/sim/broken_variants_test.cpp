@@ -80,6 +80,9 @@ const std::map<std::string, std::string> kScenarios{
     {"copies_crowded",
      "rare=cache_everything cache_kib=64 keys=8 records=1 get_percent=70 put_percent=20 "
      "think_us=20 late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_absent",
+     "rare=cache_everything cache_kib=64 keys=4 get_percent=60 put_percent=20 think_us=20 "
+     "late_per_million=50000 mail_late_per_million=50000"},
     {"copies_slow",
      "rare=cache_everything cache_kib=64 keys=2 get_percent=88 contains_percent=2 put_percent=10 "
      "think_us=3000 operations=1500 mail_lost_per_million=700000 late_per_million=100000 "
@@ -204,6 +207,8 @@ constexpr Broken kBroken[] = {
     {"cache_evicts_shared", "copies_full", 10},
     {"cache_forgets_pending", "copies_crowded", 20},
     {"cache_forgets_own", "copies_crowded", 10},
+    {"cache_inserts_unseen", "copies_absent", 10},
+    {"cache_installs_tentative", "copies_absent", 20},
 };
 
 }  // namespace
