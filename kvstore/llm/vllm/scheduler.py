@@ -77,7 +77,9 @@ class SchedulerSide:
         ]
         self._chains = Chains()
         self._flights = Flights(self._store)
-        self._landings = Landings(settings.store_timeout_s)
+        # The step that computes the last blocks is still to come, and takes what it takes: nobody
+        # waits for it longer than for a flight.
+        self._landings = Landings(settings.flight_wait_s + settings.store_timeout_s)
         self._tracked: dict[str, _Tracked] = {}
         self._loads: list[Job] = []
 
