@@ -187,7 +187,7 @@ constexpr Broken kBroken[] = {
     {"retire_twice", "reuse", 10},
     {"search_meets_drafts", "splits_long", 60},
     {"scrub_frees_taken_blocks", "scrubs", 10},
-    {"scrub_without_rounds", "crash_busy", 60},
+    {"scrub_without_rounds", "crash_busy", 200},
     {"dirty_bitmap", "full", 20},
     {"adopt_without_cas", "full", 60},
     {"no_fence_before_sweep", "zombies", 10},

@@ -23,7 +23,7 @@ PRICES: list[tuple[str, Callable[[kvstore.Store, bytes], object], tuple[int, int
     ("contains", lambda store, key: store.contains(key), (2, 0, 0, 1)),
     ("put, replacing", lambda store, key: store.put(key, b"other"), (3, 1, 1, 2)),
     ("get, absent", lambda store, key: store.get(b"no" + key), (6, 0, 0, 2)),
-    ("put, new key", lambda store, key: store.put(b"new" + key, b"value"), (6, 1, 2, 3)),
+    ("put, new key", lambda store, key: store.put(b"new" + key, b"value"), (7, 1, 2, 3)),
     ("delete", lambda store, key: store.delete(key), (3, 0, 1, 2)),
 ]
 
