@@ -196,7 +196,7 @@ class Publication(HeldLock):
     def __init__(self, hand_off: HandOff, cache: PrefixCache, hashes: Sequence[bytes]) -> None:
         if not hashes:
             raise ValueError("a prompt without a block has nothing to hand off")
-        super().__init__(hand_off._hold(hashes, 0, wait=True))
+        super().__init__(hand_off._hold(hashes, 0, True))
         self._hand_off = hand_off
         self._cache = cache
         self._hashes = hashes

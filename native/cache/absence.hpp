@@ -16,11 +16,11 @@ namespace kvstore {
 
 class AbsenceBalance {
  public:
-  // A read of an absent key that a copy has served, or would have.
-  void note_saved() { raise(saved_); }
+  // Reads of absent keys that copies have served, or would have.
+  void note_saved(uint64_t reads) { raise(saved_, reads); }
   // A writer has waited for this client's answer.
   void note_asked() {
-    if (raise(asked_) < kAskedMax) return;
+    if (raise(asked_, 1) < kAskedMax) return;
     // What is long past fades.
     asked_.store(kAskedMax / 2, std::memory_order_relaxed);
     saved_.store(saved_.load(std::memory_order_relaxed) / 2, std::memory_order_relaxed);
@@ -35,8 +35,8 @@ class AbsenceBalance {
   static constexpr uint64_t kAskedMax = 256;
   static constexpr uint64_t kExcused = 16;  // nothing is known yet
 
-  static uint64_t raise(std::atomic<uint64_t>& count) {
-    const uint64_t now = count.load(std::memory_order_relaxed) + 1;
+  static uint64_t raise(std::atomic<uint64_t>& count, uint64_t by) {
+    const uint64_t now = count.load(std::memory_order_relaxed) + by;
     count.store(now, std::memory_order_relaxed);
     return now;
   }

@@ -34,9 +34,11 @@ void ClientCache::note_hit(const Key& key, const CacheStorage::View& view) {
   if (until_sample-- == 0) {
     until_sample = uint32_t(thread_random() % (2 * kHitSample - 1));
     figures_.note(key.hash, KeyFigures::kHits, kHitSample);
+    if (view.facts.absent) absence_.note_saved(kHitSample);
   }
   const uint32_t now_ms = node_ms_.load(std::memory_order_relaxed);
-  if (!CacheStorage::note_use(view, now_ms, kUseAgainMs)) return;
+  // No slot of the node's is used by reading that a key is absent.
+  if (!CacheStorage::note_use(view, now_ms, kUseAgainMs) || view.facts.absent) return;
   const std::unique_lock lock(uses_mutex_, std::try_to_lock);
   if (!lock.owns_lock() || uses_.size() >= kUsesMax) return;
   uses_.push_back({view.facts.slot_offset, view.facts.subtable});
@@ -47,7 +49,6 @@ bool ClientCache::tell_absent(const Key& key, const CacheStorage::View& view, kv
   call.data = nullptr;
   call.data_bytes = 0;
   call.version = 0;
-  absence_.note_saved();
   note_hit(key, view);
   return true;
 }
@@ -109,7 +110,7 @@ bool ClientCache::wants(const Key& key, uint64_t value_bytes) {
 }
 
 bool ClientCache::wants_absence(const Key& key) {
-  if (interest_.knows(key.hash)) absence_.note_saved();
+  if (interest_.knows(key.hash)) absence_.note_saved(1);
   unchanged(key.hash);
   return (absence_.pays(uses_that_pay()) || KV_BUGGIFY(cache_everything)) && wants(key, 0);
 }

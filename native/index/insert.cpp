@@ -59,11 +59,11 @@ Task<bool> swap_word(Remote& remote, uint64_t offset, Slot expect, Slot desire) 
   co_return s == KV_FABRIC_OK&& op[0].result == expect.word;
 }
 
-// Kills tentative copies of the key, and tentative entries that do not verify: their inserter died.
-// A live copy means that this inserter lost.
-// kOk: no copy is left, kAbsent: a live copy (or one that can't be told) exists.
-Task<Status> clear_copies(Remote& remote, const layout::Geometry& geometry, const Key& key,
-                          std::span<Candidate> found) {
+// Of the newcomers, which may be of the key: those that are tentative, and those that do not
+// verify, whose inserter died. A live one means that this inserter lost. kOk: none is live,
+// kAbsent: one is, or it can't be told.
+Task<Status> find_rivals(Remote& remote, const layout::Geometry& geometry, const Key& key,
+                         std::span<Candidate> found, Rivals& rivals) {
   for (size_t at = 0; at < found.size(); at += kCandidatesMax) {
     const std::span<Candidate> some =
         found.subspan(at, std::min<size_t>(kCandidatesMax, found.size() - at));
@@ -75,12 +75,20 @@ Task<Status> clear_copies(Remote& remote, const layout::Geometry& geometry, cons
     if (candidate.verdict == Candidate::Verdict::kOther) continue;
     if (!candidate.ref.slot.tentative()) co_return Status::kAbsent;
     if (KV_VARIANT(leave_tentative_copies)) continue;
-    const Slot slot = candidate.ref.slot;
-    if (!co_await swap_word(remote, candidate.ref.offset, slot, slot.emptied())) {
-      co_return Status::kAbsent;  // it has committed or moved on: look again
-    }
+    rivals.entries[rivals.count++] = candidate.ref;
   }
   co_return Status::kOk;
+}
+
+// False: one has committed or moved on, look again.
+Task<bool> kill(Remote& remote, const Rivals& rivals) {
+  for (unsigned i = 0; i < rivals.count; ++i) {
+    const SlotRef& rival = rivals.entries[i];
+    if (!co_await swap_word(remote, rival.offset, rival.slot, rival.slot.emptied())) {
+      co_return false;
+    }
+  }
+  co_return true;
 }
 
 }  // namespace
@@ -88,8 +96,9 @@ Task<Status> clear_copies(Remote& remote, const layout::Geometry& geometry, cons
 Task<InsertResult> begin_insert(Remote& remote, Directory& directory,
                                 const layout::Geometry& geometry, const Key& key,
                                 const Places& places, Slot contents,
-                                std::span<const Candidate> examined, std::span<kv_op> first,
-                                std::span<const kv_op> behind) {
+                                std::span<const Candidate> examined, Rivals& rivals,
+                                std::span<kv_op> first, std::span<const kv_op> behind) {
+  rivals.count = 0;
   // Rare paths end somewhere: a table of many subtables would be full of nothing.
   constexpr unsigned kEarlyDepthMax = 4;
   if (directory.entry_of(key.hash).depth() < kEarlyDepthMax && KV_BUGGIFY(early_split)) {
@@ -136,7 +145,7 @@ Task<InsertResult> begin_insert(Remote& remote, Directory& directory,
   const unsigned copies =
       KV_VARIANT(forget_duplicate_check) ? 0 : newcomers(seen, key, target.offset, examined, found);
   if (unchanged && copies > 0) {
-    const Status s = co_await clear_copies(remote, geometry, key, {found, copies});
+    const Status s = co_await find_rivals(remote, geometry, key, {found, copies}, rivals);
     unchanged = s == Status::kOk;
   }
   const SlotRef entry{target.offset, tentative};
@@ -147,9 +156,13 @@ Task<InsertResult> begin_insert(Remote& remote, Directory& directory,
   co_return InsertResult{InsertOutcome::kTentative, entry, copies > 0};
 }
 
-Task<InsertResult> commit_insert(Remote& remote, InsertResult begun,
+Task<InsertResult> commit_insert(Remote& remote, InsertResult begun, const Rivals& rivals,
                                  std::span<const kv_op> behind) {
   const SlotRef entry = begun.slot;
+  if (!co_await kill(remote, rivals)) {
+    co_await withdraw_insert(remote, entry);
+    co_return InsertResult{remote.broken() ? InsertOutcome::kLost : InsertOutcome::kConflict, {}};
+  }
   const SlotRef live{entry.offset, entry.slot.with_flags(0)};
   kv_op ops[2] = {cas_op(entry.offset, entry.slot.word, live.slot.word)};
   unsigned count = 1;

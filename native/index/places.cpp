@@ -80,6 +80,16 @@ unsigned Places::matches(unsigned fingerprint, std::span<SlotRef> found) const {
   return count;
 }
 
+bool Places::tentative(unsigned fingerprint) const {
+  for (const CombinedBucket& combined : all()) {
+    for (unsigned i = 0; i < kSlotsPerCombined; ++i) {
+      const Slot slot = combined.slot(i);
+      if (slot.tentative() && slot.fingerprint() == fingerprint) return true;
+    }
+  }
+  return false;
+}
+
 Slot Places::at(uint64_t offset) const {
   for (const CombinedBucket& combined : all()) {
     for (unsigned i = 0; i < kSlotsPerCombined; ++i) {

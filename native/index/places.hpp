@@ -56,6 +56,8 @@ class Places {
   // Slots that a reader may follow and that carry the fingerprint, in reading order.
   // Returns how many were written to `found`.
   unsigned matches(unsigned fingerprint, std::span<SlotRef> found) const;
+  // Whether somebody may be about to insert a key with this fingerprint.
+  bool tentative(unsigned fingerprint) const;
 
  private:
   friend class PlacesReader;

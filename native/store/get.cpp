@@ -204,6 +204,10 @@ class Copying {
   void begin_absence(const Places& places) {
     ClientCache* const cache = coherence_.cache();
     if (cache == nullptr || !may_copy_ || places.filling()) return;
+    // It would not be kept; and registrations in vain would keep the inserter from clearing a
+    // record for whose readers it may have waited a lease.
+    const bool unsettled = places.tentative(target_.key.fingerprint());
+    if (unsettled && !KV_VARIANT(cache_installs_tentative)) return;
     if (!cache->wants_absence(target_.key)) return;
     begin_under(*cache, geometry_.absent_record_of(target_.key.hash));
   }
@@ -387,8 +391,9 @@ Task<Status> confirm_and_keep(Channel& channel, const Target& target, const Plac
   if (!copying.begun() || channel.remote.broken()) co_return confirmed;
   const bool registered = copying.registered(copying.registration()[0]);
   const bool settled = !tentative || KV_VARIANT(cache_installs_tentative);
+  // After a wrong guess the next miss guesses right: a bit with no copy behind it would cost the
+  // next insert under the record a message.
   if (confirmed == Status::kAbsent && registered && settled) copying.finish_absence();
-  if (copying.guessed_wrong()) co_await copying.register_for_next(channel);
   co_return confirmed;
 }
 

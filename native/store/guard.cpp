@@ -125,6 +125,8 @@ Task<Status> end_copies_of_absence(Channel& channel, uint64_t key_hash, CopiesEn
   const uint32_t posted = co_await channel.remote.batch(ops);
   if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
   if (cache != nullptr) {
+    // Its own bit has cost this insert a round trip, like a question of somebody else's.
+    if (coherence.is_owner(copies.owners)) cache->note_absence_asked();
     copies.mine_empty = cache->drop(key_hash, copies.record, ClientCache::By::kOwnWrite);
   }
   const Status s =

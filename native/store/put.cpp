@@ -222,7 +222,7 @@ bool condition_holds(const Attachment& attachment, kv_call& call, const Found& f
 // Commits a tentative entry, once nobody can read a copy of the key's absence. `seen` is the key's
 // absent record, read when the entry stood: whoever registers later meets the entry.
 Task<InsertResult> appear(Channel& channel, const Key& key, InsertResult begun,
-                          layout::CoherenceRecord seen) {
+                          const Rivals& rivals, layout::CoherenceRecord seen) {
   CopiesEnded ended;
   if (seen.owners() != 0 && !KV_VARIANT(cache_inserts_unseen)) {
     const Status s = co_await end_copies_of_absence(channel, key.hash, ended);
@@ -233,7 +233,7 @@ Task<InsertResult> appear(Channel& channel, const Key& key, InsertResult begun,
     }
   }
   const std::span<const kv_op> clear(&ended.clear, ended.clears ? 1 : 0);
-  co_return co_await commit_insert(channel.remote, begun, clear);
+  co_return co_await commit_insert(channel.remote, begun, rivals, clear);
 }
 
 Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lookup,
@@ -242,14 +242,16 @@ Task<Step> insert_new(Channel& channel, const Key& key, Draft& draft, Lookup& lo
   layout::CoherenceRecord seen;
   const kv_op look[1] = {
       read_op(geometry.record_offset(geometry.absent_record_of(key.hash)), &seen.word, 8)};
+  Rivals rivals;
   InsertResult result = co_await begin_insert(
       channel.remote, channel.attachment->directory, geometry, key, lookup.places,
-      draft.replacement(key).slot, {lookup.examined, lookup.examined_count}, draft.pending(), look);
+      draft.replacement(key).slot, {lookup.examined, lookup.examined_count}, rivals,
+      draft.pending(), look);
   const bool nothing_posted =
       result.outcome == InsertOutcome::kFull || result.outcome == InsertOutcome::kFilling;
   if (!nothing_posted) draft.posted();
   if (result.outcome == InsertOutcome::kTentative) {
-    result = co_await appear(channel, key, result, seen);
+    result = co_await appear(channel, key, result, rivals, seen);
   }
   slot = result.slot;
   if (result.met_others) ++channel.lane().counts().cas_conflicts;

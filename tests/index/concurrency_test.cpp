@@ -168,4 +168,49 @@ TEST_CASE("index: two inserters of one key agree on one") {
   CHECK(contents.tentative == 0);
 }
 
+// An inserter that waits between its phases: it has begun, with the rivals that it saw.
+struct Waiting {
+  Waiting(FormattedRegion& region, uint32_t registration, const Key& inserted)
+      : client(region, registration), key(inserted) {
+    Entries entries(region);
+    const layout::Slot contents =
+        layout::Slot{}.successor(0, 0, Entries::kClass, entries.write_object(client, key));
+    Places places;
+    REQUIRE(client.run([&] {
+      return read_places(client.remote, client.directory, key.hash, places);
+    }) == Status::kOk);
+    begun = client.run([&] {
+      return begin_insert(client.remote, client.directory, region.geometry(), key, places, contents,
+                          {}, rivals, {});
+    });
+    REQUIRE(begun.outcome == InsertOutcome::kTentative);
+  }
+  InsertOutcome commit() {
+    return client.run([&] { return commit_insert(client.remote, begun, rivals); }).outcome;
+  }
+
+  RawClient client;
+  Key key;
+  Rivals rivals;
+  InsertResult begun;
+};
+
+TEST_CASE("index: of inserters that wait, the first that is ready wins") {
+  for (const bool later_first : {false, true}) {
+    FormattedRegion region(uint64_t{16} << 20);
+    KeySet keys(1);
+    Waiting early(region, 1, keys[0]);
+    Waiting late(region, 2, keys[0]);
+    CHECK(early.rivals.count == 0);
+    CHECK(late.rivals.count == 1);
+    Waiting& first = later_first ? late : early;
+    Waiting& second = later_first ? early : late;
+    CHECK(first.commit() == InsertOutcome::kInserted);
+    CHECK(second.commit() == InsertOutcome::kConflict);
+    const Contents contents = contents_of(region, early.client.directory);
+    CHECK(contents.slots == 1);
+    CHECK(contents.tentative == 0);
+  }
+}
+
 }  // namespace kvstore::test

@@ -189,10 +189,11 @@ inline Task<InsertResult> insert(Remote& remote, Directory& directory,
                                  const layout::Geometry& geometry, const Key& key,
                                  const Places& places, layout::Slot contents,
                                  std::span<const Candidate> examined) {
-  const InsertResult begun =
-      co_await begin_insert(remote, directory, geometry, key, places, contents, examined, {});
+  Rivals rivals;
+  const InsertResult begun = co_await begin_insert(remote, directory, geometry, key, places,
+                                                   contents, examined, rivals, {});
   if (begun.outcome != InsertOutcome::kTentative) co_return begun;
-  co_return co_await commit_insert(remote, begun);
+  co_return co_await commit_insert(remote, begun, rivals);
 }
 
 class Entries {

@@ -143,12 +143,12 @@ def test_a_receiver_that_catches_up_between_two_layers_goes_on(
     hold = hand_off._hold
     receivers: list[Receiver] = []
 
-    def hold_later(hashes: Sequence[bytes], layer: int) -> Any:
+    def hold_later(hashes: Sequence[bytes], layer: int, wait: bool) -> Any:
         if layer == 1:
             # Layer 0 is there, and nobody holds the lock of layer 1 yet, which is asked for first.
             receivers.append(Receiver(receiving))
             watched.wait(2, receivers[0])
-        return hold(hashes, layer)
+        return hold(hashes, layer, wait)
 
     monkeypatch.setattr(hand_off, "_hold", hold_later)
     with hand_off.publish(HASHES) as publication:

@@ -91,7 +91,7 @@ TEST_CASE("history checks: the price of each operation, and one verb more") {
                                   {Kind::kGet, Outcome::kAbsent, false, 6, 0, 0, 2},
                                   {Kind::kContains, Outcome::kOk, false, 3, 0, 0, 2},
                                   {Kind::kPut, Outcome::kOk, false, 3, 2, 1, 3},
-                                  {Kind::kPut, Outcome::kOk, true, 6, 2, 2, 3},
+                                  {Kind::kPut, Outcome::kOk, true, 7, 2, 2, 3},
                                   {Kind::kDelete, Outcome::kOk, false, 3, 0, 1, 3}};
   for (const OperationCost& price : prices) {
     CHECK(check_cost(price) == "");
