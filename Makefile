@@ -72,7 +72,7 @@ test-gpu: build ## blocks in the memory of a GPU (needs one; no part of `make ci
 
 .PHONY: rxe
 rxe: native-tests verbs ## real RDMA: fabric and store in virtual machines with Soft-RoCE
-	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target post_path lost_device
+	@$(CMAKE) --build $(BUILD) -j $(JOBS) --target post_path store_path lost_device
 	@KVSTORE_RXE=1 $(PYTHON_VENV) -m pytest --timeout 900 --ignore tests/rxe/guest tests/rxe
 
 # The fabric is built where libibverbs' headers are: the system's or these.

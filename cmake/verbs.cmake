@@ -23,22 +23,34 @@ if(IBVERBS_INCLUDE_DIR AND IBVERBS_LIBRARY)
     target_link_options(kvstore_verbs PRIVATE -Wl,--strip-debug)
     install(TARGETS kvstore_verbs LIBRARY DESTINATION kvstore)
   endif()
-  # Beside the store it drives the device itself, so it has the fabric's sources and libibverbs.
   if(KVSTORE_BUILD_TESTS)
+    # The client's own part of the path, over a stand-in for libibverbs and the device: the fabric
+    # as a library for the store, and linked to a program that drives it.
+    set(stand_in ${PROJECT_SOURCE_DIR}/bench/native/verbs/loopback_device.cpp)
+    add_library(loopback_verbs MODULE EXCLUDE_FROM_ALL ${verbs_sources} ${stand_in})
+    target_include_directories(loopback_verbs SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
+    target_link_libraries(loopback_verbs PRIVATE kvstore_core kvstore_options)
+    target_link_options(loopback_verbs PRIVATE
+      -Wl,--gc-sections -Wl,--version-script=${verbs_exports})
+    add_executable(store_path EXCLUDE_FROM_ALL
+      ${PROJECT_SOURCE_DIR}/bench/native/verbs/store_path.cpp)
+    target_link_libraries(store_path PRIVATE kvstore_core kvstore_options)
+    add_dependencies(store_path loopback_verbs)
     list(FILTER verbs_sources EXCLUDE REGEX "/library.cpp$")
+    add_executable(post_path EXCLUDE_FROM_ALL
+      ${PROJECT_SOURCE_DIR}/bench/native/verbs/post_path.cpp ${verbs_sources} ${stand_in})
+    target_include_directories(post_path SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
+    target_link_libraries(post_path PRIVATE kvstore_core kvstore_options)
+    # Beside the store it drives the device itself, so it has the fabric's sources and libibverbs.
     add_executable(verbs_bench EXCLUDE_FROM_ALL
       ${PROJECT_SOURCE_DIR}/bench/native/verbs/verbs_bench.cpp ${verbs_sources})
     target_include_directories(verbs_bench SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
     target_link_libraries(verbs_bench PRIVATE kvstore_core kvstore_options ${IBVERBS_LIBRARY})
     target_link_options(verbs_bench PRIVATE -Wl,--allow-shlib-undefined)
-    # The client's own part of the path, over a stand-in for libibverbs and the device.
-    add_executable(post_path EXCLUDE_FROM_ALL
-      ${PROJECT_SOURCE_DIR}/bench/native/verbs/post_path.cpp
-      ${PROJECT_SOURCE_DIR}/bench/native/verbs/loopback_device.cpp ${verbs_sources})
-    target_include_directories(post_path SYSTEM PRIVATE ${IBVERBS_INCLUDE_DIR})
-    target_link_libraries(post_path PRIVATE kvstore_core kvstore_options)
-    set_target_properties(verbs_bench post_path PROPERTIES
-      RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/benches)
+    set_target_properties(verbs_bench post_path store_path loopback_verbs PROPERTIES
+      PREFIX ""
+      RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/benches
+      LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/benches)
     # For a test of the lab.
     add_library(lost_device MODULE EXCLUDE_FROM_ALL
       ${PROJECT_SOURCE_DIR}/bench/native/verbs/lost_device.cpp)

@@ -18,6 +18,7 @@
 #include "base/crc32c.hpp"
 #include "fabric/verbs/target.hpp"
 #include "node/node.hpp"
+#include "store_reader.hpp"
 
 namespace {
 
@@ -27,11 +28,7 @@ constexpr uint64_t kSpinNs = 50'000;  // as an executor spins before it sleeps
 constexpr int kRounds = 9;
 constexpr uint32_t kSmallCalls = 200;
 constexpr uint32_t kLargeCalls = 6;
-constexpr uint32_t kBatch = 32;
 constexpr size_t kChainMax = 2 * kBatch;
-constexpr uint32_t kKeys = 64;
-constexpr size_t kSmallBytes = 64;
-constexpr size_t kLargeBytes = 1 << 20;
 constexpr uint32_t kPieceBytes = 128 << 10;  // of a large READ, as the fabric cuts it
 constexpr uint64_t kRegionBytes = 64 << 20;
 // What a get of a small value reads: its slot, two combined buckets, its object.
@@ -120,87 +117,6 @@ class BareReader {
   verbs::QueuePairPtr pair_;
   std::unique_ptr<kv_verbs_peer> peer_;
   uint32_t key_ = 0;
-};
-
-class StoreReader {
- public:
-  StoreReader(Node& node, uint32_t address_entries) : client_(1, address_entries, {"self"}) {
-    std::string error;
-    kv_admission admission{};
-    KV_ASSERT(node.admit("bench", admission, error) == Status::kOk);
-    kv_node_description description;
-    node.describe(description);
-    VerbsTarget target;
-    target.node = rdma_addresses(description.verbs_gids[0], description.verbs_rails);
-    target.registration = admission.registration;
-    target.exchange = [&node, admission](uint32_t lane, const kv_verbs_endpoint& mine, uint64_t,
-                                         kv_verbs_grant& grant, std::string& line) {
-      return node.connect_verbs(admission, lane, mine, grant, line);
-    };
-    const uint64_t until_ns = monotonic_ns() + 60 * kSecond;
-    KV_ASSERT(attach_verbs(client_, 0, target, until_ns, error) == Status::kOk);
-    into_.resize(kBatch * kSmallBytes + kLargeBytes);
-    KV_ASSERT(client_.register_memory(into_.data(), into_.size(), error) == Status::kOk);
-  }
-
-  static std::string key(uint32_t number) { return "key-0123456789" + std::to_string(10 + number); }
-
-  void put(uint32_t number, const std::string& value) {
-    const std::string name = key(number);
-    kv_call call = call_for(KV_PUT, name);
-    call.value = value.data();
-    call.value_bytes = value.size();
-    run(&call, 1);
-  }
-  void get(uint32_t number, size_t bytes) { get_into(number, into_.data(), bytes); }
-  // Into memory that is not registered.
-  void get_elsewhere(uint32_t number, size_t bytes) {
-    elsewhere_.resize(bytes);
-    get_into(number, elsewhere_.data(), bytes);
-  }
-  void get_into(uint32_t number, uint8_t* into, size_t bytes) {
-    const std::string name = key(number);
-    kv_call call = call_for(KV_GET, name);
-    call.buffer = into;
-    call.buffer_bytes = bytes;
-    run(&call, 1);
-  }
-  kv_client_stats stats() {
-    kv_client_stats stats;
-    client_.read_stats(stats);
-    return stats;
-  }
-  void get_batch() {
-    std::vector<std::string> names;
-    std::vector<kv_call> calls;
-    for (uint32_t i = 0; i < kBatch; ++i) names.push_back(key(i));
-    for (uint32_t i = 0; i < kBatch; ++i) {
-      calls.push_back(call_for(KV_GET, names[i]));
-      calls.back().buffer = into_.data() + i * kSmallBytes;
-      calls.back().buffer_bytes = kSmallBytes;
-    }
-    run(calls.data(), kBatch);
-  }
-
- private:
-  static kv_call call_for(uint32_t kind, const std::string& key) {
-    kv_call call{};
-    call.kind = kind;
-    call.key = key.data();
-    call.key_bytes = key.size();
-    return call;
-  }
-  void run(kv_call* calls, uint32_t count) {
-    Status status = Status::kOk;
-    Lane* lane = client_.acquire_lane(kSecond, status);
-    KV_ASSERT(lane != nullptr);
-    lane->run(calls, count, 60 * kSecond, false);
-    client_.release_lane(*lane);
-    for (uint32_t i = 0; i < count; ++i) KV_ASSERT(calls[i].status == KV_OK);
-  }
-
-  std::vector<uint8_t> into_, elsewhere_;
-  Client client_;
 };
 
 double microseconds_each(uint32_t calls, const std::function<void(uint32_t)>& call) {
