@@ -67,17 +67,22 @@ class PlacesReader {
   }
 };
 
-unsigned Places::matches(unsigned fingerprint, std::span<SlotRef> found) const {
-  unsigned count = 0;
+uint64_t Places::matches(unsigned fingerprint) const {
+  uint64_t numbers = 0;
+  unsigned number = 0;
   for (const CombinedBucket& combined : all()) {
-    for (unsigned i = 0; i < kSlotsPerCombined; ++i) {
-      const Slot slot = combined.slot(i);
-      if (!slot.readable() || slot.fingerprint() != fingerprint) continue;
-      if (count == found.size()) return count;
-      found[count++] = SlotRef{combined.slot_offset(i), slot};
+    for (const layout::Bucket& bucket : combined.buckets) {
+#pragma GCC unroll 7
+      for (unsigned i = 0; i < layout::kSlotsPerBucket; ++i) {
+        const Slot slot{bucket.slots[i]};
+        // Hardly any has it, so that is asked first.
+        if (slot.fingerprint() == fingerprint && slot.readable()) [[unlikely]]
+          numbers |= uint64_t{1} << (number + i);
+      }
+      number += layout::kSlotsPerBucket;
     }
   }
-  return count;
+  return numbers;
 }
 
 bool Places::tentative(unsigned fingerprint) const {

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <span>
 
@@ -53,9 +54,14 @@ class Places {
   uint64_t subtable() const { return subtable_; }  // offset of the covering subtable
   uint64_t sibling() const { return sibling_; }    // while filling
 
-  // Slots that a reader may follow and that carry the fingerprint, in reading order.
-  // Returns how many were written to `found`.
-  unsigned matches(unsigned fingerprint, std::span<SlotRef> found) const;
+  // Slots that a reader may follow and that carry the fingerprint: bit n for the slot with that
+  // number in reading order.
+  uint64_t matches(unsigned fingerprint) const;
+  SlotRef numbered(unsigned number) const {
+    const CombinedBucket& combined = combined_[number / kSlotsPerCombined];
+    const unsigned index = number % kSlotsPerCombined;
+    return SlotRef{combined.slot_offset(index), combined.slot(index)};
+  }
   // Whether somebody may be about to insert a key with this fingerprint.
   bool tentative(unsigned fingerprint) const;
 
@@ -67,8 +73,15 @@ class Places {
   uint64_t sibling_ = 0;
 };
 
-// More candidates than this with one fingerprint in 28 slots is never chance.
 inline constexpr unsigned kMatchesMax = 4 * kSlotsPerCombined;
+static_assert(kMatchesMax <= 64);
+
+// Takes the lowest number out of a set that is not empty.
+inline unsigned take_lowest(uint64_t& numbers) {
+  const unsigned lowest = unsigned(std::countr_zero(numbers));
+  numbers &= numbers - 1;
+  return lowest;
+}
 
 inline constexpr unsigned kFirstOpsMax = 4;
 

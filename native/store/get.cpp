@@ -139,21 +139,18 @@ Task<Reading> read_in_two(Channel& channel, const Target& target, const Slot& sl
   co_return Reading::kDone;
 }
 
-Task<Reading> read_object(Channel& channel, const Target& target, const Slot& slot) {
-  const layout::Geometry& geometry = channel.attachment->geometry;
-  if (!geometry.holds_block(slot.offset(), slot.size_class())) co_return Reading::kUnsound;
-  const uint64_t bytes = layout::class_bytes(slot.size_class());
-  if (bytes < layout::kHeaderBytes + target.key.bytes) co_return Reading::kOther;
-  if (bytes > channel.remote.eager_read_bytes()) {
-    if (target.call.buffer != nullptr && target.call.buffer_bytes > 0) {
-      co_return co_await read_scattered(channel, target, slot);
-    }
-    co_return co_await read_in_two(channel, target, slot);
+// Whether the slot may lead to the key's object (kDone), or why not.
+Reading judge_slot(const Channel& channel, const Target& target, const Slot& slot) {
+  if (!channel.attachment->geometry.holds_block(slot.offset(), slot.size_class())) {
+    return Reading::kUnsound;
   }
-  const Scratch object(bytes);
-  kv_op op[1] = {read_op(slot.offset(), object.data(), bytes)};
-  if (co_await channel.remote.batch(op) != KV_FABRIC_OK) co_return Reading::kLost;
-  co_return take_whole(channel, target, object.data(), bytes, slot);
+  const uint64_t least = layout::kHeaderBytes + target.key.bytes;
+  return layout::class_bytes(slot.size_class()) < least ? Reading::kOther : Reading::kDone;
+}
+
+Task<Reading> read_large(Channel& channel, const Target& target, const Slot& slot) {
+  const bool into_buffer = target.call.buffer != nullptr && target.call.buffer_bytes > 0;
+  return into_buffer ? read_scattered(channel, target, slot) : read_in_two(channel, target, slot);
 }
 
 Status outcome_of(Reading reading) {
@@ -398,7 +395,7 @@ Task<Status> confirm_and_keep(Channel& channel, const Target& target, const Plac
 }
 
 // The get of a key whose address is not known, or not any more.
-Task<Status> find_and_read(Channel& channel, const Target& target) {
+Task<Status> find_and_read(Channel& channel, Target target) {
   Attachment& attachment = *channel.attachment;
   kv_call& call = target.call;
   const uint64_t hash = target.key.hash;
@@ -408,19 +405,28 @@ Task<Status> find_and_read(Channel& channel, const Target& target) {
         s != Status::kOk) {
       co_return s;
     }
-    SlotRef matches[kMatchesMax];
-    const unsigned count = places.matches(target.key.fingerprint(), matches);
+    uint64_t matches = places.matches(target.key.fingerprint());
     bool unsound = false;
-    for (unsigned i = 0; i < count; ++i) {
-      const Reading reading = co_await read_object(channel, target, matches[i].slot);
+    while (matches != 0) {
+      const SlotRef match = places.numbered(take_lowest(matches));
+      Reading reading = judge_slot(channel, target, match.slot);
+      const uint64_t bytes = layout::class_bytes(match.slot.size_class());
+      if (reading == Reading::kDone && bytes <= channel.remote.eager_read_bytes()) {
+        const Scratch object(bytes);
+        kv_op op[1] = {read_op(match.slot.offset(), object.data(), bytes)};
+        if (co_await channel.remote.batch(op) != KV_FABRIC_OK) co_return Status::kNodeUnreachable;
+        reading = take_whole(channel, target, object.data(), bytes, match.slot);
+      } else if (reading == Reading::kDone) {
+        reading = co_await read_large(channel, target, match.slot);
+      }
       if (reading == Reading::kUnsound) unsound = true;
       if (reading == Reading::kUnsound || reading == Reading::kOther) continue;
       if (reading == Reading::kDone) {
         if (is_use(call)) {
-          channel.touch(places.subtable(), matches[i].offset, target.key, call, false);
+          channel.touch(places.subtable(), match.offset, target.key, call, false);
         }
         attachment.addresses.remember(
-            hash, {matches[i].offset, matches[i].slot, places.subtable(), call.data_bytes});
+            hash, {match.offset, match.slot, places.subtable(), call.data_bytes});
         if (ClientCache* const cache = attachment.coherence.cache()) cache->met(hash);
       }
       co_return outcome_of(reading);
@@ -438,42 +444,48 @@ Task<Status> find_and_read(Channel& channel, const Target& target) {
   co_return Status::kCorrupt;
 }
 
+// The get of a key whose address is remembered.
+Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
+  AddressCache& addresses = channel.attachment->addresses;
+  ClientCache* const cache = channel.attachment->coherence.cache();
+  LaneCounts& counts = channel.lane().counts();
+  const uint64_t hash = target.key.hash;
+  Copying copying(channel, target);
+  copying.begin(known);
+  KnownRead read(channel, target, known, copying);
+  Reading reading = read.prepare();
+  if (reading == Reading::kDone) {
+    const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
+    const uint32_t posted = co_await channel.remote.batch(read.ops());
+    reading = read.result(posted);
+    if (cache != nullptr) cache->note_get(monotonic_ns() - began_ns);
+    if (copying.guessed_wrong()) co_await copying.register_for_next(channel);
+  }
+  if (reading != Reading::kUnsound && reading != Reading::kOther) {
+    ++counts.address_hits;
+    if (cache != nullptr && reading == Reading::kDone) cache->unchanged(hash);
+    if (is_use(target.call)) {
+      channel.touch(known.subtable, known.slot_offset, target.key, target.call, false);
+    }
+    co_return outcome_of(reading);
+  }
+  ++counts.address_stale;
+  // Of several reads under way the first one tells.
+  KnownAddress still;
+  const bool first = addresses.find(hash, still) && still.slot.word == known.slot.word;
+  if (cache != nullptr && first) cache->changed(hash);
+  addresses.forget(hash);
+  co_return co_await find_and_read(channel, target);
+}
+
 }  // namespace
 
 Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
-  AddressCache& addresses = channel.attachment->addresses;
   const Target target{call, key, crc32c(0, key.data, key.bytes)};
-  LaneCounts& counts = channel.lane().counts();
   KnownAddress known;
-  if (addresses.find(key.hash, known) && may_try_known(channel, call, known)) {
-    Copying copying(channel, target);
-    copying.begin(known);
-    KnownRead read(channel, target, known, copying);
-    Reading reading = read.prepare();
-    if (reading == Reading::kDone) {
-      ClientCache* const cache = channel.attachment->coherence.cache();
-      const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
-      const uint32_t posted = co_await channel.remote.batch(read.ops());
-      reading = read.result(posted);
-      if (cache != nullptr) cache->note_get(monotonic_ns() - began_ns);
-      if (copying.guessed_wrong()) co_await copying.register_for_next(channel);
-    }
-    if (reading != Reading::kUnsound && reading != Reading::kOther) {
-      ++counts.address_hits;
-      ClientCache* const cache = channel.attachment->coherence.cache();
-      if (cache != nullptr && reading == Reading::kDone) cache->unchanged(key.hash);
-      if (is_use(call)) channel.touch(known.subtable, known.slot_offset, key, call, false);
-      co_return outcome_of(reading);
-    }
-    ++counts.address_stale;
-    // Of several reads under way the first one tells.
-    KnownAddress still;
-    ClientCache* const cache = channel.attachment->coherence.cache();
-    const bool first = addresses.find(key.hash, still) && still.slot.word == known.slot.word;
-    if (cache != nullptr && first) cache->changed(key.hash);
-    addresses.forget(key.hash);
-  }
-  co_return co_await find_and_read(channel, target);
+  const bool remembered =
+      channel.attachment->addresses.find(key.hash, known) && may_try_known(channel, call, known);
+  return remembered ? read_known(channel, target, known) : find_and_read(channel, target);
 }
 
 }  // namespace kvstore

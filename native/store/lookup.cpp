@@ -94,12 +94,13 @@ Task<Status> read_places_guessing(Channel& channel, const Key& key, Lookup& look
 
 Task<Status> examine_matches(Channel& channel, const Key& key, Lookup& lookup,
                              std::span<kv_op> first, SlotRef& unsound) {
-  SlotRef matches[kMatchesMax];
-  const unsigned count = lookup.places.matches(key.fingerprint(), matches);
+  uint64_t matches = lookup.places.matches(key.fingerprint());
   lookup.examined_count = 0;
-  for (unsigned at = 0; at < count; at += kCandidatesMax) {
-    const unsigned some = std::min(kCandidatesMax, count - at);
-    for (unsigned i = 0; i < some; ++i) lookup.examined[i].ref = matches[at + i];
+  while (matches != 0) {
+    unsigned some = 0;
+    while (matches != 0 && some < kCandidatesMax) {
+      lookup.examined[some++].ref = lookup.places.numbered(take_lowest(matches));
+    }
     lookup.examined_count = some;
     if (const Status s = co_await examine(channel.remote, channel.attachment->geometry, key,
                                           {lookup.examined, some}, first);

@@ -282,9 +282,11 @@ class Entries {
     }));
   }
   unsigned look(RawClient& client, const Key& key, const Places& places, Candidate* examined) {
-    SlotRef refs[kCandidatesMax];
-    const unsigned count = places.matches(key.fingerprint(), refs);
-    for (unsigned i = 0; i < count; ++i) examined[i].ref = refs[i];
+    uint64_t matches = places.matches(key.fingerprint());
+    unsigned count = 0;
+    while (matches != 0 && count < kCandidatesMax) {
+      examined[count++].ref = places.numbered(take_lowest(matches));
+    }
     KV_ASSERT(client.run([&] {
       return examine(client.remote, region_.geometry(), key, {examined, count});
     }) == Status::kOk);

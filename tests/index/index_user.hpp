@@ -106,9 +106,10 @@ class IndexUser {
         }) != Status::kOk) {
       return std::nullopt;
     }
-    SlotRef refs[kCandidatesMax];
-    hit.examined_count = hit.places.matches(key.fingerprint(), refs);
-    for (unsigned i = 0; i < hit.examined_count; ++i) hit.examined[i].ref = refs[i];
+    uint64_t matches = hit.places.matches(key.fingerprint());
+    while (matches != 0 && hit.examined_count < kCandidatesMax) {
+      hit.examined[hit.examined_count++].ref = hit.places.numbered(take_lowest(matches));
+    }
     const std::span<Candidate> examined(hit.examined, hit.examined_count);
     if (client.run([&] { return examine(client.remote, region_.geometry(), key, examined); }) !=
         Status::kOk) {

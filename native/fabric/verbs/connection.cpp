@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/assert.hpp"
 #include "base/crc32c.hpp"
@@ -88,10 +89,10 @@ bool Connection::place_piece(kv_op& op, Slot& slot, ibv_sge& piece) {
   return true;
 }
 
-void Connection::fill_request(const kv_op& op, const Slot& slot, ibv_send_wr& request) {
+void Connection::fill_request(const kv_op& op, const Slot& slot, bool fenced,
+                              ibv_send_wr& request) {
   request.wr_id = posted_;
-  request.num_sge = 1;
-  request.send_flags = needs_fence(op) ? unsigned(IBV_SEND_FENCE) : 0u;
+  request.send_flags = fenced ? unsigned(IBV_SEND_FENCE) : 0u;
   const uint64_t remote = region_address_ + op.offset + slot.at;
   if (is_atomic(op)) {
     request.opcode = op.kind == KV_OP_CAS ? IBV_WR_ATOMIC_CMP_AND_SWP : IBV_WR_ATOMIC_FETCH_AND_ADD;
@@ -110,8 +111,8 @@ void Connection::fill_request(const kv_op& op, const Slot& slot, ibv_send_wr& re
 }
 
 // Moves the cursor behind the piece.
-void Connection::advance(const kv_op& op, uint32_t bytes) {
-  if (needs_fence(op)) cursor_.after_read = cursor_.after_atomic = false;
+void Connection::advance(const kv_op& op, uint32_t bytes, bool fenced) {
+  if (fenced) cursor_.after_read = cursor_.after_atomic = false;
   cursor_.after_read |= op.kind == KV_OP_READ;
   cursor_.after_atomic |= is_atomic(op);
   cursor_.at += bytes;
@@ -135,15 +136,15 @@ bool Connection::issue_piece() {
   slot.at = cursor_.at;
   slot.ends_batch = cursor_.op + 1 == batch->op_count && cursor_.at + slot.bytes == op.length;
   ibv_send_wr& request = requests_[place];
-  request.sg_list = &pieces_[place];
-  fill_request(op, slot, request);
+  const bool fenced = needs_fence(op);
+  fill_request(op, slot, fenced, request);
   ++unsignalled_;
   unsignalled_bytes_ += slot.bytes;
   if (unsignalled_ >= kUnsignalledMax || unsignalled_bytes_ >= kUnsignalledBytesMax) {
     signal(request);
   }
   ++posted_;
-  advance(op, slot.bytes);
+  advance(op, slot.bytes, fenced);
   return true;
 }
 
@@ -162,12 +163,13 @@ void Connection::flush() {
 // Posts the last `count` requests with one doorbell. The last one is signalled, so that what has
 // been posted always comes to an end that is noticed.
 void Connection::post_chain(uint32_t count) {
-  for (uint64_t n = posted_ - count; n < posted_; ++n) {
-    requests_[n % kSlots].next = n + 1 == posted_ ? nullptr : &requests_[(n + 1) % kSlots];
-  }
-  signal(requests_[(posted_ - 1) % kSlots]);
+  ibv_send_wr& last = requests_[(posted_ - 1) % kSlots];
+  signal(last);
+  ibv_send_wr* const behind = std::exchange(last.next, nullptr);
   ibv_send_wr* bad = nullptr;
-  if (ibv_post_send(queue_pair_.get(), &requests_[(posted_ - count) % kSlots], &bad) != 0) {
+  const int failed = ibv_post_send(queue_pair_.get(), &requests_[(posted_ - count) % kSlots], &bad);
+  last.next = behind;
+  if (failed != 0) {
     // Only a device in trouble does this. The poll finds the connection unusable.
     ibv_qp_attr attributes{};
     attributes.qp_state = IBV_QPS_ERR;
@@ -239,14 +241,16 @@ uint32_t Connection::poll() {
       found_count_ = ibv_poll_cq(queue_.get(), kCompletionsAtOnce, found_.data());
     }
     if (found_count_ == 0 && !post_failed_) break;
-    bool alive = found_count_ > 0;
-    for (int i = 0; i < found_count_ && alive; ++i) alive = take_in(found_[size_t(i)]);
-    found_count_ = 0;
+    const int count = std::exchange(found_count_, 0);
+    bool alive = count > 0;
+    for (int i = 0; i < count && alive; ++i) alive = take_in(found_[size_t(i)]);
     if (!alive) {
       break_connection();
       return completed_;
     }
     flush();
+    // There were no more. What has been posted since is for the next poll.
+    if (count < kCompletionsAtOnce && !post_failed_) break;
   }
   refuse_oldest();
   return completed_;

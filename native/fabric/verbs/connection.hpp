@@ -81,9 +81,9 @@ class Connection : public kv_connection {
   void flush();
   bool issue_piece();
   bool place_piece(kv_op& op, Slot& slot, ibv_sge& piece);
-  void fill_request(const kv_op& op, const Slot& slot, ibv_send_wr& request);
+  void fill_request(const kv_op& op, const Slot& slot, bool fenced, ibv_send_wr& request);
   bool needs_fence(const kv_op& op) const;
-  void advance(const kv_op& op, uint32_t bytes);
+  void advance(const kv_op& op, uint32_t bytes, bool fenced);
   void signal(ibv_send_wr& request);
   void post_chain(uint32_t count);
 
@@ -120,12 +120,13 @@ class Connection : public kv_connection {
   uint64_t refused_sequence_ = UINT64_MAX;  // of the first batch with an operation not allowed
   Cursor cursor_;
 
-  Staging staging_{kStagingBytes};
+  Staging<kStagingBytes> staging_;
   std::vector<Slot> slots_;
   uint64_t posted_ = 0;   // work requests ever
   uint64_t retired_ = 0;  // of them completed
   uint32_t unsignalled_ = 0;
   uint32_t unsignalled_bytes_ = 0;
+  // Rings: each request refers to its piece and to the next request.
   std::vector<ibv_send_wr> requests_;
   std::vector<ibv_sge> pieces_;
 

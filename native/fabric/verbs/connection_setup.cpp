@@ -62,6 +62,11 @@ Connection::Connection(kv_verbs_port& port)
       slots_(kSlots),
       requests_(kSlots),
       pieces_(kSlots) {
+  for (uint32_t n = 0; n < kSlots; ++n) {
+    requests_[n].sg_list = &pieces_[n];
+    requests_[n].num_sge = 1;
+    requests_[n].next = &requests_[(n + 1) % kSlots];
+  }
   ops = &kVerbsOps;
   max_batch_ops = kBatchOpsMax;
   max_outstanding = kOutstandingMax;
