@@ -39,7 +39,10 @@ LARGE_BYTES: Final = 1 << 20
 #: at a time as one READ, and as the READs that the fabric makes of it.
 WAYS: Final = ((LARGE_BYTES, 128), (LARGE_BYTES, 1), (LARGE_BYTES // 8, 8))
 TIMEOUT_S: Final = 240.0
-COLUMNS: Final = (*("measure", "store", "beside", "reference", "verbs", "ratio", "target", "met"),)
+#: `best`: the ratio of the shortest rounds, which say most where the host is busy.
+COLUMNS: Final = (
+    *("measure", "store", "beside", "reference", "verbs", "ratio", "best", "target", "met"),
+)
 #: Runs a shell command and returns its output.
 Shell = Callable[[str], str]
 
@@ -147,6 +150,7 @@ def beside_bare(contest: Row, prices: dict[str, Any], wanted: str, beside: str) 
         "reference": beside,
         "verbs": f"{price['reads']:g} READs, {price['round_trips']:g} round trips",
         "ratio": contest["ratio"],
+        "best": contest["ratio_best"],
         "target": f"{wanted}, at most 1.3x bare verbs",
         "met": contest["ratio"] <= 1.3 and price["round_trips"] <= int(wanted[0]),
     }
@@ -159,6 +163,7 @@ def beside_the_same(contest: Row) -> Row:
         "store": f"{contest['store_us']:.0f} us",
         "beside": f"bare verbs: {contest['bare_us']:.0f} us",
         "ratio": contest["ratio"],
+        "best": contest["ratio_best"],
     }
 
 
@@ -190,6 +195,7 @@ def batch(contest: Row, bare: Row) -> Row:
         "beside": f"32 single gets: {contest['bare_us']:.0f} us",
         "reference": f"bare verbs gain {1 / bare['ratio']:.1f}x",
         "ratio": faster,
+        "best": 1 / contest["ratio_best"],
         "target": "at least 5x the throughput",
         "met": faster >= 5,
     }
@@ -213,15 +219,18 @@ def megabytes_per_s(run: Shell, device: str, size: int, depth: int) -> float:
 def both_ends(run: Shell, command: str) -> list[str]:
     """Server and client of a program of perftest, and the client's one line of figures."""
     # The client tries again until the server listens.
-    output = run(
+    both = (
         f"{command} >/dev/null 2>&1 & server=$!; tries=0; "
         f"until {command} localhost 2>&1; do tries=$((tries + 1)); "
         "[ $tries -lt 40 ] || { kill $server; exit 1; }; sleep 0.25; done; wait $server"
     )
-    lines = re.findall(r"^ *(\d+ +\d+ +[\d.].*)$", output, re.MULTILINE)
-    if not lines:
-        raise LabError(f"no figures from: {command}\n{output[-2000:]}")
-    return str(lines[-1]).split()
+    # On a busy host perftest may fail to gauge the processor's clock; it then prints `inf`.
+    for _ in range(3):
+        output = run(both)
+        lines = re.findall(r"^ *(\d+ +\d+ +[\d.].*)$", output, re.MULTILINE)
+        if lines:
+            return str(lines[-1]).split()
+    raise LabError(f"no figures from: {command}\n{output[-2000:]}")
 
 
 if __name__ == "__main__":

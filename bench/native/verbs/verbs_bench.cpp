@@ -25,9 +25,9 @@ namespace {
 using namespace kvstore;
 
 constexpr uint64_t kSpinNs = 50'000;  // as an executor spins before it sleeps
-constexpr int kRounds = 9;
-constexpr uint32_t kSmallCalls = 200;
-constexpr uint32_t kLargeCalls = 6;
+// Short and many: what else the host does then hits some of them, and not the median.
+constexpr int kRounds = 61;
+constexpr uint32_t kSmallCalls = 30;
 constexpr size_t kChainMax = 2 * kBatch;
 constexpr uint32_t kPieceBytes = 128 << 10;  // of a large READ, as the fabric cuts it
 constexpr uint64_t kRegionBytes = 64 << 20;
@@ -139,7 +139,8 @@ struct Contest {
 
 struct Result {
   const char* name;
-  double bare_us, store_us, ratio;
+  double bare_us, store_us, ratio;  // medians
+  double ratio_best;                // of the shortest rounds: what an idle host would show
 };
 
 std::vector<Result> run(const std::vector<Contest>& contests) {
@@ -155,7 +156,10 @@ std::vector<Result> run(const std::vector<Contest>& contests) {
   }
   std::vector<Result> results;
   for (size_t i = 0; i < contests.size(); ++i) {
-    results.push_back({contests[i].name, median(bare[i]), median(store[i]), median(ratio[i])});
+    const double best = *std::min_element(store[i].begin(), store[i].end()) /
+                        *std::min_element(bare[i].begin(), bare[i].end());
+    results.push_back(
+        {contests[i].name, median(bare[i]), median(store[i]), median(ratio[i]), best});
   }
   return results;
 }
@@ -173,37 +177,33 @@ std::vector<Result> measure(BareReader& bare, StoreReader& warm, StoreReader& co
          bare.read({kObjectBytes});
        },
        [&](uint32_t i) { cold.get(i % kKeys, kSmallBytes); }},
-      {"get 1 MiB into registered memory", kLargeCalls,
-       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+      {"get 1 MiB into registered memory", 1, [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
        [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
       // What a large get must do: the READs that the fabric makes of it, and their checksum.
-      {"get 1 MiB beside the same READs, summed up", kLargeCalls,
+      {"get 1 MiB beside the same READs, summed up", 1,
        [&](uint32_t) {
          bare.read({kPieceBytes}, kLargeBytes / kPieceBytes);
          sum = crc32c(sum, bare.local(), kLargeBytes);
        },
        [&](uint32_t) { warm.get(kKeys, kLargeBytes); }},
-      {"1 MiB of bare verbs: one READ, 8 READs", kLargeCalls,
+      {"1 MiB of bare verbs: one READ, 8 READs", 1,
        [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
        [&](uint32_t) { bare.read({kPieceBytes}, kLargeBytes / kPieceBytes); }},
-      {"1 MiB: bare READ, checksum alone", kLargeCalls,
-       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+      {"1 MiB: bare READ, checksum alone", 1, [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
        [&](uint32_t) { sum = crc32c(sum, summed.data(), summed.size()); }},
-      {"get 1 MiB into other memory", kLargeCalls,
-       [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
+      {"get 1 MiB into other memory", 1, [&](uint32_t) { bare.read({uint32_t(kLargeBytes)}); },
        [&](uint32_t) { warm.get_elsewhere(kKeys, kLargeBytes); }},
-      {"32 gets of the store: single, batch", kSmallCalls / kBatch,
+      {"32 gets of the store: single, batch", 1,
        [&](uint32_t) {
          for (uint32_t i = 0; i < kBatch; ++i) warm.get(i, kSmallBytes);
        },
        [&](uint32_t) { warm.get_batch(); }},
-      {"32 gets of bare verbs: single, batch", kSmallCalls / kBatch,
+      {"32 gets of bare verbs: single, batch", 1,
        [&](uint32_t i) {
          for (uint32_t n = 0; n < kBatch; ++n) address_known(i);
        },
        [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); }},
-      {"32 gets at once", kSmallCalls / kBatch,
-       [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); },
+      {"32 gets at once", 1, [&](uint32_t) { bare.read({kSlotBytes, kObjectBytes}, kBatch); },
        [&](uint32_t) { warm.get_batch(); }},
   });
 }
@@ -226,8 +226,11 @@ void print_json(const std::vector<Result>& results, const std::vector<Price>& pr
   std::printf("{\"contests\": [");
   for (size_t i = 0; i < results.size(); ++i) {
     const Result& result = results[i];
-    std::printf("%s{\"name\": \"%s\", \"bare_us\": %.3f, \"store_us\": %.3f, \"ratio\": %.4f}",
-                i == 0 ? "" : ", ", result.name, result.bare_us, result.store_us, result.ratio);
+    std::printf(
+        "%s{\"name\": \"%s\", \"bare_us\": %.3f, \"store_us\": %.3f, \"ratio\": %.4f, "
+        "\"ratio_best\": %.4f}",
+        i == 0 ? "" : ", ", result.name, result.bare_us, result.store_us, result.ratio,
+        result.ratio_best);
   }
   std::printf("], \"prices\": [");
   for (size_t i = 0; i < prices.size(); ++i) {
@@ -238,13 +241,13 @@ void print_json(const std::vector<Result>& results, const std::vector<Price>& pr
 }
 
 void print_table(const std::vector<Result>& results, const std::vector<Price>& prices) {
-  std::printf("%-36s %12s %12s %8s\n", "", "bare us", "store us", "ratio");
+  std::printf("%-44s %12s %12s %8s %8s\n", "", "bare us", "store us", "ratio", "best");
   for (const Result& result : results) {
-    std::printf("%-36s %12.1f %12.1f %8.2f\n", result.name, result.bare_us, result.store_us,
-                result.ratio);
+    std::printf("%-44s %12.1f %12.1f %8.2f %8.2f\n", result.name, result.bare_us, result.store_us,
+                result.ratio, result.ratio_best);
   }
   for (const Price& price : prices) {
-    std::printf("%-36s %.2f READs, %.2f round trips\n", price.name, price.reads, price.round_trips);
+    std::printf("%-44s %.2f READs, %.2f round trips\n", price.name, price.reads, price.round_trips);
   }
 }
 
