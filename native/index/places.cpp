@@ -72,7 +72,6 @@ uint64_t Places::matches(unsigned fingerprint) const {
   unsigned number = 0;
   for (const CombinedBucket& combined : all()) {
     for (const layout::Bucket& bucket : combined.buckets) {
-#pragma GCC unroll 7
       for (unsigned i = 0; i < layout::kSlotsPerBucket; ++i) {
         const Slot slot{bucket.slots[i]};
         // Hardly any has it, so that is asked first.
