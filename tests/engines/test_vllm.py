@@ -20,6 +20,7 @@ from kvstore.llm import directory
 from tests.engines.conftest import PROMPTS, SHARED, engine_module, save_model
 from tests.engines.vllm_engines import Answer, Engine, block_keys, engine, wait_for
 from tests.support.nodes import NodeProcess
+from tests.support.processes import is_running
 
 engine_module("vllm")
 pytestmark = pytest.mark.timeout(600)
@@ -217,6 +218,11 @@ def test_two_tensor_parallel_ranks(llama: Path, node: NodeProcess, expected: Ans
             answer = reader.generate()
             assert answer["tokens"] == expected["tokens"]
             assert answer["cached"] != [640, 768, 768]
+            # Nothing of an engine outlives it, however it ends.
+            processes = reader.processes()
+            assert len(processes) >= 3
+            reader.kill()
+            wait_for(lambda: not any(map(is_running, processes)))
     # One rank has other blocks than two.
     with engine(llama, extra) as other:
         assert other.generate([SHARED])["cached"] == [0]

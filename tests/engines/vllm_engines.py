@@ -15,6 +15,7 @@ import kvstore
 from kvstore.bench.processes import Child, ProcessError
 from kvstore.llm import directory
 from tests.engines.conftest import ENVIRONMENT, PROMPTS
+from tests.support.processes import descendants
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
@@ -77,6 +78,10 @@ class Engine:
 
     def count(self, name: str) -> float:
         return float(self.ask({"metrics": True}).get(f"vllm:{name}", 0))
+
+    def processes(self) -> set[int]:
+        """Those that vLLM has started."""
+        return descendants(self._child.pid)
 
     def kill(self) -> None:
         self._child.process.kill()

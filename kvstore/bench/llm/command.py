@@ -28,6 +28,25 @@ _COLUMNS: Final = (
     *("adapter_us_per_block", "target_us", "ratio", "target", "pass"),
 )
 
+_EPILOG: Final = """\b
+Policies:
+  lru, belady   exact LRU and the offline optimum, by bookkeeping alone
+  none          an unlimited cache, likewise
+  adaptive, sampled-lru, lfu, fifo, gdsf
+                the real store on a node that holds so many blocks and evicts by this
+  store         the real store on a node with room for everything
+
+\b
+Examples:
+  kvstore-bench llm --trace conversation_trace.jsonl.gz --policy lru --policy adaptive
+  kvstore-bench llm --trace conversation_trace.jsonl.gz --policy store --fabric tcp
+  kvstore-bench llm --figure adapter --fabric shm
+  kvstore-bench llm --figure load --fabric tcp
+  kvstore-bench llm --figure ssd --ssd-dir /mnt/nvme
+  kvstore-bench llm --figure routing --trace conversation_trace.jsonl.gz
+  build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft
+"""
+
 
 def _sizes(_context: click.Context, _parameter: click.Parameter, text: str) -> list[int]:
     try:
@@ -46,7 +65,7 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, text: str) -> i
         raise click.BadParameter(str(error)) from error
 
 
-@click.command()
+@click.command(epilog=_EPILOG)
 @click.option(
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -91,25 +110,9 @@ def llm(
     seconds: float,
     as_json: bool,
 ) -> None:
-    r"""Replay a trace of prompts: which share of their tokens a prefix cache saves.
+    """Replay a trace of prompts: which share of their tokens a prefix cache saves.
 
-    \b
-    Policies:
-      lru, belady   exact LRU and the offline optimum, by bookkeeping alone
-      none          an unlimited cache, likewise
-      adaptive, sampled-lru, lfu, fifo, gdsf
-                    the real store on a node that holds so many blocks and evicts by this
-      store         the real store on a node with room for everything
-
-    \b
-    Examples:
-      kvstore-bench llm --trace conversation_trace.jsonl.gz --policy lru --policy adaptive
-      kvstore-bench llm --trace conversation_trace.jsonl.gz --policy store --fabric tcp
-      kvstore-bench llm --figure adapter --fabric shm
-      kvstore-bench llm --figure load --fabric tcp
-      kvstore-bench llm --figure ssd --ssd-dir /mnt/nvme
-      kvstore-bench llm --figure routing --trace conversation_trace.jsonl.gz
-      build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft
+    Or measure one `--figure`.
     """
     if (trace is None) == (figure in (None, "routing")):
         raise click.UsageError(

@@ -12,8 +12,14 @@ import time
 from typing import Any, Final
 
 from kvstore.bench.document import Row, median
+from kvstore.bench.llm.engines import (
+    ANSWER_S,
+    VOCABULARY,
+    model_and_node,
+    start_engine,
+    transfer_through,
+)
 from kvstore.bench.llm.replay import Say
-from kvstore.bench.llm.ttft import ANSWER_S, VOCABULARY, model_and_node, start_engine
 from kvstore.bench.processes import Child
 
 ENGINES: Final = 4
@@ -31,13 +37,15 @@ def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUND
         for single_flight in (True, False):
             say(f"starting {ENGINES} engines, single-flight {single_flight}")
             # Each group sees its own blocks only.
-            extra = {
-                "single_flight": single_flight,
-                "flight_wait_s": _WAIT_S,
-                "salt": str(single_flight),
-            }
+            transfer = transfer_through(
+                node,
+                "shm",
+                single_flight=single_flight,
+                flight_wait_s=_WAIT_S,
+                salt=str(single_flight),
+            )
             groups[single_flight] = [
-                start_engine(stack, model, node, "shm", extra) for _ in range(ENGINES)
+                start_engine(stack, f"place {place}", model, transfer) for place in range(ENGINES)
             ]
         return _rounds(groups, rounds, say)
 

@@ -1,11 +1,11 @@
-"""Time to the first token in real vLLM engines on the processor, with and without the store.
+"""Time to the first token in real vLLM engines on the processor, with and without a store.
 
-Engines are processes of their own on one small model of random weights; every answer is compared.
-They take turns, so that the machine's moods hit all alike:
+All engines have one small model of random weights; every answer is compared. They take turns, so
+that the machine's moods hit all alike:
 
     computed   a plain engine that has nothing cached
     own cache  the same engine again: vLLM's prefix cache in its own memory
-    kvstore    an engine whose own cache was dropped, and that loads the prefix from the store
+    the rest   an engine whose own cache was dropped, and that loads the prefix from a store
 
 Runs in vLLM's environment: `build/venvs/vllm/bin/python -m kvstore.bench.main llm --figure ttft`.
 """
@@ -14,108 +14,116 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, Final
 
 from kvstore.bench.document import Row, median
+from kvstore.bench.llm.engines import (
+    ANSWER_S,
+    VOCABULARY,
+    model_and_node,
+    start_engine,
+    transfer_through,
+)
 from kvstore.bench.llm.replay import Say
-from kvstore.bench.processes import Child, Node, ProcessError, start_node, target_of
+from kvstore.bench.llm.ttft_peers import PEERS
+from kvstore.bench.peers.case import Unavailable
+from kvstore.bench.processes import Child
 
 PREFIX_TOKENS: Final = 2048
 SUFFIX_TOKENS: Final = 32
 ROUNDS: Final = 5
-VOCABULARY: Final = 2048
-_START_S: Final = 300.0
-ANSWER_S: Final = 120.0
+_WARM_TOKENS: Final = 300
+_COMPUTED: Final = "computed"
+_OWN_CACHE: Final = "own cache"
 _TARGET_COMPUTED: Final = 0.25
-_TARGET_OWN: Final = 1.15
+#: How long a peer may take to store the prefix behind the first answer.
+_STORE_S: Final = 2.0
 
 
 def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUNDS) -> list[Row]:
     """One row a way of answering. ProcessError where vLLM is not installed."""
     with contextlib.ExitStack() as stack:
         model, node = model_and_node(stack, hidden, layers)
-        engines = {}
-        for fabric in ("", "shm", "tcp"):
-            say(f"starting an engine {f'over {fabric}' if fabric else 'without the store'}")
-            engines[fabric] = start_engine(stack, model, node, fabric)
-        return _rounds(engines, rounds, say)
-
-
-def model_and_node(stack: contextlib.ExitStack, hidden: int, layers: int) -> tuple[Path, Node]:
-    """A model's folder and a node, until the end of `stack`.
-
-    ProcessError, which says how to get it, where vLLM is not installed.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("vllm") is None:
-        raise ProcessError(
-            "vLLM is not installed here: make its environment with scripts/engine.py vllm and run"
-            " this with build/venvs/vllm/bin/python -m kvstore.bench.main"
-        )
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    model = save_model(folder / "model", hidden, layers)
-    node = start_node(1 << 30)
-    stack.callback(node.child.stop)
-    return model, node
+        say("starting an engine without a store")
+        engines = {_COMPUTED: start_engine(stack, _COMPUTED, model)}
+        for fabric in ("shm", "tcp"):
+            name = f"kvstore {fabric}"
+            say(f"starting an engine with {name}")
+            engines[name] = start_engine(stack, name, model, transfer_through(node, fabric))
+        left_out: list[Row] = []
+        for name, start in PEERS.items():
+            say(f"starting an engine with {name}")
+            try:
+                engines[name] = start(stack, model)
+            except Unavailable as error:
+                left_out.append(_name_row(name) | {"reason": f"not run: {error}"})
+        return _rounds(engines, rounds, say) + left_out
 
 
 def _rounds(engines: dict[str, Child], rounds: int, say: Say) -> list[Row]:
     source = random.Random(1)
-    ways = ("computed", "own cache", "kvstore shm", "kvstore tcp")
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    cached = dict.fromkeys(ways, 0)
-    same = dict.fromkeys(ways, True)
-    prefix = [source.randrange(3, VOCABULARY) for _ in range(PREFIX_TOKENS)]
-    warm = [source.randrange(3, VOCABULARY) for _ in range(300)]
-    for engine in engines.values():
-        _ask(engine, warm)
+    prefix = _tokens(source, PREFIX_TOKENS)
+    warm = _tokens(source, _WARM_TOKENS)
 
     def fresh_prompt() -> list[int]:
-        return prefix + [source.randrange(3, VOCABULARY) for _ in range(SUFFIX_TOKENS)]
+        return prefix + _tokens(source, SUFFIX_TOKENS)
 
-    _ask(engines["shm"], fresh_prompt())
+    for name, engine in engines.items():
+        _ask(engine, warm)
+        if name != _COMPUTED:
+            _ask(engine, fresh_prompt())
+    time.sleep(_STORE_S)
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in (_OWN_CACHE, *engines)}
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         prompt = fresh_prompt()
-        answers = {}
         for engine in engines.values():
             engine.send({"reset": True})
             engine.receive(ANSWER_S)
-        answers["computed"] = _ask(engines[""], prompt)
-        # The prefix is in the engine's own cache now; the suffix must not be.
-        answers["own cache"] = _ask(engines[""], fresh_prompt())
-        answers["kvstore shm"] = _ask(engines["shm"], prompt)
-        answers["kvstore tcp"] = _ask(engines["tcp"], prompt)
-        for way, answer in answers.items():
-            times[way].append(answer["seconds"])
-            cached[way] = answer["cached"][0]
-            if way != "own cache":
-                same[way] &= answer["tokens"] == answers["computed"]["tokens"]
-    return [_row(way, times, cached[way], same[way]) for way in ways]
+        for name, engine in engines.items():
+            answers[name].append(_ask(engine, prompt))
+            if name == _COMPUTED:
+                # The prefix is in the engine's own cache now; the suffix must not be.
+                answers[_OWN_CACHE].append(_ask(engine, fresh_prompt()))
+    return [_row(name, answers) for name in (_COMPUTED, _OWN_CACHE, *list(engines)[1:])]
 
 
-def _row(way: str, times: dict[str, list[float]], cached: int, same: bool) -> Row:
-    row: Row = {
-        "figure": "ttft",
-        "engine": f"vllm, {way}",
-        "tier": {"computed": None, "own cache": "engine"}.get(way, "remote"),
-        "ttft_ms": 1e3 * median(times[way]),
-        "cached_tokens": cached,
-        "same_tokens": same if way != "own cache" else None,
+def _tokens(source: random.Random, count: int) -> list[int]:
+    return [source.randrange(3, VOCABULARY) for _ in range(count)]
+
+
+def _name_row(name: str) -> Row:
+    tier = {_COMPUTED: None, _OWN_CACHE: "engine"}.get(name, "remote")
+    return {"figure": "ttft", "engine": f"vllm, {name}", "tier": tier}
+
+
+def _row(name: str, answers: dict[str, list[dict[str, Any]]]) -> Row:
+    computed = answers[_COMPUTED]
+    row = _name_row(name) | {
+        "ttft_ms": 1e3 * median(answer["seconds"] for answer in answers[name]),
+        "cached_tokens": min(answer["cached"][0] for answer in answers[name]),
     }
-    if way.startswith("kvstore"):
-        computed, own = (
-            median(a / b for a, b in zip(times[way], times[other], strict=True))
-            for other in ("computed", "own cache")
-        )
-        row |= {"ratio": computed, "target": _TARGET_COMPUTED, "ratio_own_cache": own}
-        row["pass"] = same and computed <= _TARGET_COMPUTED
+    if name == _OWN_CACHE:
+        return row
+    same = all(
+        answer["tokens"] == reference["tokens"]
+        for answer, reference in zip(answers[name], computed, strict=True)
+    )
+    row["same_tokens"] = same
+    if name == _COMPUTED:
+        return row
+    row["ratio"] = ratio = _times_ratio(answers[name], computed)
+    row["ratio_own_cache"] = _times_ratio(answers[name], answers[_OWN_CACHE])
+    if name.startswith("kvstore"):
+        row |= {"target": _TARGET_COMPUTED, "pass": same and ratio <= _TARGET_COMPUTED}
     return row
+
+
+def _times_ratio(of: list[dict[str, Any]], to: list[dict[str, Any]]) -> float:
+    """Round by round, as the machine changes from round to round."""
+    pairs = zip(of, to, strict=True)
+    return median(answer["seconds"] / other["seconds"] for answer, other in pairs)
 
 
 def _ask(engine: Child, prompt: list[int]) -> dict[str, Any]:
@@ -124,57 +132,3 @@ def _ask(engine: Child, prompt: list[int]) -> dict[str, Any]:
     answer = engine.receive(ANSWER_S)
     answer["seconds"] = time.perf_counter() - begin
     return answer
-
-
-def start_engine(
-    stack: contextlib.ExitStack,
-    model: Path,
-    node: Node,
-    fabric: str,
-    extra: dict[str, Any] | None = None,
-) -> Child:
-    """Start an engine, with the connector if `fabric` says how; `extra` are its settings."""
-    configuration: dict[str, Any] = {
-        "model": str(model),
-        "max_model_len": 4096,
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 4096,
-        "kv_cache_memory_bytes": 512 << 20,
-    }
-    if fabric:
-        configuration["kv_transfer_config"] = {
-            "kv_connector": "KvStoreConnector",
-            "kv_connector_module_path": "kvstore.llm.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {
-                "target": target_of([node], fabric),
-                **(extra or {}),
-            },
-        }
-    engine = Child(
-        f"engine {fabric}".strip(),
-        [sys.executable, "-m", "kvstore.bench.llm.vllm_engine"],
-        environment={
-            "HF_HUB_OFFLINE": "1",
-            "DO_NOT_TRACK": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_HOST_IP": "127.0.0.1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "OMP_NUM_THREADS": "1",
-        },
-    )
-    stack.callback(engine.stop)
-    engine.send(configuration)
-    engine.receive(_START_S)
-    return engine
-
-
-def save_model(folder: Path, hidden: int, layers: int) -> Path:
-    """Write a model of random weights, and return its folder."""
-    from kvstore.demo.engine import make_model
-
-    make_model({"seed": 1, "threads": 1, "hidden": hidden, "layers": layers}).save_pretrained(
-        folder
-    )
-    return folder

@@ -3,19 +3,35 @@
 The first line configures the engine. Then each line is {"prompts": [[token, ...], ...]}, together
 or one by one, with {"transfer": {...}} as their kv_transfer_params, {"reset": true} to drop vLLM's
 own prefix cache ("everything": with what its connector has), or {"metrics": true}.
+
+The core of the engine and its worker are processes that vLLM starts. Each dies with the one that
+started it, also where that is killed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 from typing import Any
 
 # vLLM writes to stdout too: the answers have a descriptor of their own.
 _ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl
 _METRICS = ("vllm:kvstore", "vllm:kv_offload", "vllm:external", "vllm:num_preemptions")
+
+
+def _die_with_parent() -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+# A spawned process imports this module again; a forked one goes on behind the import.
+_die_with_parent()
+os.register_at_fork(after_in_child=_die_with_parent)
 
 
 def say(message: dict[str, Any]) -> None:
@@ -74,8 +90,17 @@ def metrics(engine: Any) -> dict[str, float]:
 
 def main() -> None:
     """Answers lines until the input ends."""
+    # An exit, so that the engine ends its processes and gives its shared memory back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     engine = make_engine(json.loads(sys.stdin.readline()))
     say({"event": "ready"})
+    try:
+        _answer(engine)
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+
+
+def _answer(engine: Any) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "reset" in request:
@@ -85,7 +110,6 @@ def main() -> None:
             say(metrics(engine))
         else:
             say(generate(engine, request))
-    engine.llm_engine.engine_core.shutdown()
 
 
 if __name__ == "__main__":

@@ -6,31 +6,66 @@ environment, which `scripts/engine.py` makes at first use.
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import contextlib
+import socket
+import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from kvstore.bench.peers import environment
 from kvstore.bench.peers.case import Unavailable
 from kvstore.bench.processes import Child, ProcessError, load_once
 from kvstore.bench.redis_server import free_port
 
-_ROOT: Final = Path(__file__).resolve().parents[3]
 _WORKER: Final = str(Path(__file__).with_name("lmcache_worker.py"))
-_INSTALL_TIMEOUT_S: Final = 1800
+_CHUNK_TOKENS: Final = 16
 #: Its processes import torch before they say anything.
 _START_S: Final = 180.0
-_SERVER: Final = (
-    *("--chunk-size", "16", "--l1-size-gb", "1", "--no-l1-use-lazy", "--eviction-policy", "LRU"),
-    *("--disable-observability", "--supported-transfer-mode", "auto"),
-)
-_VARIABLES: Final = {
+#: Of its server and of whoever uses it.
+VARIABLES: Final = {
     "LMCACHE_TRACK_USAGE": "false",
     "LMCACHE_DISABLE_BANNER": "1",
     "OMP_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
 }
+
+
+class Server:
+    """LMCache's server, which shares 1 GiB with the processes of this host. Raises ProcessError."""
+
+    def __init__(
+        self, python: Path, chunk_tokens: int, variables: Mapping[str, str] = VARIABLES
+    ) -> None:
+        self.port: Final = free_port()
+        self._child: Final = Child(
+            "LMCache's server",
+            [
+                *(str(python.with_name("lmcache")), "server"),
+                *("--host", "127.0.0.1", "--port", str(self.port)),
+                *("--http-port", str(free_port()), "--chunk-size", str(chunk_tokens)),
+                *("--shm-name", f"kvstore-bench-{uuid.uuid4().hex[:12]}"),
+                *("--l1-size-gb", "1", "--no-l1-use-lazy", "--eviction-policy", "LRU"),
+                *("--disable-observability", "--supported-transfer-mode", "auto"),
+            ],
+            environment=variables,
+        )
+
+    def wait(self) -> None:
+        """Return when it answers. Clients that wait for it themselves need not call this."""
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline and self._child.is_alive:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise ProcessError(f"LMCache's server did not start: {self._child.last_words()}")
+
+    def close(self) -> None:
+        """End it."""
+        self._child.stop()
 
 
 class LMCacheLoads:
@@ -39,30 +74,34 @@ class LMCacheLoads:
     name = "lmcache"
 
     def __init__(self, fabric: str, block_bytes: int, blocks: int) -> None:
-        python = _environment_python()
-        port = free_port()
-        if fabric == "shm":
-            program = str(python.with_name("lmcache"))
-            address = ["--host", "127.0.0.1", "--port", str(port), "--http-port", str(free_port())]
-            shared = ["--shm-name", f"kvstore-bench-{uuid.uuid4().hex[:12]}"]
-            holder = [program, "server", *address, *shared, *_SERVER]
-        else:
-            holder = [str(python), "-m", "lmcache.v1.server", "127.0.0.1", str(port), "cpu"]
-        self._children: list[Child] = []
+        python = environment.python_of("lmcache")
+        self._started = contextlib.ExitStack()
         try:
-            self._children.append(Child("LMCache's server", holder, environment=_VARIABLES))
+            start = self._start_server if fabric == "shm" else self._start_remote_store
             # Isolated: the script's own folder must not be where it imports from.
-            worker = [str(python), "-I", _WORKER, fabric, f"127.0.0.1:{port}"]
-            client = Child(
-                "LMCache's client", [*worker, str(block_bytes), str(blocks)], environment=_VARIABLES
-            )
-            self._children.append(client)
-            while client.receive(_START_S).get("event") != "ready":
+            worker = [str(python), "-I", _WORKER, fabric, f"127.0.0.1:{start(python)}"]
+            self._client = self._start("LMCache's client", [*worker, str(block_bytes), str(blocks)])
+            while self._client.receive(_START_S).get("event") != "ready":
                 pass
         except ProcessError as error:
             self.close()
             raise Unavailable(str(error)) from error
-        self._client = client
+
+    def _start_server(self, python: Path) -> int:
+        server = Server(python, _CHUNK_TOKENS)
+        self._started.callback(server.close)
+        return server.port
+
+    def _start_remote_store(self, python: Path) -> int:
+        port = free_port()
+        command = [str(python), "-m", "lmcache.v1.server", "127.0.0.1", str(port), "cpu"]
+        self._start("LMCache's remote store", command)
+        return port
+
+    def _start(self, name: str, command: list[str]) -> Child:
+        child = Child(name, command, environment=VARIABLES)
+        self._started.callback(child.stop)
+        return child
 
     def load(self) -> float:
         """Load all blocks once; return the seconds it took. ProcessError if it fails."""
@@ -70,26 +109,4 @@ class LMCacheLoads:
 
     def close(self) -> None:
         """End what was started."""
-        for child in reversed(self._children):
-            child.stop()
-
-
-def _environment_python() -> Path:
-    """The interpreter of LMCache's environment, made at first use. Raises Unavailable."""
-    script = _ROOT / "scripts" / "engine.py"
-    if not script.exists():
-        raise Unavailable("LMCache's environment is made by scripts/engine.py of a checkout")
-    try:
-        made = subprocess.run(
-            [sys.executable, str(script), "lmcache"],
-            capture_output=True,
-            text=True,
-            timeout=_INSTALL_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"scripts/engine.py lmcache: {error}") from error
-    if made.returncode != 0:
-        lines = made.stderr.strip().splitlines()
-        raise Unavailable(f"LMCache can't be installed: {lines[-1] if lines else '?'}")
-    return Path(made.stdout.strip())
+        self._started.close()

@@ -25,22 +25,23 @@ _INSTALL_TIMEOUT_S: Final = 600
 _WORKER: Final = str(Path(__file__).with_name("mooncake_worker.py"))
 
 
-class _Processes:
+class Processes:
     """A master and its workers, each ready when `worker` returns. Raises ProcessError."""
 
     def __init__(self) -> None:
         self._python: Final = _environment_python()
         self._variables: Final = _library_path()
         self._children: list[Child] = []
-        self._master: Final = f"127.0.0.1:{free_port()}"
+        self.master: Final = f"127.0.0.1:{free_port()}"
         program = str(self._python.with_name("mooncake_master"))
-        port = self._master.rpartition(":")[2]
+        port = self.master.rpartition(":")[2]
         self._start([program, f"--rpc_port={port}", f"--metrics_port={free_port()}"])
 
     def worker(self, role: str, *rest: int) -> Child:
+        """Start one, see `mooncake_worker.py`; return it when it is ready."""
         host = f"127.0.0.1:{free_port()}"
         # Isolated: the script's own folder must not be where it imports from.
-        command = [str(self._python), "-I", _WORKER, role, self._master, host, *map(str, rest)]
+        command = [str(self._python), "-I", _WORKER, role, self.master, host, *map(str, rest)]
         child = self._start(command)
         while child.receive().get("event") != "ready":
             pass
@@ -52,6 +53,7 @@ class _Processes:
         return child
 
     def close(self) -> None:
+        """End all of them."""
         for child in reversed(self._children):
             child.stop()
 
@@ -62,7 +64,7 @@ class MooncakeSystem:
     name = "mooncake"
 
     def __init__(self, work: Work) -> None:
-        self._processes = _Processes()
+        self._processes = Processes()
         try:
             self._processes.worker("storage", _SEGMENT_BYTES)
             self._client = self._processes.worker("client", LARGE_BYTES, LARGE_KEYS)
@@ -92,7 +94,7 @@ class MooncakeLoads:
     name = "mooncake"
 
     def __init__(self, fabric: str, block_bytes: int, blocks: int) -> None:
-        self._processes = _Processes()
+        self._processes = Processes()
         try:
             if fabric == "tcp":
                 self._processes.worker("storage", _SEGMENT_BYTES)
@@ -118,6 +120,15 @@ def _environment_python() -> Path:
     if not (folder / "bin" / "mooncake_master").exists():
         _run([sys.executable, "-m", "venv", str(folder)])
         _run([str(python), "-m", "pip", "install", "--quiet", PACKAGE, "numpy"])
+    libraries_for(python)
+    return python
+
+
+def libraries_for(python: Path) -> dict[str, str]:
+    """Return the variable that lets this interpreter import Mooncake. Raises Unavailable.
+
+    What Mooncake is linked to is unpacked at first use where the system does not have it.
+    """
     check = [str(python), "-c", "import mooncake.store"]
     if subprocess.run(check, capture_output=True, env=_variables()).returncode != 0:
         try:
@@ -125,7 +136,7 @@ def _environment_python() -> Path:
         except DebError as error:
             raise Unavailable(str(error)) from error
         _run(check)
-    return python
+    return _library_path()
 
 
 def _variables() -> dict[str, str]:
@@ -133,7 +144,6 @@ def _variables() -> dict[str, str]:
 
 
 def _library_path() -> dict[str, str]:
-    """The variable that lets Mooncake find unpacked libraries."""
     root = default_folder() / "root"
     folders = [
         str(folder)
