@@ -386,8 +386,11 @@ Task<Status> confirm_and_keep(Channel& channel, const Target& target, const Plac
   Copying copying(channel, target);
   copying.begin_absence(places);
   bool tentative = false;
+  const bool too_late = KV_VARIANT(cache_registers_late);
   const Status confirmed =
-      co_await confirm_miss(channel, target.key, places, copying.registration(), &tentative);
+      co_await confirm_miss(channel, target.key, places,
+                            too_late ? std::span<kv_op>{} : copying.registration(), &tentative);
+  if (too_late && !channel.remote.broken()) co_await channel.remote.batch(copying.registration());
   if (!copying.begun() || channel.remote.broken()) co_return confirmed;
   const bool registered = copying.registered(copying.registration()[0]);
   const bool settled = !tentative || KV_VARIANT(cache_installs_tentative);
