@@ -25,33 +25,40 @@ _INSTALL_TIMEOUT_S: Final = 600
 _WORKER: Final = str(Path(__file__).with_name("mooncake_worker.py"))
 
 
-class _Processes:
-    """A master and its workers, each ready when `worker` returns. Raises ProcessError."""
+class Processes:
+    """A master and its workers, each ready when `worker` returns. Raises ProcessError.
+
+    `master` is its address; who imports Mooncake itself needs `variables` before it starts, and
+    `packages` in its path.
+    """
 
     def __init__(self) -> None:
         self._python: Final = _environment_python()
-        self._variables: Final = _library_path()
         self._children: list[Child] = []
-        self._master: Final = f"127.0.0.1:{free_port()}"
+        self.variables: Final = _library_path()
+        self.packages: Final = next(self._python.parents[1].glob("lib/python*/site-packages"))
+        self.master: Final = f"127.0.0.1:{free_port()}"
         program = str(self._python.with_name("mooncake_master"))
-        port = self._master.rpartition(":")[2]
+        port = self.master.rpartition(":")[2]
         self._start([program, f"--rpc_port={port}", f"--metrics_port={free_port()}"])
 
     def worker(self, role: str, *rest: int) -> Child:
+        """Start a process in this role."""
         host = f"127.0.0.1:{free_port()}"
         # Isolated: the script's own folder must not be where it imports from.
-        command = [str(self._python), "-I", _WORKER, role, self._master, host, *map(str, rest)]
+        command = [str(self._python), "-I", _WORKER, role, self.master, host, *map(str, rest)]
         child = self._start(command)
         while child.receive().get("event") != "ready":
             pass
         return child
 
     def _start(self, command: list[str]) -> Child:
-        child = Child("mooncake", command, environment=self._variables)
+        child = Child("mooncake", command, environment=self.variables)
         self._children.append(child)
         return child
 
     def close(self) -> None:
+        """Stop what was started."""
         for child in reversed(self._children):
             child.stop()
 
@@ -62,7 +69,7 @@ class MooncakeSystem:
     name = "mooncake"
 
     def __init__(self, work: Work) -> None:
-        self._processes = _Processes()
+        self._processes = Processes()
         try:
             self._processes.worker("storage", _SEGMENT_BYTES)
             self._client = self._processes.worker("client", LARGE_BYTES, LARGE_KEYS)
@@ -92,7 +99,7 @@ class MooncakeLoads:
     name = "mooncake"
 
     def __init__(self, fabric: str, block_bytes: int, blocks: int) -> None:
-        self._processes = _Processes()
+        self._processes = Processes()
         try:
             if fabric == "tcp":
                 self._processes.worker("storage", _SEGMENT_BYTES)
