@@ -330,6 +330,7 @@ class KnownRead {
   }
 
   std::span<kv_op> ops() { return {ops_, count_}; }
+  bool is_frozen() const { return now_.frozen(); }
 
   // What the operations have brought, given how they completed. kUnsound: out of date.
   Reading result(uint32_t posted) {
@@ -424,7 +425,9 @@ Task<Status> find_and_read(Channel& channel, const Target& target) {
         }
         attachment.addresses.remember(
             hash, {matches[i].offset, matches[i].slot, places.subtable(), call.data_bytes});
-        if (ClientCache* const cache = attachment.coherence.cache()) cache->met(hash);
+        if (ClientCache* const cache = attachment.coherence.cache()) {
+          matches[i].slot.frozen() ? cache->met_writer(hash) : cache->met(hash);
+        }
       }
       co_return outcome_of(reading);
     }
@@ -464,7 +467,9 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
     if (reading != Reading::kUnsound && reading != Reading::kOther) {
       ++counts.address_hits;
       ClientCache* const cache = channel.attachment->coherence.cache();
-      if (cache != nullptr && reading == Reading::kDone) cache->unchanged(key.hash);
+      if (cache != nullptr && reading == Reading::kDone) {
+        read.is_frozen() ? cache->met_writer(key.hash) : cache->unchanged(key.hash);
+      }
       if (is_use(call)) channel.touch(known.subtable, known.slot_offset, key, call, false);
       co_return outcome_of(reading);
     }
