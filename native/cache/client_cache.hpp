@@ -105,6 +105,8 @@ class ClientCache {
   void met(uint64_t hash) { interest_.met(hash); }
   // The key was found changed at the node, or this client has written it.
   void changed(uint64_t hash) { interest_.changed(hash, uses_that_pay()); }
+  // A read from the node found the slot frozen.
+  void met_writer(uint64_t hash) { interest_.met_writer(hash, uses_that_pay()); }
   // What a get from the node took, and what a write took to end copies.
   void note_get(uint64_t took_ns) { get_ns_.note(std::min(took_ns, kLongestNs)); }
   void note_ending(uint64_t took_ns) { ending_ns_.note(std::min(took_ns, kLongestNs)); }

@@ -10,8 +10,14 @@
 // is copied while its mean pays, and in any case once it was read four times as often as would pay
 // since it changed, for what was written much may have come to rest. A key of which no change is
 // known is copied when it is read for the second time; where most such keys turn out not to pay,
-// later, after up to 1,024 reads. All of it is this client's own opinion: nobody else needs to know
-// it, so it can change at any moment.
+// later, after up to 1,024 reads.
+//
+// Writers of a key wait one behind the other while its copies end: the more of the time they do so,
+// the longer each waits. Readers see how much of the time that is, by the share of their reads that
+// meet a writer at it. Such a read takes back what copies have brought.
+//
+// All of it is this client's own opinion: nobody else needs to know it, so it can change at any
+// moment.
 //
 // A table of words, one a key, in which newer keys displace older ones. Any thread; what threads
 // do to one word at once may be lost.
@@ -77,6 +83,15 @@ class Interest {
     ++seen.run;
     word.store(seen.word(), std::memory_order_relaxed);
     if (seen.mean == kUnknown && seen.run == uses_that_pay) relieve();
+  }
+  // A read met a writer that waits for copies to end: behind it another one would wait as long, so
+  // it takes back what as many reads bring as pay for a wait.
+  void met_writer(uint64_t hash, uint32_t uses_that_pay) {
+    std::atomic<uint64_t>& word = word_of(hash);
+    State seen(word.load(std::memory_order_relaxed));
+    if (seen.tag != tag_of(hash) || seen.mean == kUnknown) return;
+    seen.mean -= std::min(seen.mean, uses_that_pay * kUnit / kChangesMax);
+    word.store(seen.word(), std::memory_order_relaxed);
   }
   // A read found the key changed, or it has been written here. Of what nobody has read in between
   // this tells nothing.

@@ -118,9 +118,11 @@ Task<InsertResult> begin_insert(Remote& remote, Directory& directory,
   KV_ASSERT(first.size() <= 3);
   KV_ASSERT(behind.size() <= 1);
   for (const kv_op& op : first) ops[count++] = op;
+  const bool too_early = KV_VARIANT(cache_reads_early);
+  for (const kv_op& op : behind.first(too_early ? behind.size() : 0)) ops[count++] = op;
   const unsigned cas_at = count;
   ops[count++] = cas_op(target.offset, target.slot.word, tentative.word);
-  for (const kv_op& op : behind) ops[count++] = op;
+  for (const kv_op& op : behind.first(too_early ? 0 : behind.size())) ops[count++] = op;
   for (unsigned c = 0; c < 2; ++c) {
     seen[c].offset = places.own()[c].offset;
     ops[count++] = read_op(seen[c].offset, seen[c].buckets, layout::kCombinedBytes);

@@ -327,6 +327,7 @@ class KnownRead {
   }
 
   std::span<kv_op> ops() { return {ops_, count_}; }
+  bool is_frozen() const { return now_.frozen(); }
 
   // What the operations have brought, given how they completed. kUnsound: out of date.
   Reading result(uint32_t posted) {
@@ -383,8 +384,11 @@ Task<Status> confirm_and_keep(Channel& channel, const Target& target, const Plac
   Copying copying(channel, target);
   copying.begin_absence(places);
   bool tentative = false;
+  const bool too_late = KV_VARIANT(cache_registers_late);
   const Status confirmed =
-      co_await confirm_miss(channel, target.key, places, copying.registration(), &tentative);
+      co_await confirm_miss(channel, target.key, places,
+                            too_late ? std::span<kv_op>{} : copying.registration(), &tentative);
+  if (too_late && !channel.remote.broken()) co_await channel.remote.batch(copying.registration());
   if (!copying.begun() || channel.remote.broken()) co_return confirmed;
   const bool registered = copying.registered(copying.registration()[0]);
   const bool settled = !tentative || KV_VARIANT(cache_installs_tentative);
@@ -427,7 +431,9 @@ Task<Status> find_and_read(Channel& channel, Target target) {
         }
         attachment.addresses.remember(
             hash, {match.offset, match.slot, places.subtable(), call.data_bytes});
-        if (ClientCache* const cache = attachment.coherence.cache()) cache->met(hash);
+        if (ClientCache* const cache = attachment.coherence.cache()) {
+          match.slot.frozen() ? cache->met_writer(hash) : cache->met(hash);
+        }
       }
       co_return outcome_of(reading);
     }
@@ -463,7 +469,9 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
   }
   if (reading != Reading::kUnsound && reading != Reading::kOther) {
     ++counts.address_hits;
-    if (cache != nullptr && reading == Reading::kDone) cache->unchanged(hash);
+    if (cache != nullptr && reading == Reading::kDone) {
+      read.is_frozen() ? cache->met_writer(hash) : cache->unchanged(hash);
+    }
     if (is_use(target.call)) {
       channel.touch(known.subtable, known.slot_offset, target.key, target.call, false);
     }

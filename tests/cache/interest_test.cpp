@@ -78,6 +78,29 @@ TEST_CASE("writes with no read between them tell nothing") {
   CHECK(interest.read(kKey, kPays));
 }
 
+TEST_CASE("a key of which many reads meet a writer is copied only if it is read very often") {
+  // Of each hundred reads these many bring nothing: a writer is ending the copies.
+  const auto copied = [](uint32_t in_vain) {
+    Interest interest;
+    live(interest, kKey, 3 * kPays);
+    for (int change = 0; change < 40; ++change) {
+      const uint32_t reads = 3 * kPays;
+      interest.taken(kKey, reads * (100 - in_vain) / 100, kPays);
+      for (uint32_t i = 0; i < reads * in_vain / 100; ++i) interest.met_writer(kKey, kPays);
+    }
+    return interest.read(kKey, kPays);
+  };
+  CHECK(copied(0));
+  CHECK(!copied(50));
+  // Once no writer is met any more its reads count again.
+  Interest interest;
+  live(interest, kKey, 3 * kPays);
+  for (int i = 0; i < 1000; ++i) interest.met_writer(kKey, kPays);
+  CHECK(!interest.read(kKey, kPays));
+  live(interest, kKey, 3 * kPays);
+  CHECK(interest.read(kKey, kPays));
+}
+
 TEST_CASE("where most keys turn out not to pay, unknown ones wait longer, up to a bound") {
   Interest interest;
   const auto key = [](uint64_t number) { return (number + 1) * 0x9e3779b97f4a7c15ull; };

@@ -24,6 +24,9 @@ def test_no_read_is_stale(fabric: str, faults: tuple[str, ...]) -> None:
     assert row["reads"] == reads
     assert row["cache_hits"] > 0
     assert row["cache_invalidated"] > 0
+    assert row["absent_reads"] > 0
+    assert row["deleted"] > 0
+    assert row["inserted"] > 0
     assert row["failed"] == 0
     assert row["stale_reads"] == 0, row["examples"]
     assert finished.returncode == 0

@@ -83,6 +83,9 @@ const std::map<std::string, std::string> kScenarios{
     {"copies_absent",
      "rare=cache_everything cache_kib=64 keys=4 get_percent=60 put_percent=20 think_us=20 "
      "late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_absent_slow",
+     "rare=cache_everything cache_kib=64 keys=4 get_percent=60 put_percent=20 think_us=20 "
+     "stalls_per_million=300000 stall_us=300"},
     {"copies_slow",
      "rare=cache_everything cache_kib=64 keys=2 get_percent=88 contains_percent=2 put_percent=10 "
      "think_us=3000 operations=1500 mail_lost_per_million=700000 late_per_million=100000 "
@@ -209,6 +212,8 @@ constexpr Broken kBroken[] = {
     {"cache_forgets_own", "copies_crowded", 10},
     {"cache_inserts_unseen", "copies_absent", 10},
     {"cache_installs_tentative", "copies_absent", 20},
+    {"cache_reads_early", "copies_absent_slow", 60},
+    {"cache_registers_late", "copies_absent", 20},
 };
 
 }  // namespace

@@ -26,12 +26,17 @@ _WORKER: Final = str(Path(__file__).with_name("mooncake_worker.py"))
 
 
 class Processes:
-    """A master and its workers, each ready when `worker` returns. Raises ProcessError."""
+    """A master and its workers, each ready when `worker` returns. Raises ProcessError.
+
+    `master` is its address; who imports Mooncake itself needs `variables` before it starts, and
+    `packages` in its path.
+    """
 
     def __init__(self) -> None:
         self._python: Final = _environment_python()
-        self._variables: Final = _library_path()
         self._children: list[Child] = []
+        self.variables: Final = _library_path()
+        self.packages: Final = next(self._python.parents[1].glob("lib/python*/site-packages"))
         self.master: Final = f"127.0.0.1:{free_port()}"
         program = str(self._python.with_name("mooncake_master"))
         port = self.master.rpartition(":")[2]
@@ -48,7 +53,7 @@ class Processes:
         return child
 
     def _start(self, command: list[str]) -> Child:
-        child = Child("mooncake", command, environment=self._variables)
+        child = Child("mooncake", command, environment=self.variables)
         self._children.append(child)
         return child
 
