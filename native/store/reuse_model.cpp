@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "api/kvstore.h"
 #include "base/assert.hpp"
@@ -48,6 +49,7 @@ void ReuseModel::used(uint64_t key_hash, unsigned category, uint32_t now_ms) {
   if (entries_.empty()) {
     entries_.resize(size_t{kSets} * kWays);
     observed_.resize(kCategories);
+    last_lesson_ms_ = now_ms;
   }
   Entry* const set = &entries_[(key_hash >> 8) % kSets * kWays];
   Entry* oldest = set;
@@ -55,7 +57,6 @@ void ReuseModel::used(uint64_t key_hash, unsigned category, uint32_t now_ms) {
     if (entry->key_hash == key_hash) {
       Observed& before = observed_[entry->category];
       before.reused[age_of(now_ms - entry->last_ms)] += 1;
-      before.count += 1;
       entry->last_ms = now_ms;
       if (category != kSameCategory) entry->category = uint16_t(category);
       return;
@@ -67,7 +68,6 @@ void ReuseModel::used(uint64_t key_hash, unsigned category, uint32_t now_ms) {
     Observed& before = observed_[oldest->category];
     const uint32_t idle_ms = now_ms - oldest->last_ms;
     before.lost[age_of(idle_ms)] += 1;
-    before.count += 1;
     lost_ms_ += idle_ms;
     lost_ += 1;
   }
@@ -97,13 +97,29 @@ void ReuseModel::thin_out() {
       one.reused[a] /= 2;
       one.lost[a] /= 2;
     }
-    one.count /= 2;
   }
 }
 
+// Uses, not time, are forgotten: a node that rests learns nothing new.
+void ReuseModel::forget(uint32_t now_ms) {
+  const double uses = double(uses_ - last_lesson_uses_);
+  const double kept = std::exp(-uses / double(kMemoryUses));
+  for (Observed& one : observed_) {
+    for (unsigned a = 0; a < kAges; ++a) {
+      one.reused[a] *= kept;
+      one.lost[a] *= kept;
+    }
+  }
+  recent_uses_ = kept * recent_uses_ + uses;
+  recent_ms_ = kept * recent_ms_ + double(now_ms - last_lesson_ms_);
+  last_lesson_uses_ = uses_;
+  last_lesson_ms_ = now_ms;
+}
+
 void ReuseModel::learn(uint32_t now_ms) {
-  next_lesson_ = uses_ + std::max(kLessonUses, uses_ / 32);
+  next_lesson_ = uses_ + std::max(kLessonUses, std::min(uses_, kMemoryUses) / 32);
   if (entries_.empty()) return;
+  forget(now_ms);
   const double evicted_ms = evicted_idle_ms_.load(std::memory_order_relaxed);
   const bool short_memory = lost_ > 0 && lost_ms_ / lost_ < kHorizon * evicted_ms;
   if (short_memory && thinness_ < kThinnestSample) thin_out();
@@ -113,13 +129,7 @@ void ReuseModel::learn(uint32_t now_ms) {
   Exposure everything;
   double observations = 0;
   for (unsigned c = 0; c < kCategories; ++c) {
-    Observed& one = observed_[c];
-    const bool old = one.count > kObservationsMax;
-    for (unsigned a = 0; old && a < kAges; ++a) {
-      one.reused[a] /= 2;
-      one.lost[a] /= 2;
-    }
-    if (old) one.count /= 2;
+    const Observed& one = observed_[c];
     exposures[c].reused = one.reused;
     for (unsigned a = 0; a < kAges; ++a) exposures[c].ended[a] = one.reused[a] + one.lost[a];
   }
@@ -152,18 +162,23 @@ void ReuseModel::learn(uint32_t now_ms) {
   }
 }
 
-ReuseModel::Worths ReuseModel::worths_of(const Exposure& exposure) {
+ReuseModel::Worths ReuseModel::worths_of(const Exposure& exposure) const {
+  const double memory_ms = std::max(1.0, recent_ms_) / recent_uses_ * double(kMemoryUses);
+  // at_risk[a]: those that came to bucket a. One that ends later was there the longer ago.
+  std::array<double, kAges + 1> at_risk;
+  at_risk[kAges] = 0;
+  for (unsigned a = kAges; a-- > 0;) {
+    const double width_ms = age_begin_ms(a + 1) - age_begin_ms(a);
+    at_risk[a] = exposure.ended[a] + std::exp(-width_ms / memory_ms) * at_risk[a + 1];
+  }
   // alive[a]: the share of keys that have not been used again when bucket a begins.
   std::array<double, kAges + 1> alive;
-  double at_risk = 0;
-  for (unsigned a = 0; a < kAges; ++a) at_risk += exposure.ended[a];
   alive[0] = 1;
   for (unsigned a = 0; a < kAges; ++a) {
     // Those that end within the bucket otherwise were at risk for half of it.
-    const double exposed = at_risk - (exposure.ended[a] - exposure.reused[a]) / 2;
+    const double exposed = at_risk[a] - (exposure.ended[a] - exposure.reused[a]) / 2;
     const double hazard = exposed > 0 ? std::min(1.0, exposure.reused[a] / exposed) : 0;
     alive[a + 1] = alive[a] * (1 - hazard);
-    at_risk -= exposure.ended[a];
   }
   Worths worths;
   for (unsigned a = 0; a < kAges; ++a) {
@@ -181,7 +196,7 @@ ReuseModel::Worths ReuseModel::worths_of(const Exposure& exposure) {
 }
 
 void ReuseModel::publish(unsigned category, Worths worths) {
-  for (unsigned a = kAges - 1; category == 0 && a-- > 0;) {
+  for (unsigned a = kAges - 1; a-- > 0;) {
     worths[a] = std::max(worths[a], worths[a + 1]);
   }
   for (unsigned a = 0; a < kAges; ++a) {

@@ -6,15 +6,18 @@
 // generalises the priority of KVCache in the Wild (arXiv 2506.02634, section 4), which assumes
 // exponential times and one horizon, and hit density (LHD, NSDI'18), which has no horizon.
 //
-// Ranks are ordered, see `kv_reuse`: what was used more often is worth no less than what was used
-// less often and is idle for as long. What many chains begin with is a key in a category of its own
+// Worths are ordered. What was used more recently is worth no less than what is idle for longer in
+// the same category: where the sample has it otherwise, that is how far apart requests are, as seen
+// from a request that comes in between and makes room. And what was used more often, see `kv_reuse`,
+// is worth no less than what was used less often and is idle for as long. What many chains begin with is a key in a category of its own
 // that the sample may never see, and who gave it up for that would lose all those chains: so a
 // category without observations is worth what the rank below it is.
 //
 // Uses are remembered of a sample of keys, those with certain hashes, whether their objects were
 // evicted meanwhile or not. Keys that have not been used again yet count as what they are,
 // observations that end early (Kaplan and Meier, 1958); otherwise categories that are new would
-// look as if nobody ever came back to them.
+// look as if nobody ever came back to them. What was seen long ago counts less and less: hazards are
+// those of a period (as in a period life table), for sessions end and others behave differently.
 //
 // `used` and `learn` are called by one thread, `worth` and `evicted` by any.
 
@@ -30,8 +33,7 @@ namespace kvstore {
 
 class ReuseModel {
  public:
-  // A caller's word for what a use was; 0: nothing said. Those without are worth the less the
-  // longer they are idle, whatever the sample says: least recently used among themselves.
+  // A caller's word for what a use was; 0: nothing said.
   static constexpr unsigned kCategories = 256;
   // Buckets of idle time: below a millisecond, then four an octave, up to some four hours.
   static constexpr unsigned kAges = 96;
@@ -56,7 +58,8 @@ class ReuseModel {
   static constexpr unsigned kSets = 16384;
   static constexpr unsigned kThinnestSample = 10;  // one key in 2^10
   static constexpr uint64_t kLessonUses = 2048;
-  static constexpr double kObservationsMax = 1 << 20;
+  // What was seen so many uses ago counts by 1/e.
+  static constexpr uint64_t kMemoryUses = 1 << 20;
 
   struct Entry {
     uint64_t key_hash;  // 0: none
@@ -68,7 +71,6 @@ class ReuseModel {
   struct Observed {
     Ages reused{};
     Ages lost{};  // not seen again until the entry made room for another one
-    double count = 0;
   };
   // Of one lesson: a category's observations with those that have not ended.
   struct Exposure {
@@ -78,7 +80,8 @@ class ReuseModel {
 
   bool sampled(uint64_t key_hash) const;
   void thin_out();
-  static Worths worths_of(const Exposure& exposure);
+  void forget(uint32_t now_ms);
+  Worths worths_of(const Exposure& exposure) const;
   void publish(unsigned category, Worths worths);
 
   std::vector<Entry> entries_;
@@ -86,7 +89,11 @@ class ReuseModel {
   uint64_t uses_ = 0;
   uint64_t next_lesson_ = 256;
   unsigned thinness_ = 0;  // one key in 2^thinness is sampled
-  double lost_ms_ = 0;     // since the last lesson
+  uint32_t last_lesson_ms_ = 0;
+  uint64_t last_lesson_uses_ = 0;
+  double recent_ms_ = 0;  // that recent_uses_ took, both forgotten like what was seen
+  double recent_uses_ = 0;
+  double lost_ms_ = 0;  // since the last lesson
   double lost_ = 0;
   std::atomic<uint32_t> evicted_idle_ms_{0};  // a moving average
   std::array<std::atomic<float>, kCategories * kAges> worth_{};

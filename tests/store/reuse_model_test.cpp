@@ -62,22 +62,34 @@ TEST_CASE("reuse model: what was used more often is worth no less, whatever was 
   CHECK(model.worth(2 * KV_REUSE_RANK + 1, 800) < model.worth(kRarely, 800));
 }
 
-TEST_CASE("reuse model: a key is worth the more the nearer its next use is, and little after it") {
-  ReuseModel model;
-  Uses uses(model);
-  uses.run(1, 4000, 2, 1000);
-  CHECK(model.worth(1, 800) > 2 * model.worth(1, 10));
-  CHECK(model.worth(1, 2000) < model.worth(1, 10) / 4);
+TEST_CASE("reuse model: what is idle for longer is never worth more, and little after its time") {
+  for (const unsigned category : {0u, 1u}) {
+    ReuseModel model;
+    Uses uses(model);
+    uses.run(category, 4000, 2, 1000);
+    for (uint32_t idle_ms = 1; idle_ms < 4000; ++idle_ms) {
+      REQUIRE(model.worth(category, idle_ms) <= model.worth(category, idle_ms - 1));
+    }
+    CHECK(model.worth(category, 800) > 0);
+    CHECK(model.worth(category, 2000) < model.worth(category, 800) / 4);
+  }
 }
 
-TEST_CASE("reuse model: without a category the longest idle goes first, whatever was seen") {
+TEST_CASE("reuse model: what was seen long ago is forgotten") {
+  constexpr unsigned kLesson = 10'000;
+  const auto come_back = [](Uses& uses) {
+    for (unsigned i = 0; i < 75; ++i) uses.run(1, kLesson, 1, 1000);
+  };
+  ReuseModel fresh;
+  Uses fresh_uses(fresh);
+  come_back(fresh_uses);
+
   ReuseModel model;
   Uses uses(model);
-  uses.run(0, 4000, 2, 1000);
-  for (uint32_t idle_ms = 1; idle_ms < 4000; ++idle_ms) {
-    REQUIRE(model.worth(0, idle_ms) <= model.worth(0, idle_ms - 1));
-  }
-  CHECK(model.worth(0, 10) > model.worth(0, 3000));
+  for (unsigned i = 0; i < 300; ++i) uses.run(1, kLesson, kLesson, 1000);
+  REQUIRE(model.worth(1, 100) < fresh.worth(1, 100) / 10);
+  come_back(uses);
+  CHECK(model.worth(1, 100) > fresh.worth(1, 100) * 0.6f);
 }
 
 TEST_CASE("reuse model: keys that had no time yet to be used again do not count against theirs") {
