@@ -8,16 +8,18 @@
 //
 // Worths are ordered. What was used more recently is worth no less than what is idle for longer in
 // the same category: where the sample has it otherwise, that is how far apart requests are, as seen
-// from a request that comes in between and makes room. And what was used more often, see `kv_reuse`,
-// is worth no less than what was used less often and is idle for as long. What many chains begin with is a key in a category of its own
-// that the sample may never see, and who gave it up for that would lose all those chains: so a
-// category without observations is worth what the rank below it is.
+// from a request that comes in between and makes room. And what was used more often, see
+// `kv_reuse`, is worth no less than what was used less often and is idle for as long. What many
+// chains begin with is a key in a category of its own that the sample may never see, and who gave
+// it up for that would lose all those chains: so a category without observations is worth what the
+// rank below it is.
 //
 // Uses are remembered of a sample of keys, those with certain hashes, whether their objects were
 // evicted meanwhile or not. Keys that have not been used again yet count as what they are,
 // observations that end early (Kaplan and Meier, 1958); otherwise categories that are new would
-// look as if nobody ever came back to them. What was seen long ago counts less and less: hazards are
-// those of a period (as in a period life table), for sessions end and others behave differently.
+// look as if nobody ever came back to them. What was seen long ago counts less and less: hazards
+// are those of a period (as in a period life table), for sessions end and others behave
+// differently.
 //
 // `used` and `learn` are called by one thread, `worth` and `evicted` by any.
 
