@@ -114,7 +114,7 @@ class Worker:
         self.counts["reads"] += 1
         if found is None:
             self.counts["absent_reads"] += 1
-            is_stale = self._notes.highest_delete(key) < before
+            is_stale = self._notes.highest_delete(key) < before | 1
             # Whichever delete it was, it came after what had been seen.
             seen, version = before | 1, None
         else:
@@ -124,7 +124,8 @@ class Worker:
             self.counts["stale_reads"] += 1
             what = "absent" if found is None else str(seen)
             self.stale.append(f"key {key}: read {what} after somebody had seen {before}")
-        self._notes.saw(self._number, key, seen)
+        else:
+            self._notes.saw(self._number, key, seen)
         return seen, version
 
     def _write(self, key: int, seen: int, version: Any) -> None:
@@ -133,8 +134,10 @@ class Worker:
         elif self._chance.random() < self._options.deletes:
             self._delete(key, seen, version)
         else:
-            self._client.replace(self._names[key], version, seen + 2)
-            self._wrote("replaced", key, seen + 2)
+            # Without a condition on the version what was read may be older than what others know.
+            number = (max(seen, self._notes.highest(key)) | 1) + 1
+            self._client.replace(self._names[key], version, number)
+            self._wrote("replaced", key, number)
 
     # An inserter does not see which state its key is in. What was there before the last delete has
     # been noted by whoever deleted it; and while it inserts nobody else deletes or inserts.

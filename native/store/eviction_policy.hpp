@@ -11,6 +11,7 @@
 #include "api/kvstore.h"
 #include "layout/layout.hpp"
 #include "layout/size_class.hpp"
+#include "store/elapsed.hpp"
 #include "store/reuse_model.hpp"
 
 namespace kvstore {
@@ -29,12 +30,6 @@ inline uint32_t time_of_use(uint64_t node_clock_ms) {
 inline layout::EvictionMetadata told_metadata(uint32_t reuse, uint32_t now_ms) {
   const uint32_t category = reuse >> KV_REUSE_CATEGORY_SHIFT & (KV_REUSE_CATEGORIES - 1);
   return {now_ms, uint16_t(category), uint16_t(reuse), now_ms, 0, 0};
-}
-
-// Never negative: a clock that was read earlier may be behind one that was written meanwhile.
-inline uint32_t elapsed_ms(uint32_t since_ms, uint32_t now_ms) {
-  const uint32_t difference = now_ms - since_ms;
-  return difference < uint32_t{1} << 31 ? difference : 0;
 }
 
 inline bool pinned(const layout::EvictionMetadata& metadata, uint64_t now_ms) {

@@ -388,7 +388,9 @@ Task<Status> confirm_and_keep(Channel& channel, const Target& target, const Plac
   const Status confirmed =
       co_await confirm_miss(channel, target.key, places,
                             too_late ? std::span<kv_op>{} : copying.registration(), &tentative);
-  if (too_late && !channel.remote.broken()) co_await channel.remote.batch(copying.registration());
+  if (too_late && copying.begun() && !channel.remote.broken()) {
+    co_await channel.remote.batch(copying.registration());
+  }
   if (!copying.begun() || channel.remote.broken()) co_return confirmed;
   const bool registered = copying.registered(copying.registration()[0]);
   const bool settled = !tentative || KV_VARIANT(cache_installs_tentative);
@@ -432,7 +434,8 @@ Task<Status> find_and_read(Channel& channel, Target target) {
         attachment.addresses.remember(
             hash, {match.offset, match.slot, places.subtable(), call.data_bytes});
         if (ClientCache* const cache = attachment.coherence.cache()) {
-          match.slot.frozen() ? cache->met_writer(hash) : cache->met(hash);
+          cache->met(hash);
+          if (match.slot.frozen()) cache->met_writer(hash);
         }
       }
       co_return outcome_of(reading);
@@ -456,26 +459,29 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
   ClientCache* const cache = channel.attachment->coherence.cache();
   LaneCounts& counts = channel.lane().counts();
   const uint64_t hash = target.key.hash;
-  Copying copying(channel, target);
-  copying.begin(known);
-  KnownRead read(channel, target, known, copying);
-  Reading reading = read.prepare();
-  if (reading == Reading::kDone) {
-    const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
-    const uint32_t posted = co_await channel.remote.batch(read.ops());
-    reading = read.result(posted);
-    if (cache != nullptr) cache->note_get(monotonic_ns() - began_ns);
-    if (copying.guessed_wrong()) co_await copying.register_for_next(channel);
-  }
-  if (reading != Reading::kUnsound && reading != Reading::kOther) {
-    ++counts.address_hits;
-    if (cache != nullptr && reading == Reading::kDone) {
-      read.is_frozen() ? cache->met_writer(hash) : cache->unchanged(hash);
+  {
+    // What makes a copy ends here: the longer way below may begin one itself.
+    Copying copying(channel, target);
+    copying.begin(known);
+    KnownRead read(channel, target, known, copying);
+    Reading reading = read.prepare();
+    if (reading == Reading::kDone) {
+      const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
+      const uint32_t posted = co_await channel.remote.batch(read.ops());
+      reading = read.result(posted);
+      if (cache != nullptr) cache->note_get(monotonic_ns() - began_ns);
+      if (copying.guessed_wrong()) co_await copying.register_for_next(channel);
     }
-    if (is_use(target.call)) {
-      channel.touch(known.subtable, known.slot_offset, target.key, target.call, false);
+    if (reading != Reading::kUnsound && reading != Reading::kOther) {
+      ++counts.address_hits;
+      if (cache != nullptr && reading == Reading::kDone) {
+        read.is_frozen() ? cache->met_writer(hash) : cache->unchanged(hash);
+      }
+      if (is_use(target.call)) {
+        channel.touch(known.subtable, known.slot_offset, target.key, target.call, false);
+      }
+      co_return outcome_of(reading);
     }
-    co_return outcome_of(reading);
   }
   ++counts.address_stale;
   // Of several reads under way the first one tells.

@@ -6,6 +6,7 @@
 
 #include "api/kvstore.h"
 #include "base/assert.hpp"
+#include "store/elapsed.hpp"
 
 namespace kvstore {
 
@@ -17,6 +18,8 @@ constexpr double kPriorObservations = 200;
 // What is remembered of a key should outlast what lies in the cache by so much.
 constexpr double kHorizon = 8;
 constexpr unsigned kEvictedShare = 64;
+// Less than this of an observation is none: its category is one of which nothing is known.
+constexpr double kLeastObserved = 1e-3;
 
 // Whether what is a rank below counts for a category: there is one, and it says how often.
 bool has_lower_rank(unsigned category) {
@@ -56,17 +59,17 @@ void ReuseModel::used(uint64_t key_hash, unsigned category, uint32_t now_ms) {
   for (Entry* entry = set; entry != set + kWays; ++entry) {
     if (entry->key_hash == key_hash) {
       Observed& before = observed_[entry->category];
-      before.reused[age_of(now_ms - entry->last_ms)] += 1;
+      before.reused[age_of(elapsed_ms(entry->last_ms, now_ms))] += 1;
       entry->last_ms = now_ms;
       if (category != kSameCategory) entry->category = uint16_t(category);
       return;
     }
-    const bool older = now_ms - entry->last_ms > now_ms - oldest->last_ms;
+    const bool older = elapsed_ms(entry->last_ms, now_ms) > elapsed_ms(oldest->last_ms, now_ms);
     if (oldest->key_hash != 0 && (entry->key_hash == 0 || older)) oldest = entry;
   }
   if (oldest->key_hash != 0) {
     Observed& before = observed_[oldest->category];
-    const uint32_t idle_ms = now_ms - oldest->last_ms;
+    const uint32_t idle_ms = elapsed_ms(oldest->last_ms, now_ms);
     before.lost[age_of(idle_ms)] += 1;
     lost_ms_ += idle_ms;
     lost_ += 1;
@@ -106,12 +109,13 @@ void ReuseModel::forget(uint32_t now_ms) {
   const double kept = std::exp(-uses / double(kMemoryUses));
   for (Observed& one : observed_) {
     for (unsigned a = 0; a < kAges; ++a) {
-      one.reused[a] *= kept;
-      one.lost[a] *= kept;
+      for (double* const seen : {&one.reused[a], &one.lost[a]}) {
+        *seen = *seen * kept < kLeastObserved ? 0 : *seen * kept;
+      }
     }
   }
   recent_uses_ = kept * recent_uses_ + uses;
-  recent_ms_ = kept * recent_ms_ + double(now_ms - last_lesson_ms_);
+  recent_ms_ = kept * recent_ms_ + elapsed_ms(last_lesson_ms_, now_ms);
   last_lesson_uses_ = uses_;
   last_lesson_ms_ = now_ms;
 }
@@ -135,7 +139,7 @@ void ReuseModel::learn(uint32_t now_ms) {
   }
   for (const Entry& entry : entries_) {
     if (entry.key_hash == 0) continue;
-    exposures[entry.category].ended[age_of(now_ms - entry.last_ms)] += 1;
+    exposures[entry.category].ended[age_of(elapsed_ms(entry.last_ms, now_ms))] += 1;
   }
   for (const Exposure& one : exposures) {
     for (unsigned a = 0; a < kAges; ++a) {
@@ -145,6 +149,7 @@ void ReuseModel::learn(uint32_t now_ms) {
     }
   }
   if (observations == 0) return;
+  const Ages faded = faded_over_ages();
   const double share = kPriorObservations / double(uint64_t{1} << thinness_) / observations;
   for (unsigned c = 0; c < kCategories; ++c) {
     Exposure& one = exposures[c];
@@ -158,19 +163,25 @@ void ReuseModel::learn(uint32_t now_ms) {
       one.reused[a] += share * everything.reused[a];
       one.ended[a] += share * everything.ended[a];
     }
-    publish(c, worths_of(one));
+    publish(c, worths_of(one, faded));
   }
 }
 
-ReuseModel::Worths ReuseModel::worths_of(const Exposure& exposure) const {
+// How much of what came to the end of a bucket counts at its beginning, which was the longer ago.
+ReuseModel::Ages ReuseModel::faded_over_ages() const {
   const double memory_ms = std::max(1.0, recent_ms_) / recent_uses_ * double(kMemoryUses);
-  // at_risk[a]: those that came to bucket a. One that ends later was there the longer ago.
+  Ages faded;
+  for (unsigned a = 0; a < kAges; ++a) {
+    faded[a] = std::exp(-(age_begin_ms(a + 1) - age_begin_ms(a)) / memory_ms);
+  }
+  return faded;
+}
+
+ReuseModel::Worths ReuseModel::worths_of(const Exposure& exposure, const Ages& faded) {
+  // at_risk[a]: those that came to bucket a.
   std::array<double, kAges + 1> at_risk;
   at_risk[kAges] = 0;
-  for (unsigned a = kAges; a-- > 0;) {
-    const double width_ms = age_begin_ms(a + 1) - age_begin_ms(a);
-    at_risk[a] = exposure.ended[a] + std::exp(-width_ms / memory_ms) * at_risk[a + 1];
-  }
+  for (unsigned a = kAges; a-- > 0;) at_risk[a] = exposure.ended[a] + faded[a] * at_risk[a + 1];
   // alive[a]: the share of keys that have not been used again when bucket a begins.
   std::array<double, kAges + 1> alive;
   alive[0] = 1;

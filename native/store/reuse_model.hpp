@@ -83,7 +83,8 @@ class ReuseModel {
   bool sampled(uint64_t key_hash) const;
   void thin_out();
   void forget(uint32_t now_ms);
-  Worths worths_of(const Exposure& exposure) const;
+  Ages faded_over_ages() const;
+  static Worths worths_of(const Exposure& exposure, const Ages& faded);
   void publish(unsigned category, Worths worths);
 
   std::vector<Entry> entries_;

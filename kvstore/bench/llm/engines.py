@@ -7,8 +7,10 @@ where nothing can be computed, so that threads of a connector come to run.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +20,8 @@ from kvstore.bench.processes import Child, Node, ProcessError, start_node, targe
 VOCABULARY: Final = 2048
 ANSWER_S: Final = 120.0
 _START_S: Final = 300.0
+_STOP_S: Final = 30.0
+_RESET_PAUSE_S: Final = 0.1
 _VARIABLES: Final = {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
@@ -84,10 +88,34 @@ def start_engine(
         [python, "-m", "kvstore.bench.llm.vllm_engine"],
         environment={**_VARIABLES, **(variables or {})},
     )
-    stack.callback(engine.stop)
+    stack.callback(_stop, engine)
     engine.send(configuration)
     engine.receive(_START_S)
     return engine
+
+
+def reset(engine: Child) -> None:
+    """Have vLLM drop its own prefix cache, which it does once nobody holds a block.
+
+    Raises:
+        ProcessError: It did not within `ANSWER_S`, or has died.
+    """
+    deadline = time.monotonic() + ANSWER_S
+    while time.monotonic() < deadline:
+        engine.send({"reset": True})
+        if engine.receive(ANSWER_S)["done"]:
+            return
+        time.sleep(_RESET_PAUSE_S)
+    raise ProcessError(f"{engine.name} did not drop its prefix cache within {ANSWER_S:g} s")
+
+
+def _stop(engine: Child) -> None:
+    """Let the engine end its own processes first."""
+    with contextlib.suppress(OSError):
+        engine.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        engine.process.wait(_STOP_S)
+    engine.stop()
 
 
 def _save_model(folder: Path, hidden: int, layers: int) -> Path:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from kvstore.bench.document import Row, median
@@ -22,13 +23,14 @@ from kvstore.bench.llm.engines import (
     ANSWER_S,
     VOCABULARY,
     model_and_node,
+    reset,
     start_engine,
     transfer_through,
 )
 from kvstore.bench.llm.replay import Say
 from kvstore.bench.llm.ttft_peers import PEERS
 from kvstore.bench.peers.case import Unavailable
-from kvstore.bench.processes import Child
+from kvstore.bench.processes import Child, ProcessError
 
 PREFIX_TOKENS: Final = 2048
 SUFFIX_TOKENS: Final = 32
@@ -37,6 +39,8 @@ _WARM_TOKENS: Final = 300
 _COMPUTED: Final = "computed"
 _OWN_CACHE: Final = "own cache"
 _TARGET_COMPUTED: Final = 0.25
+Answer = dict[str, Any]
+
 #: How long a peer may take to store the prefix behind the first answer.
 _STORE_S: Final = 2.0
 
@@ -51,46 +55,78 @@ def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUND
             name = f"kvstore {fabric}"
             say(f"starting an engine with {name}")
             engines[name] = start_engine(stack, name, model, transfer_through(node, fabric))
-        left_out: list[Row] = []
+        left_out: dict[str, str] = {}
         for name, start in PEERS.items():
             say(f"starting an engine with {name}")
             try:
                 engines[name] = start(stack, model)
             except Unavailable as error:
-                left_out.append(_name_row(name) | {"reason": f"not run: {error}"})
-        return _rounds(engines, rounds, say) + left_out
+                left_out[name] = str(error)
+        turns = _Rounds(engines)
+        turns.store()
+        for number in range(rounds + 1):
+            say(f"round {number} of {rounds}")
+            turns.run()
+    # In round 0 each engine loads for the first time.
+    answers = {name: given[1:] for name, given in turns.answers.items()}
+    left_out |= turns.left_out
+    return [
+        *(_row(name, answers) for name in answers),
+        *(_name_row(name) | {"reason": f"not run: {left_out[name]}"} for name in left_out),
+    ]
 
 
-def _rounds(engines: dict[str, Child], rounds: int, say: Say) -> list[Row]:
-    source = random.Random(1)
-    prefix = _tokens(source, PREFIX_TOKENS)
-    warm = _tokens(source, _WARM_TOKENS)
+class _Rounds:
+    """Prompts to all engines in turns, and their answers. A peer that fails is left out."""
 
-    def fresh_prompt() -> list[int]:
-        return prefix + _tokens(source, SUFFIX_TOKENS)
+    def __init__(self, engines: dict[str, Child]) -> None:
+        self._engines = dict(engines)
+        self._source = random.Random(1)
+        self._prefix = self._tokens(PREFIX_TOKENS)
+        ways = (_COMPUTED, _OWN_CACHE, *engines)
+        self.answers: dict[str, list[Answer]] = {way: [] for way in ways}
+        self.left_out: dict[str, str] = {}
 
-    for name, engine in engines.items():
-        _ask(engine, warm)
-        if name != _COMPUTED:
-            _ask(engine, fresh_prompt())
-    time.sleep(_STORE_S)
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in (_OWN_CACHE, *engines)}
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        prompt = fresh_prompt()
-        for engine in engines.values():
-            engine.send({"reset": True})
-            engine.receive(ANSWER_S)
-        for name, engine in engines.items():
-            answers[name].append(_ask(engine, prompt))
-            if name == _COMPUTED:
-                # The prefix is in the engine's own cache now; the suffix must not be.
-                answers[_OWN_CACHE].append(_ask(engine, fresh_prompt()))
-    return [_row(name, answers) for name in (_COMPUTED, _OWN_CACHE, *list(engines)[1:])]
+    def store(self) -> None:
+        """Have each engine store the prefix, and whatever an engine does first."""
+        warm = self._tokens(_WARM_TOKENS)
+        for name, engine in self._each():
+            with self._or_left_out(name):
+                _ask(engine, warm)
+                _ask(engine, self._prompt())
+        time.sleep(_STORE_S)
 
+    def run(self) -> None:
+        """Ask every engine once, with nothing in its own cache."""
+        prompt = self._prompt()
+        for name, engine in self._each():
+            with self._or_left_out(name):
+                reset(engine)
+        for name, engine in self._each():
+            with self._or_left_out(name):
+                self.answers[name].append(_ask(engine, prompt))
+                if name == _COMPUTED:
+                    # The prefix is in the engine's own cache now; the suffix must not be.
+                    self.answers[_OWN_CACHE].append(_ask(engine, self._prompt()))
 
-def _tokens(source: random.Random, count: int) -> list[int]:
-    return [source.randrange(3, VOCABULARY) for _ in range(count)]
+    def _each(self) -> list[tuple[str, Child]]:
+        return list(self._engines.items())
+
+    @contextlib.contextmanager
+    def _or_left_out(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except ProcessError as error:
+            if name not in PEERS:
+                raise
+            del self._engines[name], self.answers[name]
+            self.left_out[name] = str(error)
+
+    def _prompt(self) -> list[int]:
+        return self._prefix + self._tokens(SUFFIX_TOKENS)
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self._source.randrange(3, VOCABULARY) for _ in range(count)]
 
 
 def _name_row(name: str) -> Row:
@@ -98,7 +134,7 @@ def _name_row(name: str) -> Row:
     return {"figure": "ttft", "engine": f"vllm, {name}", "tier": tier}
 
 
-def _row(name: str, answers: dict[str, list[dict[str, Any]]]) -> Row:
+def _row(name: str, answers: dict[str, list[Answer]]) -> Row:
     computed = answers[_COMPUTED]
     row = _name_row(name) | {
         "ttft_ms": 1e3 * median(answer["seconds"] for answer in answers[name]),
@@ -120,13 +156,13 @@ def _row(name: str, answers: dict[str, list[dict[str, Any]]]) -> Row:
     return row
 
 
-def _times_ratio(of: list[dict[str, Any]], to: list[dict[str, Any]]) -> float:
+def _times_ratio(of: list[Answer], to: list[Answer]) -> float:
     """Round by round, as the machine changes from round to round."""
     pairs = zip(of, to, strict=True)
     return median(answer["seconds"] / other["seconds"] for answer, other in pairs)
 
 
-def _ask(engine: Child, prompt: list[int]) -> dict[str, Any]:
+def _ask(engine: Child, prompt: list[int]) -> Answer:
     begin = time.perf_counter()
     engine.send({"prompts": [prompt], "new_tokens": 1})
     answer = engine.receive(ANSWER_S)

@@ -97,6 +97,7 @@ def main() -> None:
     try:
         _answer(engine)
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         engine.llm_engine.engine_core.shutdown()
 
 

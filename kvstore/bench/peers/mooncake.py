@@ -17,11 +17,13 @@ from kvstore.bench.peers.case import LARGE_BYTES, LARGE_KEYS, Case, Unavailable,
 from kvstore.bench.processes import Child, ProcessError, load_once
 from kvstore.bench.redis_server import free_port
 
-PACKAGE: Final = "mooncake-transfer-engine-non-cuda"
+#: As in scripts/engine.py, for its processes talk to the engines there.
+PACKAGE: Final = "mooncake-transfer-engine-non-cuda==0.3.13.post1"
 #: What its transfer engine is linked to, although TCP uses none of it.
 _LIBRARIES: Final = ("libibverbs1", "librdmacm1", "libnl-3-200", "libnl-route-3-200")
 _SEGMENT_BYTES: Final = 1 << 30
 _INSTALL_TIMEOUT_S: Final = 600
+_IMPORT_TIMEOUT_S: Final = 60
 _WORKER: Final = str(Path(__file__).with_name("mooncake_worker.py"))
 
 
@@ -135,7 +137,7 @@ def libraries_for(python: Path) -> dict[str, str]:
     What Mooncake is linked to is unpacked at first use where the system does not have it.
     """
     check = [str(python), "-c", "import mooncake.store"]
-    if subprocess.run(check, capture_output=True, env=_variables()).returncode != 0:
+    if not _succeeds(check):
         try:
             unpack(list(_LIBRARIES))
         except DebError as error:
@@ -157,6 +159,16 @@ def _library_path() -> dict[str, str]:
     ]
     inherited = os.environ.get("LD_LIBRARY_PATH")
     return {"LD_LIBRARY_PATH": ":".join([*folders, *([inherited] if inherited else [])])}
+
+
+def _succeeds(command: list[str]) -> bool:
+    try:
+        finished = subprocess.run(
+            command, capture_output=True, env=_variables(), timeout=_IMPORT_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"{command[0]}: {error}") from error
+    return finished.returncode == 0
 
 
 def _run(command: list[str]) -> None:
