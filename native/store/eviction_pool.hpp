@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "index/places.hpp"
 #include "layout/layout.hpp"
@@ -63,10 +64,13 @@ class RecentUses {
  public:
   // `reuse` as in the call; a read that says nothing of it leaves what was said before.
   void note(uint64_t metadata_offset, uint32_t now_ms, uint32_t reuse, bool written) {
+    // Most stores never evict, and have no table.
+    if (uses_.empty()) uses_.resize(kUses);
     uses_[index_of(metadata_offset)] = {metadata_offset, now_ms, reuse, written};
   }
   // Brings metadata that was read up to date.
   void apply(uint64_t metadata_offset, layout::EvictionMetadata& metadata) const {
+    if (uses_.empty()) return;
     const Use& use = uses_[index_of(metadata_offset)];
     if (use.metadata_offset != metadata_offset) return;
     // What the node knows is younger, or of another entry in the same slot.
@@ -85,13 +89,16 @@ class RecentUses {
   }
   // Its entry is gone.
   void forget(uint64_t metadata_offset) {
+    if (uses_.empty()) return;
     Use& use = uses_[index_of(metadata_offset)];
     if (use.metadata_offset == metadata_offset) use = {};
   }
-  void clear() { uses_ = {}; }
+  void clear() { uses_.clear(); }
 
  private:
-  static constexpr unsigned kUses = 2048;
+  // More than the blocks of a long prompt: which of them were used must not be forgotten while the
+  // rest is stored.
+  static constexpr unsigned kUses = 16384;
   struct Use {
     uint64_t metadata_offset;
     uint32_t now_ms;
@@ -101,7 +108,7 @@ class RecentUses {
   static size_t index_of(uint64_t metadata_offset) {
     return size_t(metadata_offset / sizeof(layout::EvictionMetadata) % kUses);
   }
-  std::array<Use, kUses> uses_{};
+  std::vector<Use> uses_;
 };
 
 }  // namespace kvstore
