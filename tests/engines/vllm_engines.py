@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kvstore
+from kvstore.bench.llm.engines import stop_engine
 from kvstore.bench.processes import Child, ProcessError
 from kvstore.llm import directory
 from tests.engines.conftest import ENVIRONMENT, PROMPTS
@@ -19,7 +18,6 @@ from tests.support.processes import descendants
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
-STOP_S = 30.0
 ANSWER_S = 240.0
 Answer = dict[str, Any]
 
@@ -87,12 +85,7 @@ class Engine:
         self._child.process.kill()
 
     def stop(self) -> None:
-        """Lets the engine end its own processes first."""
-        with contextlib.suppress(OSError):
-            self._child.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.process.wait(STOP_S)
-        self._child.stop()
+        stop_engine(self._child)
 
 
 @contextmanager

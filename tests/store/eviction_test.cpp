@@ -222,4 +222,28 @@ TEST_CASE("store: a full node that evicts nothing keeps every key") {
   CHECK(eventually_true([&] { return client.put("again", value).status == Status::kOk; }));
 }
 
+TEST_CASE("the uses of a long prompt's blocks are remembered until the node is told") {
+  constexpr unsigned kBlocks = 4000;
+  const auto metadata_of = [](uint64_t i) { return i * sizeof(layout::EvictionMetadata); };
+  RecentUses uses;
+  const layout::EvictionMetadata unknown{};
+  for (unsigned i = 1; i <= kBlocks; ++i) {
+    uses.note(metadata_of(i), 1000 + i, 7 << KV_REUSE_CATEGORY_SHIFT | i, true);
+  }
+  for (unsigned i = 1; i <= kBlocks; ++i) {
+    layout::EvictionMetadata metadata = unknown;
+    uses.apply(metadata_of(i), metadata);
+    REQUIRE(metadata.last_access_ms == 1000 + i);
+    REQUIRE(metadata.category == 7);
+    REQUIRE(metadata.place == i);
+  }
+  layout::EvictionMetadata metadata = unknown;
+  uses.forget(metadata_of(1));
+  uses.apply(metadata_of(1), metadata);
+  CHECK(metadata.last_access_ms == 0);
+  uses.clear();
+  uses.apply(metadata_of(2), metadata);
+  CHECK(metadata.last_access_ms == 0);
+}
+
 }  // namespace kvstore::test

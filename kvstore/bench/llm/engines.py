@@ -88,7 +88,7 @@ def start_engine(
         [python, "-m", "kvstore.bench.llm.vllm_engine"],
         environment={**_VARIABLES, **(variables or {})},
     )
-    stack.callback(_stop, engine)
+    stack.callback(stop_engine, engine)
     engine.send(configuration)
     engine.receive(_START_S)
     return engine
@@ -109,8 +109,8 @@ def reset(engine: Child) -> None:
     raise ProcessError(f"{engine.name} did not drop its prefix cache within {ANSWER_S:g} s")
 
 
-def _stop(engine: Child) -> None:
-    """Let the engine end its own processes first."""
+def stop_engine(engine: Child) -> None:
+    """End an engine, which ends its own processes first."""
     with contextlib.suppress(OSError):
         engine.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
