@@ -135,6 +135,7 @@ class DataPath:
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         reuse: Buffer | None = None,
+        used_ns: int = 0,
     ) -> list[int | KvError]: ...
     def _get_many_into_coded(
         self,
@@ -143,6 +144,7 @@ class DataPath:
         *,
         timeout_s: float | None = None,
         reuse: Buffer | None = None,
+        used_ns: int = 0,
     ) -> list[tuple[int, int] | KvError | None]: ...
     def _look_many(
         self,
@@ -150,6 +152,7 @@ class DataPath:
         *,
         timeout_s: float | None = None,
         reuse: Buffer | None = None,
+        used_ns: int = 0,
     ) -> list[bool | KvError]: ...
     def _pin_many(
         self, keys: Iterable[Key], pin_s: int, *, timeout_s: float | None = None

@@ -229,9 +229,10 @@ class AsyncStore:
         *,
         timeout_s: float | None = None,
         reuse: Sequence[int] | None = None,
+        used_ns: int = 0,
     ) -> list[tuple[int, int] | KvError | None]:
         """As `get_many_into`, with (length, codec) in place of the length."""
-        batch = _Batch(self._store, lib.KV_GET, keys, buffers=buffers, reuse=reuse)
+        batch = _Batch(self._store, lib.KV_GET, keys, buffers=buffers, reuse=reuse, used_ns=used_ns)
         return await self._run(batch, _count_coded, timeout_s)
 
     async def _put_many_coded(
@@ -242,12 +243,21 @@ class AsyncStore:
         if_absent: bool = False,
         timeout_s: float | None = None,
         reuse: Sequence[int] | None = None,
+        used_ns: int = 0,
     ) -> list[int | KvError]:
         """As `put_many`, with the number of the values' codec."""
         pairs = list(items)
         stored = [value for _, value in pairs]
         keys = [key for key, _ in pairs]
-        batch = _Batch(self._store, lib.KV_PUT, keys, stored=stored, codec=codec, reuse=reuse)
+        batch = _Batch(
+            self._store,
+            lib.KV_PUT,
+            keys,
+            stored=stored,
+            codec=codec,
+            reuse=reuse,
+            used_ns=used_ns,
+        )
         batch.set_conditions(if_absent=if_absent)
         return await self._run(batch, _version, timeout_s)
 
@@ -257,10 +267,13 @@ class AsyncStore:
         *,
         timeout_s: float | None = None,
         reuse: Sequence[int] | None = None,
+        used_ns: int = 0,
     ) -> list[bool | KvError]:
         """As `contains_many`; without `reuse` it keeps nothing from eviction."""
         flags = lib.KV_PROBE if reuse is None else 0
-        batch = _Batch(self._store, lib.KV_CONTAINS, keys, flags=flags, reuse=reuse)
+        batch = _Batch(
+            self._store, lib.KV_CONTAINS, keys, flags=flags, reuse=reuse, used_ns=used_ns
+        )
         return await self._run(batch, _found, timeout_s)
 
     async def match_prefix(self, keys: Iterable[Key], *, timeout_s: float | None = None) -> int:
@@ -380,6 +393,7 @@ class _Batch:
         flags: int = 0,
         codec: int = 0,
         reuse: Sequence[int] | None = None,
+        used_ns: int = 0,
     ) -> None:
         if isinstance(keys, str | bytes):
             raise TypeError("an iterable of keys is wanted, not one key")
@@ -408,7 +422,7 @@ class _Batch:
             except KvError as error:
                 self.outcome[place] = error
                 continue
-            call.kind, call.flags, call.codec = kind, flags, codec
+            call.kind, call.flags, call.codec, call.used_ns = kind, flags, codec, used_ns
             if reuse is not None:
                 call.reuse = reuse[place]
             if kind == lib.KV_GET and targets is None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvstore.errors import KvError
 from kvstore.llm import directory, results
+from kvstore.llm.chains import Reuse
 from kvstore.llm.codecs import Codec
-from kvstore.llm.core import NOTHING_SAID, Core, Limits, batches, left_s, picked, size_of
+from kvstore.llm.core import Core, Limits, batches, left_s, size_of
 from kvstore.llm.namespace import Namespace
 from kvstore.llm.results import CacheStats, LoadResult, StoreResult
 from kvstore.llm.single_flight import Flight, Flights, abandon
@@ -94,7 +94,7 @@ class AsyncPrefixCache:
                     [keys[i] for i in absent],
                     [buffers[i] for i in absent],
                     deadline,
-                    picked(reuse, absent),
+                    reuse.at(absent),
                     keys[batch.stop :],
                 )
                 for place, outcome in zip(absent, promoted, strict=True):
@@ -113,14 +113,15 @@ class AsyncPrefixCache:
         buffers: Sequence[Buffer],
         places: Sequence[int],
         deadline: float,
-        reuse: array[int] | None,
+        reuse: Reuse,
     ) -> list[tuple[int, int] | KvError | None]:
         try:
             return await self._store._get_many_into_coded(
                 [keys[i] for i in places],
                 [buffers[i] for i in places],
                 timeout_s=left_s(deadline),
-                reuse=picked(reuse, places),
+                reuse=reuse.at(places).numbers,
+                used_ns=reuse.used_ns,
             )
         except KvError as error:
             return [error] * len(places)
@@ -172,11 +173,11 @@ class AsyncPrefixCache:
         outcomes: dict[int, int | KvError] = {}
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):
-            some = picked(reuse, batch)
+            some = reuse.at(batch)
             absent = await self._absent([keys[i] for i in batch], batch.start, deadline, some)
             for (number, replace), items in core.encoded(absent, keys, blocks).items():
                 places = [place for place, _, _ in items]
-                written = await self._write(number, items, replace, deadline, picked(reuse, places))
+                written = await self._write(number, items, replace, deadline, reuse.at(places))
                 for (place, _, stored), outcome in zip(items, written, strict=True):
                     outcomes[place] = outcome
                     if not isinstance(outcome, KvError):
@@ -185,13 +186,14 @@ class AsyncPrefixCache:
         return core.stored(keys, outcomes, raw_bytes, stored_bytes)
 
     async def _absent(
-        self, keys: list[bytes], begin: int, deadline: float, reuse: array[int] | None
+        self, keys: list[bytes], begin: int, deadline: float, reuse: Reuse
     ) -> list[int]:
         try:
             found = await self._store._look_many(
                 keys,
                 timeout_s=left_s(deadline),
-                reuse=NOTHING_SAID[: len(keys)] if reuse is None else reuse,
+                reuse=reuse.numbers,
+                used_ns=reuse.used_ns,
             )
         except KvError:
             return list(range(begin, begin + len(keys)))
@@ -203,7 +205,7 @@ class AsyncPrefixCache:
         items: list[tuple[int, bytes, Any]],
         replace: bool,
         deadline: float,
-        reuse: array[int] | None,
+        reuse: Reuse,
     ) -> list[int | KvError]:
         try:
             return await self._store._put_many_coded(
@@ -211,7 +213,8 @@ class AsyncPrefixCache:
                 codec,
                 if_absent=not replace,
                 timeout_s=left_s(deadline),
-                reuse=reuse,
+                reuse=reuse.numbers,
+                used_ns=reuse.used_ns,
             )
         except KvError as error:
             return [error] * len(items)

@@ -5,11 +5,16 @@ A block is evicted by what its *category* makes of its idle time (the nodes lear
 category is the turn of the conversation, as in "KVCache in the Wild" (arXiv 2506.02634), or how
 often the block was used if that is more, and the request's type where the caller knows one. The
 turn is inferred: a prompt that contains the end of an earlier one is its next turn.
+
+All blocks of a prompt count as used at one moment, when it began to be served, although they are
+loaded and stored over as long as its prefill takes: a block that was stored earlier is no older
+than those behind it, which are of no use without it.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,6 +31,28 @@ _KIND_SHIFT: Final = 6
 _BUCKET_MAX: Final = 31
 
 
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What a full node is told of a use of some blocks.
+
+    Attributes:
+        numbers: `kv_reuse` of each; 0: nothing.
+        used_ns: When all of them count as used, of `time.monotonic_ns`.
+    """
+
+    numbers: array[int]
+    used_ns: int
+
+    @classmethod
+    def unknown(cls, count: int) -> Reuse:
+        """Of `count` blocks nothing is known but that they are used now."""
+        return cls(array("I", bytes(4 * count)), time.monotonic_ns())
+
+    def at(self, places: Sequence[int]) -> Reuse:
+        """Return what is told of the blocks at some places."""
+        return Reuse(array("I", [self.numbers[place] for place in places]), self.used_ns)
+
+
 @dataclass(slots=True)
 class Prompt:
     """A prompt that is being served: what is told of the uses of its blocks.
@@ -35,22 +62,25 @@ class Prompt:
         blocks: How many blocks it has.
         kind: The request's type, below `KINDS`.
         uses: How often each block has been used, this time included; may be shorter.
+        began_ns: When it began to be served, of `time.time_ns`, which workers on other machines
+            understand.
     """
 
     turn: int = 1
     blocks: int = 0
     kind: int = 0
     uses: list[int] = field(default_factory=list)
+    began_ns: int = field(default_factory=time.time_ns, compare=False)
 
-    def reuse(self, first: int, count: int) -> array[int]:
-        """Return `kv_reuse` of `count` blocks from the place `first` on, for the store."""
-        return array(
-            "I",
-            [
-                self._category(place) << _CATEGORY_SHIFT | min(place, _PLACE_MAX)
-                for place in range(first, first + count)
-            ],
-        )
+    def reuse(self, first: int, count: int) -> Reuse:
+        """Return what to tell of `count` blocks from the place `first` on."""
+        numbers = [
+            self._category(place) << _CATEGORY_SHIFT | min(place, _PLACE_MAX)
+            for place in range(first, first + count)
+        ]
+        # The clocks of two machines, or one that is set, may have it begin in the future.
+        age_ns = max(0, time.time_ns() - self.began_ns)
+        return Reuse(array("I", numbers), max(1, time.monotonic_ns() - age_ns))
 
     def _category(self, place: int) -> int:
         uses = self.uses[place] if place < len(self.uses) else 1
@@ -129,20 +159,26 @@ class Serving:
         with self._lock:
             for place in {0, matched}:
                 if place < len(keys):
-                    self._expected[keys[place]] = (expected, place)
-            while len(self._expected) > self._MAX:
-                self._expected.popitem(last=False)
+                    self._expect(expected, place)
 
-    def reuse(self, keys: Sequence[bytes]) -> array[int] | None:
-        """Return what to tell of blocks that are got or put now; None: nothing is known."""
-        if not keys:
-            return None
+    def _expect(self, expected: _Expected, place: int) -> None:
+        self._expected[expected.keys[place]] = (expected, place)
+        while len(self._expected) > self._MAX:
+            self._expected.popitem(last=False)
+
+    def reuse(self, keys: Sequence[bytes]) -> Reuse:
+        """Return what to tell of blocks that are got or put now, all of one prompt."""
         with self._lock:
-            found = self._expected.get(keys[0])
+            # A second use of the same blocks is at another moment.
+            found = self._expected.pop(keys[0], None) if keys else None
             if found is None:
-                return None
+                return Reuse.unknown(len(keys))
             expected, first = found
             is_new, expected.served = not expected.served, True
+            # A prompt that is computed in chunks is put in as many parts.
+            following = first + len(keys)
+            if following < len(expected.keys):
+                self._expect(expected, following)
         if is_new:
             self.chains.served(expected.keys, expected.prompt)
         return expected.prompt.reuse(first, len(keys))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any, Final
 from kvstore.client.buffers import export_buffer
 from kvstore.errors import CodecMismatch, ConditionFailed, ConfigurationError, KvError
 from kvstore.llm import codecs, results
-from kvstore.llm.chains import Prompt, Serving
+from kvstore.llm.chains import Prompt, Reuse, Serving
 from kvstore.llm.codecs import Codec
 from kvstore.llm.keys import KeyMaker
 from kvstore.llm.namespace import Namespace
@@ -29,8 +28,6 @@ from kvstore.types import Buffer
 
 BATCH_BYTES_MAX: Final = 32 << 20
 BATCH_BLOCKS_MAX: Final = 512
-#: `kv_reuse` of a batch of blocks of which nothing is known.
-NOTHING_SAID: Final = array("I", [0] * BATCH_BLOCKS_MAX)
 #: Blocks that this process remembers to have stored or loaded; `explain` tells by them what was
 #: evicted from what never was there.
 _SEEN_MAX: Final = 65_536
@@ -108,7 +105,7 @@ class Core:
         self.counters.add(matches=1, match_blocks=asked, matched_blocks=found, matched_ssd=on_ssd)
         return found
 
-    def reuse(self, keys: Sequence[bytes], prompt: Prompt | None, first: int) -> array[int] | None:
+    def reuse(self, keys: Sequence[bytes], prompt: Prompt | None, first: int) -> Reuse:
         """Return what eviction is told of a use of blocks."""
         if prompt is not None:
             return prompt.reuse(first, len(keys))
@@ -309,11 +306,6 @@ def size_of(buffer: Any) -> int:
     if isinstance(buffer, bytes | bytearray):
         return len(buffer)
     return byte_view(buffer).nbytes
-
-
-def picked(numbers: array[int] | None, places: Sequence[int]) -> array[int] | None:
-    """Return the numbers at some places."""
-    return None if numbers is None else array("I", [numbers[place] for place in places])
 
 
 def batches(

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvstore.llm.chains import Reuse
 from kvstore.llm.core import Core, batches, byte_view
 from kvstore.llm.tiers import Tiers, read
 from kvstore.types import Buffer
@@ -93,6 +94,7 @@ class Prefetcher:
                     [key for key, _ in part],
                     [fetch.memory for _, fetch in part],
                     deadline,
+                    Reuse.unknown(len(part)),
                 )
                 for (_, fetch), outcome in zip(part, outcomes, strict=True):
                     why = core.read_outcome(outcome, fetch.memory, len(fetch.memory))

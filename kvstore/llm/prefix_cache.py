@@ -16,23 +16,20 @@ from __future__ import annotations
 import math
 import threading
 import time
-from array import array
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvstore.errors import KvError, NodeUnreachable
 from kvstore.llm import directory, results, tiers
-from kvstore.llm.chains import Prompt
+from kvstore.llm.chains import Prompt, Reuse
 from kvstore.llm.codecs import Codec
 from kvstore.llm.core import (
     BATCH_BLOCKS_MAX,
-    NOTHING_SAID,
     Core,
     Limits,
     batches,
     left_s,
-    picked,
     size_of,
 )
 from kvstore.llm.explain import BlockVerdict, Explanation, Verdict
@@ -198,7 +195,7 @@ class PrefixCache:
                 [keys[i] for i in wanted],
                 [buffers[i] for i in wanted],
                 deadline,
-                picked(reuse, wanted),
+                reuse.at(wanted),
                 keys[batch.stop :],
             )
             for number, (place, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
@@ -300,11 +297,11 @@ class PrefixCache:
         outcomes: dict[int, int | KvError] = {}
         raw_bytes = stored_bytes = 0
         for batch in batches(sizes):
-            some = picked(reuse, batch)
+            some = reuse.at(batch)
             absent = self._absent([keys[i] for i in batch], batch.start, deadline, some)
             for (number, replace), items in core.encoded(absent, keys, blocks).items():
                 places = [place for place, _, _ in items]
-                written = self._write(number, items, replace, deadline, picked(reuse, places))
+                written = self._write(number, items, replace, deadline, reuse.at(places))
                 for (place, _, stored), outcome in zip(items, written, strict=True):
                     outcomes[place] = outcome
                     if not isinstance(outcome, KvError):
@@ -312,9 +309,7 @@ class PrefixCache:
                         stored_bytes += size_of(stored)
         return core.stored(keys, outcomes, raw_bytes, stored_bytes)
 
-    def _absent(
-        self, keys: list[bytes], begin: int, deadline: float, reuse: array[int] | None
-    ) -> list[int]:
+    def _absent(self, keys: list[bytes], begin: int, deadline: float, reuse: Reuse) -> list[int]:
         """Return the places of keys that are not there for certain, or of no use.
 
         Those that are there are used by this prompt as well, and eviction is told so.
@@ -323,7 +318,8 @@ class PrefixCache:
             found = self._store._look_many(
                 keys,
                 timeout_s=left_s(deadline),
-                reuse=NOTHING_SAID[: len(keys)] if reuse is None else reuse,
+                reuse=reuse.numbers,
+                used_ns=reuse.used_ns,
             )
         except KvError:
             return list(range(begin, begin + len(keys)))
@@ -335,7 +331,7 @@ class PrefixCache:
         items: list[tuple[int, bytes, Any]],
         replace: bool,
         deadline: float,
-        reuse: array[int] | None,
+        reuse: Reuse,
     ) -> list[int | KvError]:
         try:
             return self._store._put_many_coded(
@@ -343,7 +339,8 @@ class PrefixCache:
                 codec,
                 if_absent=not replace,
                 timeout_s=left_s(deadline),
-                reuse=reuse,
+                reuse=reuse.numbers,
+                used_ns=reuse.used_ns,
             )
         except KvError as error:
             return [error] * len(items)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kvstore.errors import KvError, NodeUnreachable
-from kvstore.llm.core import batches, left_s, picked, size_of
+from kvstore.llm.chains import Reuse
+from kvstore.llm.core import batches, left_s, size_of
 
 if TYPE_CHECKING:
     from kvstore.client.store import Store
@@ -272,7 +272,7 @@ def read(
     keys: Sequence[bytes],
     buffers: Sequence[Any],
     deadline: float,
-    reuse: array[int] | None = None,
+    reuse: Reuse,
     later: Sequence[bytes] = (),
 ) -> tuple[list[Outcome], set[int]]:
     """Read blocks from memory, those that are not there by way of the SSD.
@@ -290,7 +290,7 @@ def read(
         [keys[place] for place in absent],
         [buffers[place] for place in absent],
         deadline,
-        picked(reuse, absent),
+        reuse.at(absent),
         later,
     )
     for place, outcome in zip(absent, promoted, strict=True):
@@ -304,7 +304,7 @@ def read_promoted(
     keys: Sequence[bytes],
     buffers: Sequence[Any],
     deadline: float,
-    reuse: array[int] | None,
+    reuse: Reuse,
     later: Sequence[bytes],
 ) -> list[Outcome]:
     """Read blocks that missed in memory; return the outcome of each.
@@ -339,7 +339,7 @@ def _read_memory(
     buffers: Sequence[Any],
     places: Sequence[int],
     deadline: float,
-    reuse: array[int] | None,
+    reuse: Reuse,
 ) -> list[Outcome]:
     """Read the blocks at some places; return the outcome of each of those."""
     try:
@@ -348,7 +348,8 @@ def _read_memory(
                 [keys[place] for place in places],
                 [buffers[place] for place in places],
                 timeout_s=left_s(deadline),
-                reuse=picked(reuse, places),
+                reuse=reuse.at(places).numbers,
+                used_ns=reuse.used_ns,
             )
         )
     except KvError as error:

@@ -420,11 +420,13 @@ struct kv_call {
   void* context;
   uint64_t if_version;
   kv_fence fence;
-  uint64_t ttl_ms; /* put: 0 lives until deleted or evicted */
-  uint32_t codec;  /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack,
-                    * 16 and up as kvstore/llm/codecs says */
-  uint32_t reuse;  /* get, put: what eviction should know of this use; see kv_reuse. 0: nothing */
-  uint32_t pin_s;  /* contains: keep a key that is there from eviction for so long; 0: no pin */
+  uint64_t ttl_ms;  /* put: 0 lives until deleted or evicted */
+  uint32_t codec;   /* put: stored with the value; get: as stored. 0 bytes, 1 msgpack,
+                     * 16 and up as kvstore/llm/codecs says */
+  uint32_t reuse;   /* get, put: what eviction should know of this use; see kv_reuse. 0: nothing */
+  uint32_t pin_s;   /* contains: keep a key that is there from eviction for so long; 0: no pin */
+  uint64_t used_ns; /* get, put, contains: the time of this use for eviction, of CLOCK_MONOTONIC:
+                     * keys that are used together have one. 0, or later than the run: its begin */
   /* outcome */
   int32_t status;
   const void* data; /* get: the value; valid until the session is released */

@@ -51,8 +51,9 @@ class Batch {
   bool read_keys(PyObject* keys);
   bool read_writable(PyObject* buffers);
   bool read_pairs(PyObject* pairs);
-  // Reads what eviction should know of each key: None, or a buffer of 32-bit numbers.
-  bool read_reuse(PyObject* numbers);
+  // Reads what eviction should know of each key: None, or a buffer of 32-bit numbers; and when the
+  // keys count as used.
+  bool read_use(PyObject* numbers, PyObject* used_ns);
 
   bool run(const kv_call& pattern, Shape shape, PyObject* timeout_s);
   PyObject* outcomes();
@@ -71,6 +72,7 @@ class Batch {
   std::unique_ptr<Slot[]> slots_;
   uint64_t buffer_bytes_ = 0;
   std::vector<uint32_t> reuse_;  // one a key, or none at all
+  uint64_t used_ns_ = 0;
   std::vector<kv_call> calls_;
   std::vector<PyObject*> objects_;
   std::vector<Py_ssize_t> slot_of_;
@@ -130,7 +132,11 @@ bool Batch::read_pairs(PyObject* pairs) {
   return true;
 }
 
-bool Batch::read_reuse(PyObject* numbers) {
+bool Batch::read_use(PyObject* numbers, PyObject* used_ns) {
+  if (used_ns != nullptr) {
+    used_ns_ = PyLong_AsUnsignedLongLong(used_ns);
+    if (PyErr_Occurred() != nullptr) return false;
+  }
   if (numbers == nullptr || numbers == Py_None) return true;
   Py_buffer view;
   if (PyObject_GetBuffer(numbers, &view, PyBUF_SIMPLE) != 0) return false;
@@ -197,6 +203,7 @@ bool Batch::run_part(Run& run, Py_ssize_t begin, Py_ssize_t end, const kv_call& 
     call.key = here.key.data();
     call.key_bytes = here.key.size();
     if (!reuse_.empty()) call.reuse = reuse_[static_cast<size_t>(i)];
+    call.used_ns = used_ns_;
     if (pattern.kind == KV_PUT) {
       call.value = here.value.data();
       call.value_bytes = here.value.size();
@@ -303,9 +310,9 @@ PyObject* contains_many(PyObject* self, PyObject* const* arguments, Py_ssize_t c
 
 PyObject* look_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                     PyObject* keywords) {
-  static const char* const names[] = {"keys", "timeout_s", "reuse"};
-  PyObject* values[3];
-  if (!parse_arguments({"_look_many", names, 3, 1, 1}, arguments, count, keywords, values)) {
+  static const char* const names[] = {"keys", "timeout_s", "reuse", "used_ns"};
+  PyObject* values[4];
+  if (!parse_arguments({"_look_many", names, 4, 1, 1}, arguments, count, keywords, values)) {
     return nullptr;
   }
   const bool is_use = values[2] != nullptr && values[2] != Py_None;
@@ -313,7 +320,7 @@ PyObject* look_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count
   if (keys == nullptr) return nullptr;
   Batch batch(self, PyTuple_Size(keys));
   const bool done =
-      batch.read_keys(keys) && batch.read_reuse(values[2]) &&
+      batch.read_keys(keys) && batch.read_use(values[2], values[3]) &&
       batch.run(pattern_of(KV_CONTAINS, is_use ? 0 : KV_PROBE), Shape::kFound, values[1]);
   PyObject* outcomes = done ? batch.outcomes() : nullptr;
   Py_DECREF(keys);
@@ -358,10 +365,10 @@ PyObject* match_prefix(PyObject* self, PyObject* const* arguments, Py_ssize_t co
 
 PyObject* get_many_into_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                            PyObject* keywords, const char* function, Shape shape) {
-  static const char* const names[] = {"keys", "buffers", "timeout_s", "reuse"};
-  PyObject* values[4];
-  const int named = shape == Shape::kCountCoded ? 4 : 3;
-  values[3] = nullptr;
+  static const char* const names[] = {"keys", "buffers", "timeout_s", "reuse", "used_ns"};
+  PyObject* values[5];
+  const int named = shape == Shape::kCountCoded ? 5 : 3;
+  values[3] = values[4] = nullptr;
   if (!parse_arguments({function, names, named, 2, 2}, arguments, count, keywords, values)) {
     return nullptr;
   }
@@ -373,7 +380,8 @@ PyObject* get_many_into_as(PyObject* self, PyObject* const* arguments, Py_ssize_
                  PyTuple_Size(keys), PyTuple_Size(buffers));
   } else if (buffers != nullptr) {
     Batch batch(self, PyTuple_Size(keys));
-    if (batch.read_keys(keys) && batch.read_writable(buffers) && batch.read_reuse(values[3]) &&
+    if (batch.read_keys(keys) && batch.read_writable(buffers) &&
+        batch.read_use(values[3], values[4]) &&
         batch.run(pattern_of(KV_GET, 0), shape, values[2])) {
       result = batch.outcomes();
     }
@@ -394,8 +402,8 @@ PyObject* get_many_into_coded(PyObject* self, PyObject* const* arguments, Py_ssi
                           Shape::kCountCoded);
 }
 
-// `values`: items, if_absent, fence, ttl_s, timeout_s, reuse; but for the first, nullptr where not
-// given.
+// `values`: items, if_absent, fence, ttl_s, timeout_s, reuse, used_ns; but for the first, nullptr
+// where not given.
 PyObject* put_pairs(PyObject* self, PyObject* const* values, uint32_t codec) {
   Conditions conditions;
   if (!parse_conditions(nullptr, values[1], values[3], values[2], &conditions)) return nullptr;
@@ -408,7 +416,7 @@ PyObject* put_pairs(PyObject* self, PyObject* const* values, uint32_t codec) {
   conditions.apply_to(&pattern);
   pattern.codec = codec;
   Batch batch(self, PyTuple_Size(pairs));
-  const bool done = batch.read_pairs(pairs) && batch.read_reuse(values[5]) &&
+  const bool done = batch.read_pairs(pairs) && batch.read_use(values[5], values[6]) &&
                     batch.run(pattern, Shape::kVersion, values[4]);
   Py_DECREF(pairs);
   return done ? batch.outcomes() : nullptr;
@@ -417,8 +425,8 @@ PyObject* put_pairs(PyObject* self, PyObject* const* values, uint32_t codec) {
 PyObject* put_many_as(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                       PyObject* keywords, const char* function) {
   static const char* const names[] = {"items", "if_absent", "fence", "ttl_s", "timeout_s"};
-  PyObject* values[6];
-  values[5] = nullptr;
+  PyObject* values[7];
+  values[5] = values[6] = nullptr;
   if (!parse_arguments({function, names, 5, 1, 1}, arguments, count, keywords, values)) {
     return nullptr;
   }
@@ -427,9 +435,10 @@ PyObject* put_many_as(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
 
 PyObject* put_many_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                          PyObject* keywords) {
-  static const char* const names[] = {"items", "codec", "if_absent", "ttl_s", "timeout_s", "reuse"};
-  PyObject* values[6];
-  if (!parse_arguments({"_put_many_coded", names, 6, 2, 2}, arguments, count, keywords, values)) {
+  static const char* const names[] = {"items",     "codec", "if_absent", "ttl_s",
+                                      "timeout_s", "reuse", "used_ns"};
+  PyObject* values[7];
+  if (!parse_arguments({"_put_many_coded", names, 7, 2, 2}, arguments, count, keywords, values)) {
     return nullptr;
   }
   const unsigned long codec = PyLong_AsUnsignedLong(values[1]);
@@ -438,7 +447,8 @@ PyObject* put_many_coded(PyObject* self, PyObject* const* arguments, Py_ssize_t 
     PyErr_SetString(PyExc_ValueError, "a codec is a number from 0 to 255");
     return nullptr;
   }
-  PyObject* const rest[] = {values[0], values[2], nullptr, values[3], values[4], values[5]};
+  PyObject* const rest[] = {values[0], values[2], nullptr,  values[3],
+                            values[4], values[5], values[6]};
   return put_pairs(self, rest, static_cast<uint32_t>(codec));
 }
 PyObject* put_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
@@ -479,17 +489,22 @@ PyMethodDef batch_methods[] = {
      "The counterpart of `get_many_into`: the same as `put_many`."},
     {"_put_many_coded", with_keywords(put_many_coded), kWithKeywords,
      "_put_many_coded($self, items, codec, *, if_absent=False, ttl_s=None, timeout_s=None,\n"
-     "                reuse=None)\n--\n\n"
+     "                reuse=None, used_ns=0)\n--\n\n"
      "As `put_many`, with the number of the values' codec, which each object's header declares.\n\n"
-     "`reuse` is a buffer of 32-bit numbers, one a key: see `kv_reuse` in the C header."},
+     "`reuse` is a buffer of 32-bit numbers, one a key: see `kv_reuse` in the C header. "
+     "`used_ns`,\n"
+     "of time.monotonic_ns, is when the keys count as used; 0: now."},
     {"_get_many_into_coded", with_keywords(get_many_into_coded), kWithKeywords,
-     "_get_many_into_coded($self, keys, buffers, *, timeout_s=None, reuse=None)\n--\n\n"
-     "As `get_many_into`, with (length, codec) in place of the length; `reuse` as in\n"
+     "_get_many_into_coded($self, keys, buffers, *, timeout_s=None, reuse=None, used_ns=0)\n"
+     "--\n\n"
+     "As `get_many_into`, with (length, codec) in place of the length; `reuse` and `used_ns` as "
+     "in\n"
      "`_put_many_coded`."},
     {"_look_many", with_keywords(look_many), kWithKeywords,
-     "_look_many($self, keys, *, timeout_s=None, reuse=None)\n--\n\n"
-     "As `contains_many`. Without `reuse`, which is as in `_put_many_coded`, it is a probe, as\n"
-     "`match_prefix` is: it keeps nothing from eviction."},
+     "_look_many($self, keys, *, timeout_s=None, reuse=None, used_ns=0)\n--\n\n"
+     "As `contains_many`. Without `reuse`, which is as in `_put_many_coded` like `used_ns`, it is "
+     "a\n"
+     "probe, as `match_prefix` is: it keeps nothing from eviction."},
     {"_pin_many", with_keywords(pin_many), kWithKeywords,
      "_pin_many($self, keys, pin_s, *, timeout_s=None)\n--\n\n"
      "Keep keys from eviction for a while: a list that says of each whether it is there, or its\n"

@@ -147,7 +147,9 @@ void Channel::touch(uint64_t subtable, uint64_t slot_offset, const Key& key, con
   if (!attachment->evicts()) return;
   const uint64_t metadata_offset = metadata_of(subtable, slot_offset);
   if (metadata_offset == 0) return;
-  const uint32_t when_ms = time_of_use(attachment->node_clock_at_ms(lane_->began_ns()));
+  const uint64_t began_ns = lane_->began_ns();
+  const uint64_t used_ns = call.used_ns != 0 ? std::min(call.used_ns, began_ns) : began_ns;
+  const uint32_t when_ms = time_of_use(attachment->node_clock_at_ms(used_ns));
   if (call.pin_s == 0) recent_uses.note(metadata_offset, when_ms, call.reuse, written);
   const Touch touch{attachment->superblock.incarnation,
                     metadata_offset,

@@ -296,3 +296,29 @@ def test_only_a_use_keeps_blocks_from_eviction(
         there = sum(cache.contains(hashes))
         # What is sampled is a matter of chance.
         assert there - stored_again >= 28 if stays else there <= 2
+
+
+def test_blocks_count_as_used_when_their_prompt_was_matched() -> None:
+    namespace = Namespace(model="tiny", dtype="bytes", layout="test", block_tokens=1)
+    limits = Limits(match_s=20, load_s=60, store_s=60)
+    with (
+        kvstore.connect("embedded", capacity_bytes=8 << 20, eviction="sampled-lru") as store,
+        PrefixCache(store, namespace, limits=limits) as cache,
+    ):
+        blocks = [bytes(2000)] * 256
+        slow, quick, *others = (
+            block_hashes(range(256 * number, 256 * (number + 1)), 1) for number in range(40)
+        )
+        assert cache.match(slow) == 0
+        time.sleep(2)
+        assert cache.match(quick) == 0
+        assert not cache.put(quick, blocks).failed
+        # The other one is stored later, in chunks, as it is computed.
+        for first in range(0, 256, 64):
+            assert not cache.put(slow[first : first + 64], blocks[:64]).failed
+        for prompt in others:
+            assert not cache.put(prompt, blocks).failed
+            if sum(cache.contains(slow)) < 64:
+                break
+        assert sum(cache.contains(slow)) < 64
+        assert sum(cache.contains(quick)) > 128

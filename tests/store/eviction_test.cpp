@@ -101,6 +101,35 @@ TEST_CASE("store: what was used lately outlives what was not") {
   CHECK(cold < kHot / 4);
 }
 
+TEST_CASE("store: keys count as used when their caller says, but not later than now") {
+  StoreNode node(uint64_t{12} << 20, KV_EVICTION_SAMPLED_LRU);
+  StoreClient client(node);
+  constexpr unsigned kEach = 300;
+  const std::string value(2000, 'v');
+  const auto put_used = [&](const std::string& key, uint64_t used_ns) {
+    kv_call call = StoreClient::call_for(KV_PUT, key);
+    call.value = value.data();
+    call.value_bytes = value.size();
+    call.used_ns = used_ns;
+    REQUIRE(client.run_one(call).status == Status::kOk);
+  };
+  const uint64_t earlier_ns = monotonic_ns() - 60 * kSecond;
+  for (unsigned i = 0; i < kEach; ++i) put_used(name("now", i), 0);
+  for (unsigned i = 0; i < kEach; ++i) put_used(name("earlier", i), earlier_ns);
+  for (unsigned i = 0; i < kEach; ++i) put_used(name("later", i), UINT64_MAX);
+  usleep(60'000);
+  unsigned earlier = kEach;
+  // As soon as the node is full those go of which it was said.
+  for (unsigned part = 0; part < 100 && earlier > kEach / 4; ++part) {
+    churn(client, value, 200);
+    earlier = present(client, "earlier", kEach);
+  }
+  CHECK(earlier <= kEach / 4);
+  CHECK(present(client, "now", kEach) > kEach / 2);
+  churn(client, value, 9000);
+  CHECK(present(client, "later", kEach) < kEach / 4);
+}
+
 TEST_CASE("store: what was read often outlives what was read lately, by frequency") {
   for (const uint32_t policy : {KV_EVICTION_LFU, KV_EVICTION_GDSF}) {
     CAPTURE(policy);
