@@ -15,6 +15,7 @@ Needs torch, and no engine.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Final, Protocol
 
@@ -24,6 +25,20 @@ from kvstore.errors import ConfigurationError
 
 #: Of one transfer, unless a single block is larger.
 PART_BYTES: Final = 32 << 20
+
+
+class _Landing(threading.local):
+    """Memory of one thread that loads. The kernel takes longer to give it anew than to fill it."""
+
+    memory = torch.empty(0, dtype=torch.uint8)
+
+    def rows(self, count: int, row_bytes: int) -> torch.Tensor:
+        if self.memory.numel() < count * row_bytes:
+            self.memory = torch.empty(count * row_bytes, dtype=torch.uint8)
+        return self.memory[: count * row_bytes].view(count, row_bytes)
+
+
+_landing: Final = _Landing()
 
 
 class Moment(Protocol):
@@ -79,8 +94,11 @@ class BlockMemory:
             yield slice(begin, min(begin + self._part_blocks, blocks))
 
     def rows(self, blocks: int) -> torch.Tensor:
-        """Return host memory to `scatter` from, shape (blocks, block_bytes)."""
-        return torch.empty((blocks, self.block_bytes), dtype=torch.uint8)
+        """Return host memory to `scatter` from, shape (blocks, block_bytes).
+
+        The thread's next call may return the same: what is in it has to be scattered by then.
+        """
+        return _landing.rows(blocks, self.block_bytes)
 
     def moment(self) -> Moment | None:
         """Return this point in what the engine has queued. To be called by the engine's thread."""
@@ -88,7 +106,7 @@ class BlockMemory:
 
     def gather(self, block_ids: list[int]) -> Transfer:
         """Copy blocks to the host, a row a block. To be called by the engine's thread."""
-        rows = self.rows(len(block_ids))
+        rows = torch.empty((len(block_ids), self.block_bytes), dtype=torch.uint8)
         self._collect(rows, torch.tensor(block_ids))
         return Transfer(rows)
 

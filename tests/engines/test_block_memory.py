@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -99,3 +100,16 @@ def test_rows_of_any_memory_fill_blocks(device: str) -> None:
     rows = torch.randint(0, 256, (8, memory.block_bytes), dtype=torch.uint8)
     memory.fill(list(range(20, 28)), rows, memory.moment())
     assert [bytes_of(layers, 20 + row) for row in range(8)] == [bytes(r.numpy()) for r in rows]
+
+
+def test_threads_land_rows_apart_from_copies_on_their_way() -> None:
+    layers = made_layers("cpu")
+    memory = Memories().of(layers)
+    copy = memory.gather([1])
+    rows = memory.rows(1)
+    rows.fill_(7)
+    assert memory.rows(1).data_ptr() == rows.data_ptr()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: memory.rows(1).fill_(8)).result()
+    assert bool((rows == 7).all())
+    assert bytes(copy.wait()[0].numpy()) == bytes_of(layers, 1)

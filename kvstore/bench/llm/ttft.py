@@ -1,7 +1,7 @@
 """Time to the first token in real vLLM engines on the processor, with and without a store.
 
 All engines have one small model of random weights; every answer is compared. They take turns, so
-that the machine's moods hit all alike:
+that the machine's moods hit all alike, and each is asked once the others sleep:
 
     computed   a plain engine that has nothing cached
     own cache  the same engine again: vLLM's prefix cache in its own memory
@@ -43,6 +43,9 @@ Answer = dict[str, Any]
 
 #: How long a peer may take to store the prefix behind the first answer.
 _STORE_S: Final = 2.0
+#: vLLM's processes poll for a second after each step. On few cores those of another engine would be
+#: measured with the one that answers.
+_QUIET_S: Final = 1.2
 
 
 def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUNDS) -> list[Row]:
@@ -163,6 +166,8 @@ def _times_ratio(of: list[Answer], to: list[Answer]) -> float:
 
 
 def _ask(engine: Child, prompt: list[int]) -> Answer:
+    """Ask once no engine does anything any more."""
+    time.sleep(_QUIET_S)
     begin = time.perf_counter()
     engine.send({"prompts": [prompt], "new_tokens": 1})
     answer = engine.receive(ANSWER_S)

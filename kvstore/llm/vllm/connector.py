@@ -169,6 +169,8 @@ class KvStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """See KVConnectorBase_V1."""
         self._working.finish(finished_req_ids)
+        if self._metadata.idle:
+            self._working.wait_for_loads()
         loaded, failed = self._working.take_loaded()
         return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
 

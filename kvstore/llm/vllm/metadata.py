@@ -52,3 +52,5 @@ class StepMetadata(KVConnectorMetadata):
     loads: list[Job] = field(default_factory=list)
     saves: list[Job] = field(default_factory=list)
     hand_offs: list[HandOffJob] = field(default_factory=list)
+    #: Nothing is computed in this step.
+    idle: bool = False

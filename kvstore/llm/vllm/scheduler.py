@@ -256,7 +256,8 @@ class SchedulerSide:
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepMetadata:
         """See KVConnectorBase_V1."""
-        metadata = StepMetadata(loads=self._loads)
+        idle = scheduler_output.total_num_scheduled_tokens == 0
+        metadata = StepMetadata(loads=self._loads, idle=idle)
         self._loads = []
         computed = {r.req_id: r.num_computed_tokens for r in scheduler_output.scheduled_new_reqs}
         running = scheduler_output.scheduled_cached_reqs

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from vllm.v1.kv_cache_interface import group_kernel_blocks
@@ -30,6 +30,9 @@ from kvstore.llm.vllm.hand_off import Publisher, Receiver, Room
 from kvstore.llm.vllm.metadata import GroupBlocks, HandOffJob, Job
 from kvstore.llm.vllm.settings import Geometry, Settings
 
+#: How long a step that computes nothing waits for a load: what a thread may be made to wait for the
+#: interpreter anyway, and no delay to speak of for a request that comes meanwhile.
+_IDLE_STEP_S: Final = 0.005
 _log = logging.getLogger("kvstore.llm.vllm")
 
 
@@ -51,6 +54,7 @@ class WorkerSide:
         self._memories = Memories()
         self._memory: list[BlockMemory] = []
         self._changed = threading.Condition()
+        self._loads_under_way = 0
         self._loaded: set[str] = set()
         self._failed_requests: set[str] = set()
         self._failed_blocks: set[int] = set()
@@ -124,6 +128,8 @@ class WorkerSide:
         """Begin loads."""
         # What the step before queued may still use the blocks.
         after = [memory.moment() for memory in self._memory] if jobs else []
+        with self._changed:
+            self._loads_under_way += len(jobs)
         for job in jobs:
             if job.handed is not None:
                 self._start_receiving(job, job.handed, after)
@@ -167,6 +173,8 @@ class WorkerSide:
                 if failed and self._several_groups:
                     self._failed_requests.add(job.request_id)
                 self._loaded.add(job.request_id)
+                self._loads_under_way -= 1
+                self._changed.notify_all()
 
     def _load(self, job: Job, after: list[Moment | None]) -> set[int]:
         """Loads the blocks of a request; returns the ids of those that could not be."""
@@ -224,6 +232,16 @@ class WorkerSide:
             if transfer is not None:
                 transfer.wait()
         return set(loaded)
+
+    def wait_for_loads(self) -> None:
+        """Wait a moment for the end of a load, if one is under way.
+
+        vLLM's thread has nothing to do then but to ask again, and while it asks the threads that
+        load come to the interpreter late.
+        """
+        with self._changed:
+            if self._loads_under_way > 0:
+                self._changed.wait_for(lambda: bool(self._loaded), _IDLE_STEP_S)
 
     def take_loaded(self) -> tuple[set[str], set[str]]:
         """Return the requests whose loads have ended, and those of them that failed as a whole."""
