@@ -178,6 +178,28 @@ TEST_CASE("a long READ is received in place, wherever the pieces end") {
   }
 }
 
+TEST_CASE("a plan says whether its bytes are the last of their payload") {
+  Exchange exchange(60'001);
+  ResponseReader reader;
+  reader.expect(&exchange.batch, true);
+  size_t at = reader.plan(4096, 20'000).lead_bytes;
+  size_t consumed = 0;
+  REQUIRE(reader.feed(exchange.response.data(), at, consumed) == ResponseReader::Event::kNeedMore);
+  for (const size_t expected : {20'000u, 20'000u, 20'000u}) {
+    const auto plan = reader.plan(4096, 20'000);
+    CHECK(plan.lead_bytes == 0);
+    CHECK(plan.payload_bytes == 60'001);
+    CHECK(plan.direct_bytes == expected);
+    CHECK_FALSE(plan.ends_payload);
+    std::copy_n(exchange.response.data() + at, expected - 4096, plan.destination);
+    reader.credit(expected - 4096);
+    at += expected - 4096;
+  }
+  const auto plan = reader.plan(4096, 20'000);
+  CHECK(plan.direct_bytes == 60'001 - 3 * (20'000 - 4096));
+  CHECK(plan.ends_payload);
+}
+
 TEST_CASE("a garbled response is never taken for a good one") {
   const size_t places[] = {0, 1, 2, 3, 4, 5, 8, 15, 24 + 5, 24 + 7, 40, 43, 44, 47};
   for (const size_t place : places) {

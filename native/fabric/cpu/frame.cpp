@@ -191,6 +191,8 @@ ResponseReader::Plan ResponseReader::plan(size_t lead_limit, size_t direct_limit
       const bool checksum = (op.flags & KV_OP_CRC32C) != 0;
       const uint64_t limit = checksum ? std::min(direct_limit, kChecksumBytesMax) : direct_limit;
       plan.direct_bytes = static_cast<size_t>(std::min<uint64_t>(op.length - done, limit));
+      plan.payload_bytes = op.length;
+      plan.ends_payload = plan.direct_bytes == op.length - done;
       return plan;
     }
     lead += result_bytes(op) - done;

@@ -155,6 +155,8 @@ class ResponseReader {
     size_t lead_bytes = 0;
     uint8_t* destination = nullptr;
     size_t direct_bytes = 0;
+    uint64_t payload_bytes = 0;  // of the READ that the direct bytes belong to
+    bool ends_payload = false;   // the last of the direct bytes is the last of the payload
   };
 
   // Names the batch whose response comes next; nullptr if none is due. An answer of OK is garbled

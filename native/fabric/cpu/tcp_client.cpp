@@ -27,6 +27,9 @@ constexpr size_t kReceiveBytes = 64 * 1024;
 // A piece of a READ; its CRC32C is taken in the cache.
 constexpr size_t kDirectBytesMax = 256 * 1024;
 constexpr size_t kLeadBytesMax = 4096;
+// Behind a longer payload the buffer takes no more than a lead: what comes next is mostly another
+// long payload, and what the buffer takes of that has to be copied once more.
+constexpr uint64_t kLongPayloadBytes = 64 * 1024;
 constexpr size_t kPollBytesMax = 4 * 1024 * 1024;  // per direction, so that a poll stays short
 constexpr uint32_t kEagerReadBytes = 64 * 1024;
 // Posted batches that are sent without waiting for the poll, so that the agent executes the first
@@ -224,20 +227,20 @@ bool TcpConnection::receive_once(size_t& received, bool& drained) {
   const auto plan = reader_.plan(kLeadBytesMax, kDirectBytesMax);
   iovec vectors[3];
   size_t vector_count = 0;
-  size_t wanted = kReceiveBytes + plan.direct_bytes;
-  if (plan.direct_bytes > 0) {
-    if (plan.lead_bytes > 0) vectors[vector_count++] = iovec{buffer, plan.lead_bytes};
-    vectors[vector_count++] = iovec{plan.destination, plan.direct_bytes};
-    vectors[vector_count++] = iovec{buffer + plan.lead_bytes, kReceiveBytes - plan.lead_bytes};
-  } else {
-    vectors[vector_count++] = iovec{buffer, kReceiveBytes};
+  if (plan.lead_bytes > 0) vectors[vector_count++] = iovec{buffer, plan.lead_bytes};
+  if (plan.direct_bytes > 0) vectors[vector_count++] = iovec{plan.destination, plan.direct_bytes};
+  if (plan.ends_payload || plan.direct_bytes == 0) {
+    const bool long_payload = plan.payload_bytes >= kLongPayloadBytes;
+    const size_t room = kReceiveBytes - plan.lead_bytes;
+    vectors[vector_count++] =
+        iovec{buffer + plan.lead_bytes, long_payload ? std::min(room, kLeadBytesMax) : room};
   }
-  const ssize_t count = vector_count == 1
+  const ssize_t count = plan.direct_bytes == 0
                             ? recv(fd_.get(), buffer, kReceiveBytes, MSG_DONTWAIT)
                             : readv(fd_.get(), vectors, static_cast<int>(vector_count));
   // In the middle of a long transfer more is about to arrive: asking again costs less than
   // sleeping.
-  drained = count <= 0 || (plan.direct_bytes == 0 && static_cast<size_t>(count) < wanted);
+  drained = count <= 0 || (plan.direct_bytes == 0 && static_cast<size_t>(count) < kReceiveBytes);
   received = count > 0 ? static_cast<size_t>(count) : 0;
   if (count < 0) return errno == EAGAIN || errno == EINTR;
   if (count == 0) return false;
