@@ -3,12 +3,16 @@
  *   loopback pingpong REQUEST_BYTES REPLY_BYTES CLIENT_SPIN_US SERVER_SPIN_US SECONDS
  *   loopback get BYTES VALUES SECONDS   the server sends BYTES for each 64-byte request
  *   loopback put BYTES VALUES SECONDS   the client sends BYTES, the server answers with 64 bytes
+ *   loopback loads BYTES                one `get` for each line of stdin
  *
  * Client and server are two processes with one blocking-free socket each. Waiting is spin for at
  * most so many microseconds, then sleep in poll(), on each side. The client uses one warm buffer
  * again and again. So does the server, unless it has VALUES values: then it takes their buffers in
  * turn, which are as warm, or as cold, as those of a store that holds so many. Prints one line:
  * operations, elapsed ns, p50, p99 and p99.9 in ns.
+ *
+ * `loads` is a worker of the bench: it sleeps in between, looks at each byte that came and clears
+ * it, outside the timing, and prints the JSON lines that its fellows do.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -124,17 +128,49 @@ static int listen_on_loopback(struct sockaddr_in* address) {
   return listener;
 }
 
-static void run(uint64_t request_bytes, uint64_t reply_bytes, uint64_t values,
-                uint64_t client_spin_ns, uint64_t server_spin_ns, double seconds) {
+/* Starts a server; returns a socket to it. */
+static int connected_to_server(uint64_t request_bytes, uint64_t reply_bytes, uint64_t values,
+                               uint64_t server_spin_ns) {
   struct sockaddr_in address;
   int one = 1, listener = listen_on_loopback(&address);
   pid_t server = fork();
   if (server < 0) fail("fork");
   if (server == 0) serve(listener, request_bytes, reply_bytes, values, server_spin_ns);
+  close(listener);
   int peer = socket(AF_INET, SOCK_STREAM, 0);
   if (connect(peer, (struct sockaddr*)&address, sizeof address) != 0) fail("connect");
   setsockopt(peer, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   without_pacing(peer);
+  return peer;
+}
+
+static void serve_loads(uint64_t bytes) {
+  enum { kRequestBytes = 64, kSpinNs = 50000 };
+  int peer = connected_to_server(kRequestBytes, bytes, 1, 0);
+  char* request = warm_buffer(kRequestBytes);
+  char* reply = warm_buffer(bytes);
+  char line[256];
+  printf("{\"event\": \"ready\"}\n");
+  fflush(stdout);
+  while (fgets(line, sizeof line, stdin)) {
+    uint64_t before = now_ns();
+    transmit(peer, request, kRequestBytes);
+    if (!receive(peer, reply, bytes, kSpinNs)) fail("receive");
+    uint64_t elapsed = now_ns() - before;
+    for (uint64_t i = 0; i < bytes; ++i) {
+      if (reply[i] != 1) fail("other bytes came than were sent");
+    }
+    memset(reply, 0, bytes);
+    printf("{\"event\": \"loaded\", \"seconds\": %.9f}\n", (double)elapsed / 1e9);
+    fflush(stdout);
+  }
+  close(peer);
+  wait(NULL);
+}
+
+static void run(uint64_t request_bytes, uint64_t reply_bytes, uint64_t values,
+                uint64_t client_spin_ns, uint64_t server_spin_ns, double seconds) {
+  int peer = connected_to_server(request_bytes, reply_bytes, values, server_spin_ns);
   char* request = warm_buffer(request_bytes);
   char* reply = warm_buffer(reply_bytes);
   uint32_t* latency_ns = malloc(sizeof(uint32_t) * kLatencyMax);
@@ -154,7 +190,7 @@ static void run(uint64_t request_bytes, uint64_t reply_bytes, uint64_t values,
     if (finish > end || count == kLatencyMax) break;
   }
   close(peer);
-  waitpid(server, NULL, 0);
+  wait(NULL);
   qsort(latency_ns, count, sizeof *latency_ns, compare);
   printf("%llu %llu %u %u %u\n", (unsigned long long)count, (unsigned long long)(finish - started),
          latency_ns[count / 2], latency_ns[count * 99 / 100], latency_ns[count * 999 / 1000]);
@@ -164,6 +200,10 @@ int main(int count, char** words) {
   if (count == 7 && strcmp(words[1], "pingpong") == 0) {
     run(strtoull(words[2], NULL, 10), strtoull(words[3], NULL, 10), 1,
         strtoull(words[4], NULL, 10) * 1000, strtoull(words[5], NULL, 10) * 1000, atof(words[6]));
+    return 0;
+  }
+  if (count == 3 && strcmp(words[1], "loads") == 0 && atof(words[2]) > 0) {
+    serve_loads(strtoull(words[2], NULL, 10));
     return 0;
   }
   uint64_t bytes = count == 5 ? strtoull(words[2], NULL, 10) : 0;

@@ -8,7 +8,6 @@ does nothing else: a copy from memory over shm, a loopback socket over tcp.
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,6 @@ BLOCKS: Final = 64
 _BYTES: Final = BLOCK_BYTES * BLOCKS
 _TARGET_RATIO: Final = 0.8
 _ROUNDS_MIN: Final = 5
-_SOCKET_S: Final = 0.2
 _START_S: Final = 60.0
 
 _LABELS: Final = {
@@ -94,28 +92,23 @@ def _start_kvstore(stack: contextlib.ExitStack, fabric: str) -> Load:
 
 
 def _start_floor(stack: contextlib.ExitStack, fabric: str) -> Load:
-    return _socket() if fabric == "tcp" else _worker(stack, "memcpy", "-")
+    if fabric != "tcp":
+        return _worker(stack, "memcpy", "-")
+    from kvstore.bench.peers.socket import compiled
+
+    return _started(stack, "loopback socket", [compiled(), "loads", str(_BYTES)])
 
 
 def _worker(stack: contextlib.ExitStack, role: str, target: str) -> Load:
     words = [role, target, str(BLOCK_BYTES), str(BLOCKS)]
-    child = Child(role, [sys.executable, "-m", "kvstore.bench.llm.load_worker", *words])
+    return _started(stack, role, [sys.executable, "-m", "kvstore.bench.llm.load_worker", *words])
+
+
+def _started(stack: contextlib.ExitStack, name: str, command: list[str]) -> Load:
+    child = Child(name, command)
     stack.callback(child.stop)
     child.receive(_START_S)
     return partial(load_once, child)
-
-
-def _socket() -> Load:
-    from kvstore.bench.peers.socket import compiled
-
-    command = [compiled(), "get", str(_BYTES), "1", str(_SOCKET_S)]
-
-    def load() -> float:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        _count, _elapsed_ns, p50_ns, *_rest = (int(word) for word in finished.stdout.split())
-        return p50_ns / 1e9
-
-    return load
 
 
 def _start_lmcache(stack: contextlib.ExitStack, fabric: str) -> Load:
