@@ -175,8 +175,9 @@ def name_of(key: int) -> str:
 
 def connect(options: argparse.Namespace, target: str) -> Any:
     """Return a client of the system that is probed."""
-    kind = MooncakeClient if options.system == "mooncake" else KvstoreClient
-    return kind(target, options.cache_bytes, options.value_bytes)
+    if options.system == "mooncake":
+        return MooncakeClient(target, options.cache_bytes, options.value_bytes)
+    return KvstoreClient(target, options.cache_bytes, options.value_bytes, options.apart)
 
 
 def work(
@@ -296,6 +297,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--deletes", type=float, default=0.3, help="share of these, where present")
     parser.add_argument("--value-bytes", type=int, default=100)
     parser.add_argument("--cache-bytes", type=int, default=16 << 20, help="0: without copies")
+    parser.add_argument(
+        "--apart", action="store_true", help="processes end each other's copies by messages alone"
+    )
     parser.add_argument("--lost", type=int, default=0, help="of a million messages")
     parser.add_argument("--late", type=int, default=0, help="of a million messages")
     parser.add_argument("--late-us", type=int, default=20_000, help="at most")

@@ -46,12 +46,12 @@ class Client(Protocol):
 class KvstoreClient:
     """A store with copies of values."""
 
-    def __init__(self, target: str, cache_bytes: int, value_bytes: int) -> None:
-        """Attach to the node."""
+    def __init__(self, target: str, cache_bytes: int, value_bytes: int, apart: bool) -> None:
+        """Attach to the node; `apart`: as from a host of its own."""
         import kvstore
         from kvstore.errors import ConditionFailed
 
-        self._store = kvstore.connect(target, cache_bytes=cache_bytes)
+        self._store = kvstore.connect(target, cache_bytes=cache_bytes, host_stamps=not apart)
         self._rest = bytes(value_bytes)
         self._errors = (ConditionFailed, kvstore.KvError)
 

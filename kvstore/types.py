@@ -70,6 +70,8 @@ class ClientStats:
     #: Messages about copies, to and from other clients.
     invalidations_sent: int
     invalidations_received: int
+    #: Messages to clients of this host that were not needed: a stamp ended their copies.
+    invalidations_spared: int
     #: Writes that met copies; and of these, those that waited for the lease of a silent client.
     writes_guarded: int
     leases_waited: int

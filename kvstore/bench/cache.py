@@ -99,6 +99,11 @@ _COLUMNS: Final = (
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="On sim.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="On sim.")
+@click.option(
+    "--apart",
+    is_flag=True,
+    help="Processes end each other's copies by messages, as on hosts of their own.",
+)
 @click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True)
 @click.option("--keys", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option("--value-bytes", type=click.IntRange(1), default=1024, show_default=True)
@@ -107,6 +112,7 @@ _COLUMNS: Final = (
 def cache(
     workloads: tuple[str, ...],
     fabrics: tuple[str, ...],
+    apart: bool,
     processes: int,
     keys: int,
     value_bytes: int,
@@ -163,13 +169,13 @@ def cache(
                     seconds=seconds,
                     warm_up=_WARM_UP,
                 )
-                rows += _compare(workload, setting, say)
+                rows += _compare(workload, setting, apart, say)
         if "hot" in (workloads or ("hot",)):
             rows += _beside_lmdb(rows, _lmdb(seconds, say))
     except ProcessError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        print_json(metadata("kvstore-bench cache", seconds=seconds), rows)
+        print_json(metadata("kvstore-bench cache", seconds=seconds, apart=apart), rows)
     else:
         print_table("kvstore-bench cache", rows, _COLUMNS)
 
@@ -261,11 +267,12 @@ def _simulated_workloads(names: tuple[str, ...]) -> tuple[list[Workload], str]:
     return [workload for name in names for workload in by_name[name]], missing
 
 
-def _compare(workload: str, setting: Setting, say: Any) -> list[Row]:
+def _compare(workload: str, setting: Setting, apart: bool, say: Any) -> list[Row]:
     from dataclasses import replace
 
     rows: list[Row] = []
-    for policy, options in (("none", {}), ("coherent", {"cache_bytes": _CACHE_BYTES})):
+    copies = {"cache_bytes": _CACHE_BYTES, "host_stamps": not apart}
+    for policy, options in (("none", {}), ("coherent", copies)):
         with contextlib.ExitStack() as stack:
             say(f"{workload} over {setting.fabric}, {policy}")
             node = start_node(capacity_for(setting.keys, setting.value_bytes))

@@ -36,6 +36,7 @@ def connect(
     address_cache_entries: int = 0,
     cache_bytes: int = 0,
     consistency: str | None = None,
+    host_stamps: bool = True,
 ) -> Store:
     """Open a store.
 
@@ -61,6 +62,8 @@ def connect(
             times, here, for each time that anybody writes them; see docs/cache.md.
         consistency: "linearizable" or "regular": refuse nodes that were started with another one.
             It is a property of the node, which a client can't change; None takes what there is.
+        host_stamps: Clients of one user on one host end each other's copies through memory that
+            they share (/dev/shm), which is faster than messages. False: by messages.
 
     Raises:
         ConfigurationError: The target or an option makes no sense.
@@ -100,6 +103,7 @@ def connect(
             address_cache_entries=address_cache_entries,
             cache_bytes=cache_bytes,
             consistency=consistency,
+            host_stamps=host_stamps,
         )
         return Store(membership, client, timeout_s=timeout_s, node=node)
     except BaseException:

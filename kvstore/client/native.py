@@ -180,6 +180,7 @@ class NativeClient:
         address_cache_entries: int,
         cache_bytes: int = 0,
         consistency: str | None = None,
+        host_stamps: bool = True,
     ) -> None:
         self.process_id = os.getpid()
         texts = [ffi.new("char[]", cluster_id.encode()), ffi.new("char[]", _joined(members))]
@@ -187,6 +188,7 @@ class NativeClient:
         config.lanes = lanes
         config.address_cache_entries = address_cache_entries
         config.cache_bytes = cache_bytes
+        config.host_stamps = host_stamps
         config.consistency = 0 if consistency is None else 1 + CONSISTENCIES.index(consistency)
         config.cluster_id, config.members = texts
         error = ffi.new("char[]", _ERROR_BYTES)

@@ -320,6 +320,7 @@ class Membership:
         address_cache_entries: int,
         cache_bytes: int = 0,
         consistency: str | None = None,
+        host_stamps: bool = True,
         timeout_s: float = ATTACH_TIMEOUT_S,
     ) -> NativeClient:
         """Open the native client and attach it to every member that is there.
@@ -337,6 +338,7 @@ class Membership:
                 address_cache_entries=address_cache_entries,
                 cache_bytes=cache_bytes,
                 consistency=consistency,
+                host_stamps=host_stamps,
             )
             self._attach_first(client, timeout_s)
         except BaseException:

@@ -193,7 +193,6 @@ class AsyncPrefixCache:
                 keys,
                 timeout_s=left_s(deadline),
                 reuse=reuse.numbers,
-                used_ns=reuse.used_ns,
             )
         except KvError:
             return list(range(begin, begin + len(keys)))

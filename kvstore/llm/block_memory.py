@@ -41,6 +41,11 @@ class _Landing(threading.local):
 _landing: Final = _Landing()
 
 
+def release_landing() -> None:
+    """Give back what this thread has kept: where many threads load seldom."""
+    _landing.memory = torch.empty(0, dtype=torch.uint8)
+
+
 class Moment(Protocol):
     """A point in what an engine has queued; None where nothing is ever queued."""
 

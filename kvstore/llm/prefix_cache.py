@@ -312,14 +312,14 @@ class PrefixCache:
     def _absent(self, keys: list[bytes], begin: int, deadline: float, reuse: Reuse) -> list[int]:
         """Return the places of keys that are not there for certain, or of no use.
 
-        Those that are there are used by this prompt as well, and eviction is told so.
+        Those that are there are used by this prompt as well, and eviction is told so; as of now,
+        for others may have used them since the prompt was matched.
         """
         try:
             found = self._store._look_many(
                 keys,
                 timeout_s=left_s(deadline),
                 reuse=reuse.numbers,
-                used_ns=reuse.used_ns,
             )
         except KvError:
             return list(range(begin, begin + len(keys)))

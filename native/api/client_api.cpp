@@ -20,6 +20,7 @@ struct kv_client {
       : client(config.lanes == 0 ? 8 : config.lanes,
                config.address_cache_entries == 0 ? 131072 : config.address_cache_entries, members,
                true, config.cache_bytes) {
+    if (config.host_stamps != 0) client.share_stamps(HostStamps::open);
     if (config.consistency != 0) client.require_consistency(config.consistency - 1);
   }
   Client client;

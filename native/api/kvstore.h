@@ -254,6 +254,8 @@ typedef struct kv_client_config {
   uint32_t address_cache_entries; /* keys whose slot is remembered; 0: 131072; 1: none */
   uint64_t cache_bytes;           /* for copies of values in this process; 0: none are made */
   uint32_t consistency;           /* 1 + kv_consistency: others are refused; 0: any will do */
+  uint32_t host_stamps;           /* 1: this host's clients end each other's copies through memory
+                                     that they share (/dev/shm); 0: by messages */
   const char* cluster_id;
   const char* members; /* sorted, joined by '\n': rendezvous hashing spreads keys over them */
 } kv_client_config;
@@ -298,8 +300,10 @@ typedef struct kv_client_stats {
   uint64_t cache_bytes;
   uint64_t invalidations_sent;
   uint64_t invalidations_received;
-  uint64_t writes_guarded; /* that met copies of other clients, or of this one */
-  uint64_t leases_waited;  /* writes that waited for the lease of a client without an answer */
+  uint64_t invalidations_spared; /* messages to clients of the same host, whose copies ended by
+                                    a stamp */
+  uint64_t writes_guarded;       /* that met copies of other clients, or of this one */
+  uint64_t leases_waited; /* writes that waited for the lease of a client without an answer */
 } kv_client_stats;
 
 enum kv_copy_kind {

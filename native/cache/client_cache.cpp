@@ -76,7 +76,7 @@ void ClientCache::read_state(const Key& key, kv_copy_state& state) const {
   state.bypassed = counts[KeyFigures::kBypassed];
   state.uses_that_pay = uses_that_pay();
   CacheStorage::View view;
-  const bool held = storage_.find(key, view);
+  const bool held = storage_.find(key, view) && view.facts.stamp.is_current();
   if (held) state.uses = CacheStorage::uses_of(view);
   state.reads_to_wait = interest_.reads_to_wait(key.hash, state.uses_that_pay);
   const auto kind = [&] {
@@ -118,10 +118,13 @@ bool ClientCache::wants_absence(const Key& key) {
 uint32_t ClientCache::uses_that_pay() const {
   const uint64_t get_ns = get_ns_.get();
   const uint64_t gain_ns = std::max(get_ns - std::min(get_ns, kHitNs), kGainNsMin);
-  return uint32_t(std::clamp(ending_ns_.get() / gain_ns, kUsesThatPayMin, kUsesThatPayMax));
+  const uint64_t making_ns = making_ns_.get() - std::min(making_ns_.get(), get_ns);
+  const uint64_t cost_ns = making_ns + ending_ns_.get();
+  return uint32_t(std::clamp(cost_ns / gain_ns, kUsesThatPayMin, kUsesThatPayMax));
 }
 
-bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill& fill) {
+bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, const Stamp& stamp,
+                             Fill& fill) {
   KV_ASSERT(!fill.begun());
   const unsigned shard = storage_.shard_index(hash);
   const std::lock_guard lock(storage_.mutex_of(shard));
@@ -130,6 +133,7 @@ bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill
   for (const Pending& one : pending_[shard]) {
     if (one.hash == hash) return false;
   }
+  fill.stamp_ = stamp;
   add_pending_locked(shard, hash, record, fill);
   return true;
 }
@@ -166,10 +170,13 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
   const auto mine = std::find_if(pending.begin(), pending.end(),
                                  [this](const Pending& one) { return one.number == number_; });
   KV_ASSERT(mine != pending.end());
-  const bool spoiled = mine->spoiled;
+  const bool spoiled = mine->spoiled || !(stamp_.is_current() || KV_VARIANT(cache_stamps_late));
   pending.erase(mine);
+  CopyFacts stamped = facts;
+  stamped.stamp = stamp_;
+  if (KV_VARIANT(cache_stamps_late) && stamp_.line != nullptr) stamped.stamp.value = stamp_.now();
   const bool may_stay = !spoiled || KV_VARIANT(cache_keeps_spoiled);
-  if (may_stay && cache_->storage_.put_locked(key, facts, value, value_crc)) {
+  if (may_stay && cache_->storage_.put_locked(key, stamped, value, value_crc)) {
     cache_->counts_.fills.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kFills);
   } else {
@@ -227,6 +234,26 @@ bool ClientCache::drop(uint64_t hash, uint32_t record, By by) {
   return idle;
 }
 
+bool ClientCache::drop_ended(const Key& key, Successor& successor) {
+  // Of another copy that was met the next read of it tells again.
+  met_ended_.store(false, std::memory_order_relaxed);
+  CacheStorage::View view;
+  const auto ended = [&] { return storage_.find(key, view) && !view.facts.stamp.is_current(); };
+  if (!ended()) return false;
+  const std::lock_guard lock(storage_.mutex_of(storage_.shard_index(key.hash)));
+  // Another reader may have been here, and one may have made a copy since.
+  if (!ended()) return false;
+  uint32_t uses = 0;
+  // The writer may have been one of another key with the same stamp, which says nothing of this
+  // one.
+  if (!view.facts.stamp.read_successor(key.hash, successor)) {
+    storage_.drop_locked(key.hash, uses);
+    return false;
+  }
+  drop_copy_locked(key.hash, By::kOther, uses);
+  return true;
+}
+
 void ClientCache::flush() {
   for (unsigned shard = 0; shard < storage_.shards(); ++shard) {
     const std::lock_guard lock(storage_.mutex_of(shard));
@@ -235,11 +262,21 @@ void ClientCache::flush() {
   }
 }
 
-uint64_t ClientCache::bind() {
+std::shared_ptr<HostStamps> ClientCache::stamps_of(uint64_t incarnation) {
+  const std::lock_guard lock(lease_mutex_);
+  const auto found = std::find_if(stamps_.begin(), stamps_.end(), [&](const auto& stamps) {
+    return stamps->incarnation() == incarnation;
+  });
+  return found == stamps_.end() ? nullptr : *found;
+}
+
+uint64_t ClientCache::bind(std::shared_ptr<HostStamps> stamps) {
   const std::lock_guard lock(lease_mutex_);
   lease_until_ns_.store(0, std::memory_order_release);
   const uint64_t term = term_.load(std::memory_order_relaxed) + 1;
   term_.store(term, std::memory_order_relaxed);
+  const bool known = std::find(stamps_.begin(), stamps_.end(), stamps) != stamps_.end();
+  if (stamps != nullptr && !known) stamps_.push_back(std::move(stamps));
   flush();
   return term;
 }

@@ -1,8 +1,8 @@
 // The copies that a client has of one node's values, and its right to believe them.
 //
-// A copy may be read while three things hold: it is in the storage; the cache lease has not ended;
-// and, where a writer has said that it changes the key, nothing (then it is no longer in the
-// storage). Whoever makes a copy says so before it reads the value from the node (`begin_fill`), so
+// A copy may be read while three things hold: it is in the storage, from where a writer's message
+// takes it; its stamp is current, which a writer on this host renews; and the cache lease has not
+// ended. Whoever makes a copy says so before it reads the value from the node (`begin_fill`), so
 // that a writer's word in the meantime spoils the copy before it is there.
 //
 // One cache lasts as long as its client. Attachments take turns with it: each binds it anew, which
@@ -16,12 +16,14 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "api/kvstore.h"
 #include "base/variant.hpp"
 #include "cache/absence.hpp"
+#include "cache/host_stamps.hpp"
 #include "cache/interest.hpp"
 #include "cache/key_figures.hpp"
 #include "cache/storage.hpp"
@@ -58,7 +60,7 @@ class ClientCache {
     // read from the node since.
     if (!is_current()) return false;
     CacheStorage::View view;
-    if (!storage_.find(key, view)) return false;
+    if (!find(key, view)) return false;
     if (view.facts.absent) return tell_absent(key, view, call);
     call.codec = view.facts.codec;
     call.version = view.facts.version;
@@ -79,7 +81,7 @@ class ClientCache {
   // The same for whether the key is there.
   bool contains(const Key& key, kv_call& call) {
     CacheStorage::View view;
-    if (!is_current() || !storage_.find(key, view)) return false;
+    if (!is_current() || !find(key, view)) return false;
     if (view.facts.absent) return tell_absent(key, view, call);
     call.version = view.facts.version;
     call.data_bytes = view.facts.value_bytes;
@@ -107,8 +109,9 @@ class ClientCache {
   void changed(uint64_t hash) { interest_.changed(hash, uses_that_pay()); }
   // A read from the node found the slot frozen.
   void met_writer(uint64_t hash) { interest_.met_writer(hash, uses_that_pay()); }
-  // What a get from the node took, and what a write took to end copies.
+  // What a get from the node took, one that made a copy, and what a write took to end copies.
   void note_get(uint64_t took_ns) { get_ns_.note(std::min(took_ns, kLongestNs)); }
+  void note_making(uint64_t took_ns) { making_ns_.note(std::min(took_ns, kLongestNs)); }
   void note_ending(uint64_t took_ns) { ending_ns_.note(std::min(took_ns, kLongestNs)); }
   // How often a copy must be read to pay.
   uint32_t uses_that_pay() const;
@@ -122,6 +125,8 @@ class ClientCache {
     Fill& operator=(const Fill&) = delete;
     bool begun() const { return cache_ != nullptr; }
     void abandon();
+    // The copy will be of what is written after this stamp was renewed.
+    void follow(const Stamp& stamp) { stamp_ = stamp; }
     // What was read has a time to live.
     void found_mortal(uint64_t hash) { cache_->figures_.note(hash, KeyFigures::Obstacle::kMortal); }
     // Puts the copy in unless something has spoiled it. `value_crc`: of the object at the node.
@@ -132,9 +137,10 @@ class ClientCache {
     ClientCache* cache_ = nullptr;
     unsigned shard_ = 0;
     uint64_t number_ = 0;
+    Stamp stamp_;
   };
-  // False if it was bound anew, or somebody is at it already.
-  bool begin_fill(uint64_t hash, uint32_t record, uint64_t term, Fill& fill);
+  // False if it was bound anew, or somebody is at it already. `stamp` is the key's as of now.
+  bool begin_fill(uint64_t hash, uint32_t record, uint64_t term, const Stamp& stamp, Fill& fill);
   // Before this client's own write of a key: takes the copy of the old value away, and if it was
   // worth having begins one of the new value. False: nothing was begun.
   bool begin_rewrite(uint64_t hash, uint32_t record, uint64_t term, Fill& fill);
@@ -148,9 +154,16 @@ class ClientCache {
   bool drop(uint64_t hash, uint32_t record, By by);
   // A writer that inserts some key has asked after copies of absence.
   void note_absence_asked() { absence_.note_asked(); }
+  // Whether a read has lately met a copy that a writer of this host has ended: it is still there.
+  bool met_ended() const { return met_ended_.load(std::memory_order_relaxed); }
+  // Takes away a copy that a writer of this host has ended. Whether it said where the key is now.
+  bool drop_ended(const Key& key, Successor& successor);
   void flush();
-  // Empties it for an attachment that takes it over; returns its term.
-  uint64_t bind();
+  // What its copies of this incarnation have shared so far; null: nothing.
+  std::shared_ptr<HostStamps> stamps_of(uint64_t incarnation);
+  // Empties it for an attachment that takes it over, whose copies have these stamps, if any;
+  // returns its term.
+  uint64_t bind(std::shared_ptr<HostStamps> stamps = nullptr);
   // Extends the lease, if `term` is still on.
   void renew(uint64_t term, uint64_t until_ns, uint64_t node_ms);
   // A writer waited for this client in vain: all copies are dropped, and none is made for a while,
@@ -183,6 +196,13 @@ class ClientCache {
   static constexpr size_t kUsesMax = 512;
   static constexpr uint64_t kLongestNs = kMillisecond;
 
+  // A copy that no writer of this host has ended.
+  bool find(const Key& key, CacheStorage::View& view) {
+    if (!storage_.find(key, view)) return false;
+    if (view.facts.stamp.is_current() || KV_VARIANT(cache_ignores_stamps)) return true;
+    met_ended_.store(true, std::memory_order_relaxed);
+    return false;
+  }
   void note_hit(const Key& key, const CacheStorage::View& view);
   bool tell_absent(const Key& key, const CacheStorage::View& view, kv_call& call);
   void add_pending_locked(unsigned shard, uint64_t hash, uint32_t record, Fill& fill);
@@ -194,6 +214,7 @@ class ClientCache {
   KeyFigures figures_;
   // As long as nothing is known: a get over the network, a message and its answer.
   RecentMean get_ns_{20'000};
+  RecentMean making_ns_{20'000};
   RecentMean ending_ns_{100'000};
   CacheCounts counts_;
   std::array<Stripe, kStripes> stripes_;
@@ -201,9 +222,12 @@ class ClientCache {
   std::array<std::vector<Pending>, kShardsMax> pending_;
   std::atomic<uint64_t> next_fill_{1};
   std::mutex lease_mutex_;
+  // All that copies ever had: a reader may still look at a stamp of an earlier attachment.
+  std::vector<std::shared_ptr<HostStamps>> stamps_;
   std::atomic<uint64_t> term_{0};
   std::atomic<uint64_t> lease_until_ns_{0};
   std::atomic<uint32_t> node_ms_{0};
+  std::atomic<bool> met_ended_{false};
   std::atomic<uint32_t> pauses_{0};  // in a row
   std::atomic<uint64_t> paused_until_ns_{0};
   std::mutex uses_mutex_;

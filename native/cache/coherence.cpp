@@ -116,12 +116,22 @@ Task<Status> Coherence::refresh_live(Remote& remote, const layout::NodeLine& nod
   co_return Status::kOk;
 }
 
-std::vector<uint32_t> Coherence::live_of(uint64_t groups) {
+std::vector<uint32_t> Coherence::live_of(const Copies& copies, uint64_t& spared) {
+  const uint64_t groups = copies.owners.owners();
+  // Who has copies of absence learns by messages whether they pay, and is cleared by its answer.
+  const bool spares = stamps_ != nullptr && copies.record < geometry_.record_count;
   std::vector<uint32_t> found;
   const std::lock_guard lock(mutex_);
   for (const uint32_t registration : live_) {
     if (registration == 0 || registration == registration_) continue;
-    if ((groups & bit(layout::owner_group(registration))) != 0) found.push_back(registration);
+    const uint64_t group = bit(layout::owner_group(registration));
+    if ((groups & group) == 0) continue;
+    if (spares && stamps_->has(registration)) {
+      spared |= group;
+      counts_.invalidations_spared.fetch_add(1, std::memory_order_relaxed);
+    } else {
+      found.push_back(registration);
+    }
   }
   return found;
 }
@@ -187,6 +197,9 @@ Task<Status> Coherence::end_copies(Remote& remote, Postbox* postbox, Copies& cop
   counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
   const uint64_t owners = copies.owners.owners();
   copies.empty_groups = 0;
+  if (!KV_VARIANT(cache_renews_nothing) && !KV_VARIANT(cache_renews_late)) {
+    copies.renewed = renew_stamp(copies.hash, {copies.successor.word, copies.value_bytes});
+  }
   if (owners == 0) co_return Status::kOk;
   uint64_t silent = owners;
   const bool mine_empty = copies.mine_empty || KV_VARIANT(cache_forgets_own);
@@ -194,7 +207,8 @@ Task<Status> Coherence::end_copies(Remote& remote, Postbox* postbox, Copies& cop
   if (postbox != nullptr) {
     if (const Status s = co_await refresh_live(remote, copies.node); s != Status::kOk) co_return s;
     Question question(remote.executor());
-    question.waiting = live_of(owners);
+    // What they have under the record nobody has asked them.
+    question.waiting = live_of(copies, full);
     if (!question.waiting.empty()) {
       {
         const std::lock_guard lock(mutex_);

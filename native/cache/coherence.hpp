@@ -8,6 +8,9 @@
 // revoke word and waits for a cache lease, after which no client of the group can read a copy from
 // before.
 //
+// Clients of the writer's own host are spared the message: renewing the key's stamp ends their
+// copies at that moment.
+//
 // The record's bits are cleared with the write that follows, if all clients of a group have said
 // that they hold nothing under the record, and nobody has registered there since it was read.
 
@@ -21,6 +24,7 @@
 #include <vector>
 
 #include "cache/client_cache.hpp"
+#include "cache/host_stamps.hpp"
 #include "cache/wire.hpp"
 #include "coro/signal.hpp"
 #include "coro/task.hpp"
@@ -33,7 +37,8 @@ namespace kvstore {
 struct CoherenceCounts {
   std::atomic<uint64_t> invalidations_sent{0};
   std::atomic<uint64_t> invalidations_received{0};
-  std::atomic<uint64_t> writes_guarded{0};  // that met a copy, or a freeze
+  std::atomic<uint64_t> invalidations_spared{0};  // to clients of this host
+  std::atomic<uint64_t> writes_guarded{0};        // that met a copy, or a freeze
   std::atomic<uint64_t> leases_waited{0};
 };
 
@@ -63,8 +68,10 @@ class Coherence {
     bool mine_empty = true;          // this client itself has nothing under the record
     layout::Slot successor;          // that the slot will hold; empty: none
     uint64_t value_bytes = 0;        // of what it leads to
-    // What came of it: groups whose bits may be cleared.
+    // What came of it: groups whose bits may be cleared, and the stamp from when no copy of this
+    // host could be read any more.
     uint64_t empty_groups = 0;
+    Stamp renewed;
   };
   // Ends every copy of the key, except for this client's. kOk: none can be read any more.
   // `postbox` is null where this client can't be reached.
@@ -74,10 +81,21 @@ class Coherence {
 
   // ---- as an owner ----
 
-  // Set before the attachment is used; null: this client makes no copies.
-  void set_cache(ClientCache* cache, uint64_t term) {
+  // Set before the attachment is used; no cache: this client makes no copies; no stamps: it shares
+  // none with others.
+  void set_cache(ClientCache* cache, uint64_t term, HostStamps* stamps) {
     cache_ = cache;
     term_ = term;
+    stamps_ = stamps;
+    if (stamps != nullptr) stamps->join(registration_);
+  }
+  // The key's stamp before a copy is made.
+  Stamp stamp_of(uint64_t hash) const {
+    return stamps_ != nullptr ? stamps_->stamp_of(hash) : Stamp{};
+  }
+  // Ends the copies of the key that clients of this host have, this one's included.
+  Stamp renew_stamp(uint64_t hash, const Successor& successor) {
+    return stamps_ != nullptr ? stamps_->renew(hash, successor) : Stamp{};
   }
   ClientCache* cache() const { return cache_; }
   uint64_t term() const { return term_; }
@@ -112,7 +130,9 @@ class Coherence {
   };
 
   Task<Status> refresh_live(Remote& remote, const layout::NodeLine& node);
-  std::vector<uint32_t> live_of(uint64_t groups);
+  // Live clients of the record's groups that must be told; groups of those that need not be are
+  // added to `spared`.
+  std::vector<uint32_t> live_of(const Copies& copies, uint64_t& spared);
   Task<Status> ask(Remote& remote, Postbox& postbox, const Copies& copies, Question& question,
                    Bounds bounds);
   Task<Status> revoke(Remote& remote, uint64_t groups, Bounds bounds);
@@ -123,6 +143,7 @@ class Coherence {
   const uint64_t lease_ns_;
   ClientCache* cache_ = nullptr;
   uint64_t term_ = 0;
+  HostStamps* stamps_ = nullptr;  // the cache keeps them
   std::atomic<bool> reachable_{false};
   CoherenceCounts counts_;
 

@@ -1,9 +1,9 @@
 // Which keys are worth a copy, judged by how often they are read between two changes.
 //
 // A copy pays if it is read often enough before a write takes it away: what its reads save must
-// make up for the write, which waits for the answers of those who have copies. How many reads that
-// takes is measured: over shared memory a get costs less than a hundredth of such a write, over a
-// network about as much.
+// make up for its making, and for the write, which waits for the answers of those on other hosts
+// who have copies. How many reads that takes is measured: over shared memory a get costs less than
+// a hundredth of such a write, over a network about as much.
 //
 // Of each key a mean of its reads between changes is kept, over some sixteen changes. It needs no
 // copies: a read from the node that finds what was seen before would have been served by one. A key

@@ -87,7 +87,7 @@ bool CacheStorage::find(const Key& key, View& view) const {
     order_reads();
     if (way.place.load(std::memory_order_relaxed) != word) continue;
     if (header.key_bytes != key.bytes || std::memcmp(name, key.data, key.bytes) != 0) continue;
-    view = {header.facts, word, &way.place, arena_ + offset + value_at(key.bytes),
+    view = {header.facts(), word, &way.place, arena_ + offset + value_at(key.bytes),
             &mark_of(shard, way)};
     return true;
   }
@@ -149,7 +149,7 @@ void CacheStorage::forget(Shard& shard, Way& way) {
   const Header header = header_at(offset_of(way.place.load(std::memory_order_relaxed)));
   way.place.store(0, std::memory_order_relaxed);
   order_writes();
-  const auto record = shard.records.find(header.facts.record);
+  const auto record = shard.records.find(header.record);
   KV_ASSERT(record != shard.records.end());
   if (--record->second == 0) shard.records.erase(record);
   entries_.fetch_sub(1, std::memory_order_relaxed);
@@ -253,9 +253,18 @@ bool CacheStorage::put_locked(const Key& key, const CopyFacts& facts, const void
                               uint32_t value_crc) {
   if (facts.value_bytes > value_bytes_max_) return false;
   Shard& shard = shard_of(key.hash);
-  Header header{key.hash, facts, 0, key.bytes};
   const uint64_t bytes = value_at(key.bytes) + facts.value_bytes;
-  header.copy_bytes = uint32_t((bytes + kUnitBytes - 1) / kUnitBytes * kUnitBytes);
+  const Header header{.hash = key.hash,
+                      .version = facts.version,
+                      .slot_offset = facts.slot_offset,
+                      .subtable = facts.subtable,
+                      .stamp = facts.stamp,
+                      .copy_bytes = uint32_t((bytes + kUnitBytes - 1) / kUnitBytes * kUnitBytes),
+                      .value_bytes = uint32_t(facts.value_bytes),
+                      .record = facts.record,
+                      .key_bytes = uint16_t(key.bytes),
+                      .codec = uint8_t(facts.codec),
+                      .absent = facts.absent};
   const bool fits_small = header.copy_bytes <= shard.small.bytes / kShareOfRing;
   Ring& ring = fits_small ? shard.small : shard.main;
   make_room(shard, ring, header.copy_bytes);

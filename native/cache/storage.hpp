@@ -21,6 +21,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cache/host_stamps.hpp"
 #include "index/key.hpp"
 
 namespace kvstore {
@@ -33,6 +34,7 @@ struct CopyFacts {
   uint64_t subtable = 0;
   uint32_t record = 0;  // coherence record
   uint32_t codec = 0;
+  Stamp stamp{};        // from before it was made: it may be read while that is current
   bool absent = false;  // the copy says that there is no such key, and has no value
 };
 
@@ -91,10 +93,21 @@ class CacheStorage {
  private:
   // In a ring before key and value.
   struct Header {
-    uint64_t hash;  // of a filler up to the end of the ring: 0
-    CopyFacts facts;
-    uint32_t copy_bytes;  // with header and padding
-    uint32_t key_bytes;
+    uint64_t hash = 0;  // of a filler up to the end of the ring: 0
+    uint64_t version = 0;
+    uint64_t slot_offset = 0;
+    uint64_t subtable = 0;
+    Stamp stamp;
+    uint32_t copy_bytes = 0;  // with header and padding
+    uint32_t value_bytes = 0;
+    uint32_t record = 0;
+    uint16_t key_bytes = 0;
+    uint8_t codec = 0;
+    bool absent = false;
+
+    CopyFacts facts() const {
+      return {value_bytes, version, slot_offset, subtable, record, codec, stamp, absent};
+    }
   };
   static constexpr uint64_t kUnitBytes = 64;
   static_assert(sizeof(Header) <= kUnitBytes);

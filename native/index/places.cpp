@@ -103,11 +103,18 @@ Slot Places::at(uint64_t offset) const {
   return {};
 }
 
+// Of the operations that were posted last.
+static void take_results(std::span<const kv_op> posted, std::span<kv_op> last) {
+  for (size_t i = 0; i < last.size(); ++i) {
+    last[i].result = posted[posted.size() - last.size() + i].result;
+  }
+}
+
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
-                         std::span<kv_op> first, std::span<const kv_op> last) {
-  KV_ASSERT(first.size() <= kFirstOpsMax && last.size() <= 1);
+                         std::span<kv_op> first, std::span<kv_op> last) {
+  KV_ASSERT(first.size() <= kFirstOpsMax && last.size() <= kLastOpsMax);
   const Positions positions = positions_of(hash);
-  kv_op ops[kFirstOpsMax + 5];
+  kv_op ops[kFirstOpsMax + 4 + kLastOpsMax];
   for (unsigned attempt = 0; attempt < kAttemptsMax; ++attempt) {
     const DirectoryEntry entry = directory.entry_of(hash);
     PlacesReader::set_plain(places, entry.offset());
@@ -122,6 +129,7 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
       co_return from_fabric(s);
     }
     for (size_t i = 0; i < first.size(); ++i) first[i].result = ops[i].result;
+    take_results({ops, count}, last);
     first = {};
     if (!PlacesReader::covered(places, hash)) {
       if (const Status s = co_await directory.refresh(remote); s != Status::kOk) co_return s;
@@ -153,6 +161,7 @@ Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Pl
     if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
       co_return from_fabric(s);
     }
+    take_results({ops, count}, last);
     const bool right = PlacesReader::sibling_of(places, depth, hash);
     if (right && PlacesReader::covered(places, hash)) co_return Status::kOk;
     if (right) continue;

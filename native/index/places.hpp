@@ -84,12 +84,13 @@ inline unsigned take_lowest(uint64_t& numbers) {
 }
 
 inline constexpr unsigned kFirstOpsMax = 4;
+inline constexpr unsigned kLastOpsMax = 4;
 
 // Reads the places of `hash`. `first`, at most kFirstOpsMax, is posted ahead of the READs, in the
-// same batch, once; `last`, one at most, behind them, each time: what it reads is no older than
-// what `places` holds at the end.
+// same batch, once; `last`, at most kLastOpsMax, behind them, each time: what it reads is no older
+// than what `places` holds at the end.
 Task<Status> read_places(Remote& remote, Directory& directory, uint64_t hash, Places& places,
-                         std::span<kv_op> first = {}, std::span<const kv_op> last = {});
+                         std::span<kv_op> first = {}, std::span<kv_op> last = {});
 
 // Slots with a fingerprint that a second look at the places has found.
 struct Newcomers {

@@ -48,6 +48,13 @@ ComputeNode::ComputeNode(Schedule& schedule, const std::vector<MemoryNode*>& nod
   for (MemoryNode* node : nodes) homes.push_back({node->name(), [node] { return node->admit(); }});
   client_ = std::make_unique<DrivenClient>(schedule, clock_, homes, workload.options.lanes,
                                            workload.mail, workload.options.cache_bytes);
+  if (const unsigned hosts = workload.options.hosts; hosts > 0) {
+    client_->client().share_stamps([&workload, host = number % hosts](uint64_t incarnation) {
+      std::shared_ptr<HostStamps>& shared = workload.stamps[{host, incarnation}];
+      if (shared == nullptr) shared = std::make_shared<HostStamps>();
+      return shared;
+    });
+  }
   for (unsigned i = 0; i < workload.options.lanes; ++i) {
     Status status = Status::kOk;
     Lane* lane = client_->client().acquire_lane(0, status);

@@ -3,9 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "cache/host_stamps.hpp"
 #include "index/key.hpp"
 #include "layout/layout.hpp"
 #include "sim/linearizability.hpp"
@@ -36,6 +40,8 @@ struct Workload {
 
   const WorldOptions& options;
   class ClientMail* mail = nullptr;
+  // What the clients of one host share, by host and incarnation.
+  std::map<std::pair<unsigned, uint64_t>, std::shared_ptr<HostStamps>> stamps;
   std::vector<Operation> history;
   std::string violation;  // the first one
   uint64_t begun = 0;

@@ -44,7 +44,8 @@ struct WorldOptions {
   MemoryNodeOptions node;
   // Of each client, for copies of values; 0: none are made.
   uint64_t cache_bytes = 0;
-  MailTiming mail;  // between clients
+  unsigned hosts = 0;  // on which clients share stamps, in turn; 0: each has a host of its own
+  MailTiming mail;     // between clients
   // Of a hundred puts: have a time to live, of at most `lives_ns_max`.
   unsigned mortal_percent = 0;
   uint64_t lives_ns_max = kSecond;
@@ -131,6 +132,7 @@ struct WorldResult {
   uint64_t cache_fills = 0;
   uint64_t cache_revoked = 0;
   uint64_t invalidations = 0;
+  uint64_t invalidations_spared = 0;
   uint64_t leases_waited = 0;
   Measured measured;
 

@@ -141,6 +141,7 @@ void print_row(const Job& job, uint64_t seed, const WorldResult& result, const S
       {"cache_fills", result.cache_fills},
       {"cache_revoked", result.cache_revoked},
       {"invalidations", result.invalidations},
+      {"invalidations_spared", result.invalidations_spared},
       {"leases_waited", result.leases_waited},
   };
   for (const auto& [name, count] : counts) std::printf(", \"%s\": %" PRIu64, name, count);

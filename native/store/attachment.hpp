@@ -152,6 +152,13 @@ class Attachment {
     return monotonic_ns() - heard_ns;
   }
 
+  // A writer of this host may have ended the copy of the key that is here.
+  void drop_ended(const Key& key) {
+    ClientCache* const cache = coherence.cache();
+    Successor successor;
+    if (cache != nullptr && cache->drop_ended(key, successor)) expect(key.hash, successor);
+  }
+
   // The node's clock at a time of ours: good enough for recency, and no look at a clock.
   uint64_t node_clock_at_ms(uint64_t monotonic_ns) const {
     return uint64_t(int64_t(monotonic_ns / kMillisecond) +
@@ -163,14 +170,17 @@ class Attachment {
   void expect_successor(const Message& message) {
     CacheMessage told;
     if (!CacheMessage::read(message.content, told)) return;
+    if (told.kind == CacheMessage::kInvalidate) expect(told.hash, {told.slot, told.value_bytes});
+  }
+  void expect(uint64_t hash, const Successor& successor) {
     KnownAddress known;
-    if (told.kind != CacheMessage::kInvalidate || !addresses.find(told.hash, known)) return;
-    known.slot.word = told.slot;
-    known.value_bytes = told.value_bytes;
-    if (told.slot == 0) {
-      addresses.forget(told.hash);
+    if (!addresses.find(hash, known)) return;
+    known.slot.word = successor.slot;
+    known.value_bytes = successor.value_bytes;
+    if (successor.slot == 0) {
+      addresses.forget(hash);
     } else {
-      addresses.remember(told.hash, known);
+      addresses.remember(hash, known);
     }
   }
 

@@ -76,7 +76,12 @@ void Client::attach(uint32_t index, std::shared_ptr<Attachment> attachment) {
                                                     attachment->superblock.incarnation;
     if (restarted) ++member.restarts;
     if (member.cache) {
-      attachment->coherence.set_cache(member.cache.get(), member.cache->bind());
+      const uint64_t incarnation = attachment->superblock.incarnation;
+      std::shared_ptr<HostStamps> stamps = member.cache->stamps_of(incarnation);
+      if (!stamps && open_stamps_) stamps = open_stamps_(incarnation);
+      HostStamps* const shared = stamps.get();
+      const uint64_t term = member.cache->bind(std::move(stamps));
+      attachment->coherence.set_cache(member.cache.get(), term, shared);
     }
     before = std::exchange(member.attachment, std::move(attachment));
     member.generation.fetch_add(1, std::memory_order_release);
@@ -273,6 +278,7 @@ void Client::read_stats(kv_client_stats& stats) {
       const CoherenceCounts& counts = current->coherence.counts();
       stats.invalidations_sent += counts.invalidations_sent.load();
       stats.invalidations_received += counts.invalidations_received.load();
+      stats.invalidations_spared += counts.invalidations_spared.load();
       stats.writes_guarded += counts.writes_guarded.load();
       stats.leases_waited += counts.leases_waited.load();
     }

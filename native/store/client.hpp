@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -51,6 +52,10 @@ class Client {
   uint32_t address_entries() const { return address_entries_; }
   // Nodes of another kv_consistency are refused. Before the first attachment.
   void require_consistency(uint32_t consistency) { consistency_ = consistency; }
+  // Where stamps come from that its copies of an incarnation share with those of other clients of
+  // this host; may return null. Before the first attachment.
+  using OpenStamps = std::function<std::shared_ptr<HostStamps>(uint64_t incarnation)>;
+  void share_stamps(OpenStamps open) { open_stamps_ = std::move(open); }
   // False with the reason if a node of this kv_consistency is not what was required.
   bool accepts(uint32_t consistency, std::string& error) const;
   bool makes_copies() const { return members_.front()->cache != nullptr; }
@@ -100,6 +105,7 @@ class Client {
   const uint32_t address_entries_;
   std::optional<uint32_t> consistency_;
   const bool own_thread_;
+  OpenStamps open_stamps_;
   std::vector<std::unique_ptr<Member>> members_;
   std::mutex memory_mutex_;  // taken before a member's
   std::map<void*, uint64_t> memory_;

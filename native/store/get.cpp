@@ -267,7 +267,10 @@ class Copying {
 
   void begin_under(ClientCache& cache, uint32_t record) {
     record_ = record;
-    if (!cache.begin_fill(target_.key.hash, record, coherence_.term(), fill_)) return;
+    const uint64_t hash = target_.key.hash;
+    if (!cache.begin_fill(hash, record, coherence_.term(), coherence_.stamp_of(hash), fill_)) {
+      return;
+    }
     const layout::CoherenceRecord guessed = coherence_.guess(record);
     const uint64_t at = geometry_.record_offset(record);
     if (coherence_.is_owner(guessed)) {
@@ -467,9 +470,18 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
     Reading reading = read.prepare();
     if (reading == Reading::kDone) {
       const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
+      const bool copies = copying.begun();
       const uint32_t posted = co_await channel.remote.batch(read.ops());
       reading = read.result(posted);
-      if (cache != nullptr) cache->note_get(monotonic_ns() - began_ns);
+      if (cache != nullptr) {
+        const uint64_t took_ns = monotonic_ns() - began_ns;
+        copies ? cache->note_making(took_ns) : cache->note_get(took_ns);
+      }
+      if (copies && reading == Reading::kDone && !known.slot.shared()) {
+        // As it is now: a write of this client freezes it with its look-up.
+        known.slot = known.slot.with_shared();
+        addresses.remember(hash, known);
+      }
       if (copying.guessed_wrong()) co_await copying.register_for_next(channel);
     }
     if (reading != Reading::kUnsound && reading != Reading::kOther) {
@@ -496,6 +508,8 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
 
 Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
   const Target target{call, key, crc32c(0, key.data, key.bytes)};
+  const ClientCache* const cache = channel.attachment->coherence.cache();
+  if (cache != nullptr && cache->met_ended()) channel.attachment->drop_ended(key);
   KnownAddress known;
   const bool remembered =
       channel.attachment->addresses.find(key.hash, known) && may_try_known(channel, call, known);

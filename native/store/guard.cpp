@@ -24,10 +24,10 @@ Task<Status> open_postbox(Channel& channel, Postbox*& postbox) {
 }
 
 // What a writer must know of the owners, as two READs.
-void read_owners(const layout::Geometry& geometry, Coherence::Copies& copies,
-                 std::span<kv_op, 2> ops) {
-  ops[0] = read_op(geometry.record_offset(copies.record), &copies.owners.word, 8);
-  ops[1] = read_op(layout::kNodeLineOffset, &copies.node, sizeof copies.node);
+void read_owners(const layout::Geometry& geometry, uint32_t record, CoherenceRecord& owners,
+                 layout::NodeLine& node, std::span<kv_op, 2> ops) {
+  ops[0] = read_op(geometry.record_offset(record), &owners.word, 8);
+  ops[1] = read_op(layout::kNodeLineOffset, &node, sizeof node);
 }
 
 // Groups that have nothing under the record any more need not be asked again.
@@ -50,7 +50,8 @@ Task<Status> freeze(Channel& channel, SlotRef& ref, Coherence::Copies& copies) {
   kv_op ops[3];
   unsigned count = 0;
   if (freezes) ops[count++] = cas_op(ref.offset, before.word, frozen.word);
-  read_owners(geometry, copies, std::span(ops).subspan(count).first<2>());
+  read_owners(geometry, copies.record, copies.owners, copies.node,
+              std::span(ops).subspan(count).first<2>());
   count += 2;
   const uint32_t posted = co_await channel.remote.batch({ops, count});
   if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
@@ -76,8 +77,27 @@ Coherence::Bounds bounds_of(const Channel& channel) {
 
 }  // namespace
 
+EarlyFreeze::EarlyFreeze(Channel& channel, const Key& key, bool certain) {
+  if (!certain || KV_VARIANT(cache_writes_unfrozen)) return;
+  const Attachment& attachment = *channel.attachment;
+  KnownAddress known;
+  if (attachment.coherence.cache() == nullptr) return;
+  if (!attachment.addresses.find(key.hash, known)) return;
+  const Slot slot = known.slot;
+  if (!slot.readable() || slot.moving() || !slot.shared() || slot.frozen()) return;
+  ref_ = {known.slot_offset, slot};
+  // An owner that the record does not show when the slot is frozen has no copy.
+  freezing_ = KV_VARIANT(cache_counts_owners_early) ? 2 : 0;
+  ops_[freezing_] =
+      cas_op(ref_.offset, slot.word, slot.with_flags(Slot::kShared | Slot::kFrozen).word);
+  read_owners(attachment.geometry, attachment.geometry.record_of(key.hash), owners_, node_,
+              std::span(ops_).subspan(freezing_ == 0 ? 1 : 0).first<2>());
+  count_ = 3;
+}
+
 Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
-                        const Replacement* replacement, CopiesEnded& ended) {
+                        const Replacement* replacement, CopiesEnded& ended,
+                        const EarlyFreeze* early) {
   if (!ref.slot.guarded()) co_return Status::kOk;
   Attachment& attachment = *channel.attachment;
   Coherence& coherence = attachment.coherence;
@@ -89,7 +109,13 @@ Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
   Postbox* postbox = nullptr;
   if (const Status s = co_await open_postbox(channel, postbox); s != Status::kOk) co_return s;
   begin_own(coherence, replacement, copies, ended);
-  if (const Status s = co_await freeze(channel, ref, copies); s != Status::kOk) co_return s;
+  if (early != nullptr && early->froze(ref)) {
+    ref.slot = early->frozen();
+    copies.owners = early->owners();
+    copies.node = early->node();
+  } else if (const Status s = co_await freeze(channel, ref, copies); s != Status::kOk) {
+    co_return s;
+  }
   if (ended.kept.begun()) {
     copies.mine_empty = false;
     // Who has waited for this client's lease may have cleared its bit.
@@ -106,6 +132,7 @@ Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
   const Status s =
       co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));
   if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
+  ended.kept.follow(copies.renewed);
   if (s == Status::kOk) clear_empty(attachment.geometry, copies, ended);
   co_return s;
 }
@@ -121,7 +148,7 @@ Task<Status> end_copies_of_absence(Channel& channel, uint64_t key_hash, CopiesEn
   Postbox* postbox = nullptr;
   if (const Status s = co_await open_postbox(channel, postbox); s != Status::kOk) co_return s;
   kv_op ops[2];
-  read_owners(attachment.geometry, copies, ops);
+  read_owners(attachment.geometry, copies.record, copies.owners, copies.node, ops);
   const uint32_t posted = co_await channel.remote.batch(ops);
   if (posted != KV_FABRIC_OK) co_return from_fabric(posted);
   if (cache != nullptr) {

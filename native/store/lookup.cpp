@@ -75,15 +75,21 @@ class Guess {
 }  // namespace
 
 Task<Status> read_places_guessing(Channel& channel, const Key& key, Lookup& lookup,
-                                  std::span<kv_op> first, bool& found) {
+                                  std::span<kv_op> first, std::span<kv_op> behind, bool& found) {
   Attachment& attachment = *channel.attachment;
   found = false;
   const Guess guess(attachment, key);
   // Behind the slots: one that is what it was vouches for what is read after it.
-  kv_op read[1];
-  if (guess.made()) read[0] = guess.read();
+  kv_op last[kLastOpsMax];
+  unsigned count = 0;
+  if (guess.made()) {
+    KV_ASSERT(behind.size() < kLastOpsMax);
+    last[count++] = guess.read();
+    for (const kv_op& op : behind) last[count++] = op;
+  }
   const Status s = co_await read_places(channel.remote, attachment.directory, key.hash,
-                                        lookup.places, first, {read, guess.made() ? 1u : 0u});
+                                        lookup.places, first, {last, count});
+  for (unsigned i = 1; i < count; ++i) behind[i - 1].result = last[i].result;
   if (s != Status::kOk || !guess.made()) co_return s;
   found = guess.right(lookup.places, key, lookup.found);
   LaneCounts& counts = channel.lane().counts();
@@ -155,7 +161,7 @@ Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool prob
   unsigned times = 0;
   for (unsigned attempt = 0; attempt < kUnsoundMax; ++attempt) {
     bool found = false;
-    if (const Status s = co_await read_places_guessing(channel, key, lookup, first, found);
+    if (const Status s = co_await read_places_guessing(channel, key, lookup, first, {}, found);
         s != Status::kOk || found) {
       co_return s;
     }

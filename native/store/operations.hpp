@@ -61,9 +61,10 @@ Task<Status> look_up(Channel& channel, const Key& key, Lookup& lookup, bool prob
                      std::span<kv_op> first = {});
 
 // Reads the places of the key and, where its slot is remembered, in the same batch what that led
-// to: if the slot has not changed, `found` says so, a round trip sooner. `first` goes ahead.
+// to: if the slot has not changed, `found` says so, a round trip sooner. `first` goes ahead,
+// `behind`, if anything is remembered, goes behind.
 Task<Status> read_places_guessing(Channel& channel, const Key& key, Lookup& lookup,
-                                  std::span<kv_op> first, bool& found);
+                                  std::span<kv_op> first, std::span<kv_op> behind, bool& found);
 
 // Looks at the slots in `lookup.places` that carry the key's fingerprint, a few at a time. kOk:
 // found. kAbsent: none of them is the key's; `unsound` if one did not verify. `first` goes ahead of
@@ -90,11 +91,42 @@ struct Replacement {
   bool may_be_kept = false;
 };
 
+// The freeze of a slot that is remembered as `shared`, posted with the look-up of its key: a round
+// trip sooner. Only for writes that will replace what is there whatever it is: the slot stays
+// frozen.
+class EarlyFreeze {
+ public:
+  // `certain`: that it will.
+  EarlyFreeze(Channel& channel, const Key& key, bool certain);
+  EarlyFreeze(const EarlyFreeze&) = delete;
+  EarlyFreeze& operator=(const EarlyFreeze&) = delete;
+  // To be posted behind the READ of the slot; none if there is nothing to freeze.
+  std::span<kv_op> ops() { return {ops_, count_}; }
+  // Once they have been executed: whether the slot, read ahead of them, has been frozen by them.
+  bool froze(const SlotRef& seen) const {
+    const kv_op& freezing = ops_[freezing_];
+    return count_ > 0 && seen.offset == ref_.offset && freezing.result == seen.slot.word &&
+           freezing.result == freezing.operand;
+  }
+  layout::Slot frozen() const { return layout::Slot{ops_[freezing_].desire}; }
+  layout::CoherenceRecord owners() const { return owners_; }
+  const layout::NodeLine& node() const { return node_; }
+
+ private:
+  SlotRef ref_;
+  kv_op ops_[3];
+  unsigned count_ = 0;
+  unsigned freezing_ = 0;  // which of them
+  layout::CoherenceRecord owners_;
+  layout::NodeLine node_;
+};
+
 // Before the slot of a key is replaced: sees to it that no client can read a copy of what it points
 // at. A slot that nobody guards is left as it is, at no cost. Otherwise `ref` becomes the frozen
 // word that the replacing CAS must expect, and `ended.clear` may go into the batch behind it.
 // Where a copy of the replacement has been begun the slot must become `shared`: this client is
 // registered already. `replacement` is null where the slot will be emptied.
+// `early`, if it was posted with the look-up that found the slot, saves a round trip.
 // kAbsent: somebody has changed the slot; look the key up again.
 struct CopiesEnded {
   bool clears = false;
@@ -102,7 +134,8 @@ struct CopiesEnded {
   ClientCache::Fill kept;
 };
 Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
-                        const Replacement* replacement, CopiesEnded& ended);
+                        const Replacement* replacement, CopiesEnded& ended,
+                        const EarlyFreeze* early = nullptr);
 
 // Before an insert whose tentative entry stands is committed: sees to it that no client can read a
 // copy of the key's absence. Owners of such copies have been seen in the key's absent record.

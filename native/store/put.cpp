@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstring>
+#include <optional>
 
 #include "base/crc32c.hpp"
 #include "base/variant.hpp"
@@ -147,9 +148,11 @@ enum class Step {
 
 // The look-up that a put begins with. The object's WRITEs travel along: the first with the bucket
 // READs, the second, which needs the first's checksum, with the header READ.
-Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, Lookup& lookup) {
+Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, EarlyFreeze& early,
+                             Lookup& lookup) {
   bool found = false;
-  if (const Status s = co_await read_places_guessing(channel, key, lookup, draft.first(), found);
+  if (const Status s =
+          co_await read_places_guessing(channel, key, lookup, draft.first(), early.ops(), found);
       s != Status::kOk) {
     co_return s;
   }
@@ -169,10 +172,11 @@ Step step_of(Status not_ended) {
 
 // Replaces the object that a slot points at. `ref` becomes what the slot holds then.
 Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subtable,
-                   Draft& draft) {
+                   const EarlyFreeze* early, Draft& draft) {
   CopiesEnded ended;
   const Replacement to = draft.replacement(key);
-  if (const Status s = co_await end_copies(channel, key.hash, ref, &to, ended); s != Status::kOk) {
+  if (const Status s = co_await end_copies(channel, key.hash, ref, &to, ended, early);
+      s != Status::kOk) {
     co_return step_of(s);
   }
   const Slot before = ref.slot;
@@ -202,6 +206,7 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subt
     co_return Step::kAgain;
   }
   if (fate != Status::kOk) co_return Step::kUnknown;
+  if (KV_VARIANT(cache_renews_late)) channel.attachment->coherence.renew_stamp(key.hash, {});
   if (ended.kept.begun()) draft.finish_copy(ended.kept, *channel.attachment, key, ref, subtable);
   if (KV_VARIANT(forget_retired_block)) co_return Step::kDone;
   channel.attachment->limbo.retire({before.offset(), before.size_class()});
@@ -322,8 +327,13 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, const Co
                        Draft& draft, bool first_attempt, PutProgress& progress) {
   Lookup lookup;
   Status s;
+  std::optional<EarlyFreeze> early;
   if (first_attempt) {
-    s = co_await look_up_writing(channel, key, draft, lookup);
+    // What is refused must leave the slot as it is.
+    const bool certain = (call.flags & (KV_IF_ABSENT | KV_IF_VERSION | KV_WITH_FENCE)) == 0;
+    if (certain) channel.attachment->drop_ended(key);
+    early.emplace(channel, key, certain);
+    s = co_await look_up_writing(channel, key, draft, *early, lookup);
   } else {
     s = co_await look_up(channel, key, lookup, true, draft.pending());
     draft.posted();
@@ -342,7 +352,8 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, const Co
       co_return channel.remote.broken() ? Step::kLost : Step::kAgain;
     }
     progress.slot = lookup.found.ref;
-    co_return co_await replace(channel, key, progress.slot, progress.subtable, draft);
+    co_return co_await replace(channel, key, progress.slot, progress.subtable,
+                               early ? &*early : nullptr, draft);
   }
   if (s == Status::kCorrupt) co_return Step::kDamaged;
   if (s != Status::kAbsent) co_return Step::kLost;

@@ -54,7 +54,7 @@ TEST_CASE("client cache: a change during the making of a copy counts once, howev
     const std::string value = "value";
     owner.read(kReads);
     ClientCache::Fill fill;
-    REQUIRE(owner.cache.begin_fill(owner.key.hash, kRecord, owner.term, fill));
+    REQUIRE(owner.cache.begin_fill(owner.key.hash, kRecord, owner.term, {}, fill));
     CHECK(!owner.cache.drop(owner.key.hash, kRecord, ClientCache::By::kOther));
     const uint32_t crc =
         crc32c(crc32c(0, owner.key.data, owner.key.bytes), value.data(), value.size());

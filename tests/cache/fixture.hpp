@@ -66,7 +66,8 @@ struct CopyingTransport : Transport {
 
 class CopyingClient {
  public:
-  explicit CopyingClient(StoreNode& node, uint64_t cache_bytes = 4 << 20, uint32_t lanes = 2)
+  explicit CopyingClient(StoreNode& node, uint64_t cache_bytes = 4 << 20, uint32_t lanes = 2,
+                         std::shared_ptr<HostStamps> stamps = nullptr)
       : client(lanes, 1024, {"self"}, true, cache_bytes), node_(node.node()) {
     std::string error;
     LocalRegion region;
@@ -80,6 +81,7 @@ class CopyingClient {
     attachment_ = std::make_shared<Attachment>(std::make_unique<CopyingTransport>(region, loses),
                                                superblock, geometry, registration_, 1024);
     refresh(region);
+    if (stamps != nullptr) client.share_stamps([stamps](uint64_t) { return stamps; });
     client.attach(0, attachment_);
     // From here on copies may be made.
     while (cache_bytes > 0 && !cache().is_current()) {

@@ -13,7 +13,9 @@ PROBE = Path(__file__).resolve().parents[2] / "bench" / "stale_read_probe.py"
 
 
 @pytest.mark.parametrize("fabric", ["shm", "tcp"])
-@pytest.mark.parametrize("faults", [(), ("--lost", "50000", "--late", "100000")])
+@pytest.mark.parametrize(
+    "faults", [(), ("--apart",), ("--apart", "--lost", "50000", "--late", "100000")]
+)
 def test_no_read_is_stale(fabric: str, faults: tuple[str, ...]) -> None:
     reads = 12_000
     command = [sys.executable, str(PROBE), "--fabric", fabric, "--reads", str(reads), "--json"]

@@ -80,6 +80,12 @@ const std::map<std::string, std::string> kScenarios{
     {"copies_crowded",
      "rare=cache_everything cache_kib=64 keys=8 records=1 get_percent=70 put_percent=20 "
      "think_us=20 late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_hosts",
+     "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=22 think_us=20 hosts=1 "
+     "late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_stalls",
+     "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=30 think_us=20 "
+     "stalls_per_million=300000 stall_us=300"},
     {"copies_absent",
      "rare=cache_everything cache_kib=64 keys=4 get_percent=60 put_percent=20 think_us=20 "
      "late_per_million=50000 mail_late_per_million=50000"},
@@ -214,6 +220,11 @@ constexpr Broken kBroken[] = {
     {"cache_installs_tentative", "copies_absent", 20},
     {"cache_reads_early", "copies_absent_slow", 60},
     {"cache_registers_late", "copies_absent", 20},
+    {"cache_counts_owners_early", "copies_stalls", 60},
+    {"cache_ignores_stamps", "copies_hosts", 10},
+    {"cache_renews_nothing", "copies_hosts", 10},
+    {"cache_renews_late", "copies_hosts", 10},
+    {"cache_stamps_late", "copies_hosts", 20},
 };
 
 }  // namespace

@@ -65,6 +65,29 @@ TEST_CASE("sim copies: nodes begin anew") {
   check(options, 10);
 }
 
+TEST_CASE("sim copies: clients of one host spare each other messages") {
+  WorldOptions options = copying();
+  options.hosts = 1;
+  options.mail.lost_per_million = 1'000'000;
+  const WorldResult result = run_world(options, 1);
+  CHECK(result.good());
+  CHECK(result.cache_hits > 0);
+  CHECK(result.invalidations_spared > 0);
+  check(options, 10);
+}
+
+TEST_CASE("sim copies: some clients share a host, under every fault") {
+  WorldOptions options = copying();
+  options.hosts = 2;
+  options.clients = 5;
+  options.crashes_per_million = 2000;
+  options.pauses_per_million = 2000;
+  options.power_losses_per_million = 1000;
+  options.mail.lost_per_million = 50'000;
+  options.think_ns_max = 300'000;
+  check(options, 20);
+}
+
 TEST_CASE("sim copies: 512 clients share 48 owner bits") {
   WorldOptions options = copying();
   options.clients = 512;

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvstore.llm.block_memory import BlockMemory, Moment, Transfer
+from kvstore.llm.block_memory import BlockMemory, Moment, Transfer, release_landing
 from kvstore.llm.core import left_s
 from kvstore.llm.hand_off import HandOff, Publication
 from kvstore.llm.vllm.metadata import GroupBlocks, HandOffJob
@@ -177,7 +177,14 @@ class Receiver:
 
     def submit(self, load: Callable[[], None]) -> None:
         """Run a load that may wait for a hand-off."""
-        self._threads.submit(load)
+        self._threads.submit(self._run, load)
+
+    @staticmethod
+    def _run(load: Callable[[], None]) -> None:
+        try:
+            load()
+        finally:
+            release_landing()
 
     def receive(self, blocks: GroupBlocks, deadline: float, after: Moment | None) -> bool:
         """Fill blocks, layer by layer; return whether all came. If not, they hold anything.

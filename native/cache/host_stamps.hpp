@@ -1,0 +1,112 @@
+// How the clients of one host end each other's copies without a message: stamps in memory that they
+// share. A copy keeps the stamp of its key from before it was made, and may be read while the stamp
+// is still the same; whoever is about to replace the value renews the stamp, and at that moment no
+// client of the host can read a copy from before.
+//
+// Beside the stamp stands where the writer is about to put the value: a hint for the next read.
+//
+// The memory is a file in /dev/shm for each incarnation of a node and each user. Zeros are what it
+// begins with, stamps only go up, and nothing in it is ever locked, so a client may die at any
+// moment. Clients that share no such file, for whatever reason, send each other messages.
+//
+// Keys share stamps: then a copy ends for nothing.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "layout/layout.hpp"
+
+namespace kvstore {
+
+// What a slot is about to hold; it may have come to nothing.
+struct Successor {
+  uint64_t slot = 0;  // the word
+  uint64_t value_bytes = 0;
+};
+
+struct alignas(32) StampLine {
+  std::atomic<uint64_t> stamp;
+  // Of the key whose writer renewed it last. Two at once may mix theirs.
+  std::atomic<uint64_t> hash;
+  std::atomic<uint64_t> slot;
+  std::atomic<uint64_t> value_bytes;
+};
+
+// A key's stamp as it was at some moment.
+struct Stamp {
+  const StampLine* line = nullptr;  // null: nobody renews it
+  uint64_t value = 0;
+
+  uint64_t now() const { return line->stamp.load(std::memory_order_acquire); }
+  bool is_current() const { return line == nullptr || now() == value; }
+  // Where the key is now, as far as the last writer of this host knows.
+  bool read_successor(uint64_t hash, Successor& successor) const {
+    if (line == nullptr || line->hash.load(std::memory_order_relaxed) != hash) return false;
+    successor.slot = line->slot.load(std::memory_order_relaxed);
+    successor.value_bytes = line->value_bytes.load(std::memory_order_relaxed);
+    return true;
+  }
+};
+
+class HostStamps {
+ public:
+  // Shares the file of this incarnation with this user's other clients; null if that can't be.
+  static std::shared_ptr<HostStamps> open(uint64_t incarnation);
+  // In memory of this process alone.
+  HostStamps();
+  ~HostStamps();
+  HostStamps(const HostStamps&) = delete;
+  HostStamps& operator=(const HostStamps&) = delete;
+
+  uint64_t incarnation() const { return incarnation_; }
+
+  // From here on all copies of this client carry stamps.
+  void join(uint32_t registration) {
+    member(registration).store(registration, std::memory_order_release);
+  }
+  // Whether it is a client of this host whose copies carry stamps.
+  bool has(uint32_t registration) const {
+    return member(registration).load(std::memory_order_acquire) == registration;
+  }
+
+  Stamp stamp_of(uint64_t hash) const {
+    const StampLine& line = line_of(hash);
+    return {&line, line.stamp.load(std::memory_order_acquire)};
+  }
+  // Ends every copy with an earlier stamp; a copy of what is written next may carry this one.
+  Stamp renew(uint64_t hash, const Successor& successor) {
+    StampLine& line = line_of(hash);
+    line.hash.store(hash, std::memory_order_relaxed);
+    line.slot.store(successor.slot, std::memory_order_relaxed);
+    line.value_bytes.store(successor.value_bytes, std::memory_order_relaxed);
+    return {&line, line.stamp.fetch_add(1, std::memory_order_seq_cst) + 1};
+  }
+
+ private:
+  static constexpr unsigned kStampBits = 16;
+  struct Table {
+    StampLine lines[1 << kStampBits];
+    std::atomic<uint32_t> members[layout::kClientsMax];
+  };
+  static_assert(std::atomic<uint64_t>::is_always_lock_free);
+
+  HostStamps(Table* table, int descriptor, uint64_t incarnation)
+      : table_(table), descriptor_(descriptor), incarnation_(incarnation) {}
+
+  StampLine& line_of(uint64_t hash) const {
+    return table_->lines[hash * 0x9e3779b97f4a7c15ull >> (64 - kStampBits)];
+  }
+  std::atomic<uint32_t>& member(uint32_t registration) const {
+    return table_->members[registration % layout::kClientsMax];
+  }
+
+  std::unique_ptr<Table> own_;
+  Table* table_;
+  int descriptor_ = -1;  // of the file, locked for sharing while this client uses it
+  uint64_t incarnation_ = 0;
+};
+
+}  // namespace kvstore
