@@ -29,6 +29,8 @@ _CATEGORY_SHIFT: Final = 16
 _PLACE_MAX: Final = 65_535
 _KIND_SHIFT: Final = 6
 _BUCKET_MAX: Final = 31
+#: Longer than a prefill takes.
+_AGE_NS_MAX: Final = 120 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,9 @@ class Prompt:
             self._category(place) << _CATEGORY_SHIFT | min(place, _PLACE_MAX)
             for place in range(first, first + count)
         ]
-        # The clocks of two machines, or one that is set, may have it begin in the future.
-        age_ns = max(0, time.time_ns() - self.began_ns)
+        # The clocks of two machines, or one that is set, may have it begin in the future, or so long
+        # ago that its blocks were the next to go.
+        age_ns = min(max(0, time.time_ns() - self.began_ns), _AGE_NS_MAX)
         return Reuse(array("I", numbers), max(1, time.monotonic_ns() - age_ns))
 
     def _category(self, place: int) -> int:
@@ -140,6 +143,15 @@ class _Expected:
     served: bool = False
 
 
+@dataclass(slots=True)
+class _Beginning:
+    """Where a get or a put of a prompt's blocks may begin."""
+
+    expected: _Expected
+    place: int
+    used: bool = False
+
+
 class Serving:
     """Prompts between their `match` and their `put`. Thread-safe; bounded."""
 
@@ -148,8 +160,8 @@ class Serving:
     def __init__(self) -> None:
         self.chains = Chains()
         self._lock = threading.Lock()
-        #: Block that a get or a put begins with -> the prompt, and the block's place.
-        self._expected: OrderedDict[bytes, tuple[_Expected, int]] = OrderedDict()
+        #: By the block that a get or a put begins with.
+        self._expected: OrderedDict[bytes, _Beginning] = OrderedDict()
 
     def matched(self, keys: Sequence[bytes], matched: int) -> None:
         """A prompt was looked up: what is there will be got, what is not will be put."""
@@ -162,18 +174,18 @@ class Serving:
                     self._expect(expected, place)
 
     def _expect(self, expected: _Expected, place: int) -> None:
-        self._expected[expected.keys[place]] = (expected, place)
+        self._expected[expected.keys[place]] = _Beginning(expected, place)
         while len(self._expected) > self._MAX:
             self._expected.popitem(last=False)
 
     def reuse(self, keys: Sequence[bytes]) -> Reuse:
         """Return what to tell of blocks that are got or put now, all of one prompt."""
         with self._lock:
-            # A second use of the same blocks is at another moment.
-            found = self._expected.pop(keys[0], None) if keys else None
+            found = self._expected.get(keys[0]) if keys else None
             if found is None:
                 return Reuse.unknown(len(keys))
-            expected, first = found
+            expected, first = found.expected, found.place
+            again, found.used = found.used, True
             is_new, expected.served = not expected.served, True
             # A prompt that is computed in chunks is put in as many parts.
             following = first + len(keys)
@@ -181,4 +193,13 @@ class Serving:
                 self._expect(expected, following)
         if is_new:
             self.chains.served(expected.keys, expected.prompt)
-        return expected.prompt.reuse(first, len(keys))
+        reuse = expected.prompt.reuse(first, len(keys))
+        # A second use of the same blocks is at another moment.
+        return Reuse(reuse.numbers, time.monotonic_ns()) if again else reuse
+
+    def fell_short(self, keys: Sequence[bytes], loaded: int) -> None:
+        """Expect what a get of these blocks has not brought: it will be computed and put."""
+        with self._lock:
+            found = self._expected.get(keys[0])
+            if found is not None and 0 < loaded < len(keys):
+                self._expect(found.expected, found.place + loaded)

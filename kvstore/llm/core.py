@@ -172,6 +172,7 @@ class Core:
         ok = tuple(place not in reasons for place in range(len(keys)))
         good = [key for key, fine in zip(keys, ok, strict=True) if fine]
         if reasons:
+            self.serving.fell_short(keys, min(reasons))
             failed = [keys[i] for i, why in reasons.items() if why != results.NOT_TRIED]
             self.negative.add(failed)
             self._remember(

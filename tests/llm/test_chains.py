@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import time
 
+import pytest
+
 from kvstore.llm.chains import Chains, Prompt, Serving
 
 #: Two readings of two clocks, by a process that may be put to sleep in between.
@@ -85,6 +87,17 @@ def test_gets_and_puts_find_the_prompt_that_was_matched() -> None:
     serving.matched([*blocks, b"more"], 6)
     (again,) = serving.reuse([b"more"]).numbers
     assert again >> 16 == Prompt(turn=2, blocks=7).reuse(6, 1).numbers[0] >> 16
+
+
+@pytest.mark.parametrize("loaded", range(4))
+def test_what_a_get_has_not_brought_is_put_as_part_of_its_prompt(loaded: int) -> None:
+    serving = Serving()
+    blocks = keys("a", 6)
+    serving.matched(blocks, 4)
+    serving.reuse(blocks[:4])
+    serving.fell_short(blocks[:4], loaded)
+    put = serving.reuse(blocks[loaded:])
+    assert [number & 0xFFFF for number in put.numbers] == list(range(loaded, 6))
 
 
 def test_a_prompt_that_is_computed_in_chunks_is_used_at_one_moment() -> None:
