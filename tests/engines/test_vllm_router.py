@@ -23,7 +23,7 @@ from typing import Any, Final
 import pytest
 
 from tests.engines.conftest import ENVIRONMENT, VOCABULARY, engine_module
-from tests.engines.vllm_engines import ROOT, START_S, STOP_S, wait_for
+from tests.engines.vllm_engines import ROOT, START_S, wait_for
 from tests.support.nodes import NodeProcess
 
 engine_module("vllm")
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.timeout(600)
 NAME = "small"
 NEW_TOKENS = 8
 CALL_S: Final = 120.0
+STOP_S: Final = 30.0
 BLOCK_TOKENS = 32
 
 
