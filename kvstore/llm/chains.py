@@ -80,8 +80,8 @@ class Prompt:
             self._category(place) << _CATEGORY_SHIFT | min(place, _PLACE_MAX)
             for place in range(first, first + count)
         ]
-        # The clocks of two machines, or one that is set, may have it begin in the future, or so long
-        # ago that its blocks were the next to go.
+        # By the clocks of two machines, or one that is set, it may begin in the future, or so long
+        # ago that its blocks are the next to go.
         age_ns = min(max(0, time.time_ns() - self.began_ns), _AGE_NS_MAX)
         return Reuse(array("I", numbers), max(1, time.monotonic_ns() - age_ns))
 
