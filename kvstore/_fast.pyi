@@ -152,7 +152,6 @@ class DataPath:
         *,
         timeout_s: float | None = None,
         reuse: Buffer | None = None,
-        used_ns: int = 0,
     ) -> list[bool | KvError]: ...
     def _pin_many(
         self, keys: Iterable[Key], pin_s: int, *, timeout_s: float | None = None

@@ -267,13 +267,10 @@ class AsyncStore:
         *,
         timeout_s: float | None = None,
         reuse: Sequence[int] | None = None,
-        used_ns: int = 0,
     ) -> list[bool | KvError]:
         """As `contains_many`; without `reuse` it keeps nothing from eviction."""
         flags = lib.KV_PROBE if reuse is None else 0
-        batch = _Batch(
-            self._store, lib.KV_CONTAINS, keys, flags=flags, reuse=reuse, used_ns=used_ns
-        )
+        batch = _Batch(self._store, lib.KV_CONTAINS, keys, flags=flags, reuse=reuse)
         return await self._run(batch, _found, timeout_s)
 
     async def match_prefix(self, keys: Iterable[Key], *, timeout_s: float | None = None) -> int:

@@ -102,7 +102,8 @@ _COLUMNS: Final = (
 @click.option(
     "--apart",
     is_flag=True,
-    help="Processes end each other's copies by messages, as on hosts of their own.",
+    help="Processes end each other's copies by messages, as on hosts of their own. "
+    "On sim each has one anyway.",
 )
 @click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True)
 @click.option("--keys", type=click.IntRange(1), default=10_000, show_default=True)

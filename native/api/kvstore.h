@@ -21,7 +21,7 @@ extern "C" {
 /* cdef begin */
 
 enum kv_limits {
-  KV_ABI_VERSION = 1,
+  KV_ABI_VERSION = 2,
   KV_KEY_BYTES_MAX = 1024,
   KV_TOKEN_BYTES = 16,
   KV_NAME_BYTES = 256,

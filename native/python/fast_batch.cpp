@@ -310,9 +310,9 @@ PyObject* contains_many(PyObject* self, PyObject* const* arguments, Py_ssize_t c
 
 PyObject* look_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
                     PyObject* keywords) {
-  static const char* const names[] = {"keys", "timeout_s", "reuse", "used_ns"};
-  PyObject* values[4];
-  if (!parse_arguments({"_look_many", names, 4, 1, 1}, arguments, count, keywords, values)) {
+  static const char* const names[] = {"keys", "timeout_s", "reuse"};
+  PyObject* values[3];
+  if (!parse_arguments({"_look_many", names, 3, 1, 1}, arguments, count, keywords, values)) {
     return nullptr;
   }
   const bool is_use = values[2] != nullptr && values[2] != Py_None;
@@ -320,7 +320,7 @@ PyObject* look_many(PyObject* self, PyObject* const* arguments, Py_ssize_t count
   if (keys == nullptr) return nullptr;
   Batch batch(self, PyTuple_Size(keys));
   const bool done =
-      batch.read_keys(keys) && batch.read_use(values[2], values[3]) &&
+      batch.read_keys(keys) && batch.read_use(values[2], nullptr) &&
       batch.run(pattern_of(KV_CONTAINS, is_use ? 0 : KV_PROBE), Shape::kFound, values[1]);
   PyObject* outcomes = done ? batch.outcomes() : nullptr;
   Py_DECREF(keys);
@@ -501,10 +501,9 @@ PyMethodDef batch_methods[] = {
      "in\n"
      "`_put_many_coded`."},
     {"_look_many", with_keywords(look_many), kWithKeywords,
-     "_look_many($self, keys, *, timeout_s=None, reuse=None, used_ns=0)\n--\n\n"
-     "As `contains_many`. Without `reuse`, which is as in `_put_many_coded` like `used_ns`, it is "
-     "a\n"
-     "probe, as `match_prefix` is: it keeps nothing from eviction."},
+     "_look_many($self, keys, *, timeout_s=None, reuse=None)\n--\n\n"
+     "As `contains_many`. Without `reuse`, which is as in `_put_many_coded`, it is a probe, as\n"
+     "`match_prefix` is: it keeps nothing from eviction."},
     {"_pin_many", with_keywords(pin_many), kWithKeywords,
      "_pin_many($self, keys, pin_s, *, timeout_s=None)\n--\n\n"
      "Keep keys from eviction for a while: a list that says of each whether it is there, or its\n"
