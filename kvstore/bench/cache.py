@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ WORKLOADS: Final = {
 _ZIPF: Final = 0.99
 _HOT_KEYS: Final = 16
 _IDLE: Final = "idle"
+_POLICIES: Final = ("none", "coherent")
 _SIMULATED: Final = "sim"
 _CACHE_BYTES: Final = 64 << 20
 #: As long as what is measured: copies are made by reads, and keys judged by their changes.
@@ -48,6 +50,7 @@ _COLUMNS: Final = (
 @click.command(
     epilog="\b\nExamples:\n  kvstore-bench cache\n"
     "  kvstore-bench cache --fabric tcp --processes 2 --workload ycsb-b --json\n"
+    "  kvstore-bench cache --workload ycsb-a --policy coherent --policy regular\n"
     "  kvstore-bench cache --fabric sim --workload ycsb-b --workload twitter-4"
 )
 @click.option(
@@ -69,8 +72,8 @@ _COLUMNS: Final = (
     "--policy",
     "policies",
     multiple=True,
-    type=click.Choice(["none", "central", "lease", "coherent"]),
-    help="On sim. May be given again. Default: all.",
+    type=click.Choice(["none", "central", "lease", "coherent", "regular"]),
+    help="May be given again. Default: on sim all but regular, otherwise none and coherent.",
 )
 @click.option("--profile", default="connectx6", show_default=True, help="The network of sim.")
 @click.option(
@@ -113,6 +116,7 @@ _COLUMNS: Final = (
 def cache(
     workloads: tuple[str, ...],
     fabrics: tuple[str, ...],
+    policies: tuple[str, ...],
     apart: bool,
     processes: int,
     keys: int,
@@ -126,7 +130,8 @@ def cache(
     `hot` reads a few keys in one thread, beside LMDB where the package lmdb is there: a fresh read
     transaction a get. `idle` has copies and does nothing: processor time, and verbs of its
     heartbeat. The others have two processes by default, so that one's writes end the
-    other's copies. Policy `none` is a client without copies.
+    other's copies. Policy `none` is a client without copies, `coherent` one with them, `regular`
+    the same on a node that was started with `--consistency regular`.
 
     On `sim` eight compute nodes run YCSB A to F and what is published of Twitter's clusters:
     without copies, with the store's (`coherent`), with a central manager of 2 million messages a
@@ -136,7 +141,7 @@ def cache(
     if _SIMULATED in fabrics:
         if len(set(fabrics)) > 1:
             raise click.UsageError("--fabric sim has workloads of its own: run it by itself")
-        _simulate(workloads, as_json=as_json, **simulated)
+        _simulate(workloads, policies=policies, as_json=as_json, **simulated)
         return
     for workload in workloads:
         if workload not in ("hot", *WORKLOADS, _IDLE):
@@ -144,6 +149,8 @@ def cache(
                 f"{workload} is none of hot, {', '.join(WORKLOADS)}, {_IDLE}; more of them are on"
                 " sim"
             )
+    if only_simulated := {"central", "lease"}.intersection(policies):
+        raise click.UsageError(f"--policy {min(only_simulated)} is on sim only")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -170,7 +177,7 @@ def cache(
                     seconds=seconds,
                     warm_up=_WARM_UP,
                 )
-                rows += _compare(workload, setting, apart, say)
+                rows += _compare(workload, setting, policies or _POLICIES, apart, say)
         if "hot" in (workloads or ("hot",)):
             rows += _beside_lmdb(rows, _lmdb(seconds, say))
     except ProcessError as error:
@@ -268,15 +275,19 @@ def _simulated_workloads(names: tuple[str, ...]) -> tuple[list[Workload], str]:
     return [workload for name in names for workload in by_name[name]], missing
 
 
-def _compare(workload: str, setting: Setting, apart: bool, say: Any) -> list[Row]:
+def _compare(
+    workload: str, setting: Setting, policies: Sequence[str], apart: bool, say: Any
+) -> list[Row]:
     from dataclasses import replace
 
     rows: list[Row] = []
     copies = {"cache_bytes": _CACHE_BYTES, "host_stamps": not apart}
-    for policy, options in (("none", {}), ("coherent", copies)):
+    for policy in policies:
+        options = {} if policy == "none" else copies
+        rule = ("--consistency", "regular") if policy == "regular" else ()
         with contextlib.ExitStack() as stack:
             say(f"{workload} over {setting.fabric}, {policy}")
-            node = start_node(capacity_for(setting.keys, setting.value_bytes))
+            node = start_node(capacity_for(setting.keys, setting.value_bytes), options=rule)
             stack.callback(node.child.stop)
             target = target_of([node], "auto" if setting.fabric == "shm" else setting.fabric)
             row = measure(replace(setting, target=target, options=options), say)

@@ -15,17 +15,31 @@ constexpr uint64_t kDriftShare = 64;
 constexpr uint64_t kAskAgainNs = kMillisecond;
 constexpr uint64_t kAskNs = 50 * kMillisecond;
 constexpr unsigned kLinesPerRead = 64;
+constexpr uint64_t kAllGroups = (uint64_t{1} << layout::kOwnerGroups) - 1;
 
 uint64_t bit(unsigned group) {
   return uint64_t{1} << group;
+}
+
+// One more in the revoke word of each group; returns how many operations.
+unsigned revocations(uint64_t groups, std::span<kv_op, layout::kOwnerGroups> ops) {
+  unsigned count = 0;
+  for (unsigned group = 0; group < layout::kOwnerGroups; ++group) {
+    if ((groups & bit(group)) != 0) ops[count++] = faa_op(layout::revoke_offset(group), 1);
+  }
+  return count;
 }
 
 }  // namespace
 
 // ---- as an owner ----------------------------------------------------------------------------
 
-void Coherence::renewed(uint64_t begun_ns, uint64_t revoke_word, uint64_t node_ms) {
+void Coherence::renewed(uint64_t begun_ns, uint64_t revoke_word, const layout::NodeLine& node) {
   if (cache_ == nullptr) return;
+  // What a client owed that died owing it, by then it had done what it ever did.
+  const bool crashed = node.crashes != crashes_seen_;
+  if (!first_ && crashed && is_regular_ && !KV_VARIANT(regular_ignores_crashes)) cache_->flush();
+  crashes_seen_ = node.crashes;
   if (!first_ && revoke_word != revoke_seen_ && !KV_VARIANT(cache_ignores_revocation)) {
     cache_->revoke(term_);
   }
@@ -33,7 +47,7 @@ void Coherence::renewed(uint64_t begun_ns, uint64_t revoke_word, uint64_t node_m
   revoke_seen_ = revoke_word;
   if (!is_reachable()) return;
   const uint64_t from_ns = KV_VARIANT(cache_lease_from_end) ? boottime_ns() : begun_ns;
-  cache_->renew(term_, from_ns + lease_ns_ - lease_ns_ / kDriftShare, node_ms);
+  cache_->renew(term_, from_ns + lease_ns_ - lease_ns_ / kDriftShare, node.clock_ms);
 }
 
 layout::CoherenceRecord Coherence::guess(uint32_t record) const {
@@ -77,10 +91,10 @@ void Coherence::handle(const Message& message, const Reply& reply) {
   }
   const std::lock_guard lock(mutex_);
   for (Question* question : questions_) {
-    if (question->number != content.number) continue;
-    if (std::erase(question->waiting, message.from) == 0) return;
-    if (content.empty == 0) question->full_groups |= bit(layout::owner_group(message.from));
-    if (question->waiting.empty()) question->answered.set();
+    if (question->number_ != content.number) continue;
+    if (std::erase(question->waiting_, message.from) == 0) return;
+    if (content.empty == 0) question->full_groups_ |= bit(layout::owner_group(message.from));
+    if (question->waiting_.empty()) question->answered_.set();
     return;
   }
 }
@@ -138,47 +152,57 @@ std::vector<uint32_t> Coherence::live_of(const Copies& copies, uint64_t& spared)
 
 std::vector<uint32_t> Coherence::waiting_for(Question& question) {
   const std::lock_guard lock(mutex_);
-  return question.waiting;
+  return question.waiting_;
 }
 
-// Until all have answered, or have had their time.
-Task<Status> Coherence::ask(Remote& remote, Postbox& postbox, const Copies& copies,
-                            Question& question, Bounds bounds) {
+Coherence::Question::~Question() {
+  const std::lock_guard lock(coherence_.mutex_);
+  std::erase(coherence_.questions_, this);
+}
+
+// To all that have not answered.
+Task<Status> Coherence::tell(Remote& remote, Postbox& postbox, const Copies& copies,
+                             Question& question) {
   CacheMessage message;
   message.kind = CacheMessage::kInvalidate;
   message.record = copies.record;
   message.hash = copies.hash;
-  message.number = question.number;
+  message.number = question.number_;
   message.slot = copies.successor.word;
   message.value_bytes = copies.value_bytes;
-  const uint64_t until_ns = monotonic_ns() + patient(kAskNs);
+  for (const uint32_t to : waiting_for(question)) {
+    const Status sent = co_await postbox.send(remote, to, MessageKind::kCache, message.bytes());
+    if (remote.broken()) co_return Status::kNodeUnreachable;
+    counts_.invalidations_sent.fetch_add(1, std::memory_order_relaxed);
+    if (sent != Status::kAbsent) continue;
+    // It had no postbox when the owners were read, so it has no copy from before.
+    const std::lock_guard lock(mutex_);
+    std::erase(question.waiting_, to);
+    if (question.waiting_.empty()) question.answered_.set();
+  }
+  co_return Status::kOk;
+}
+
+// Until all have answered, or have had their time.
+Task<Status> Coherence::await_answers(Remote& remote, Postbox& postbox, const Copies& copies,
+                                      Question& question, Bounds bounds) {
+  const uint64_t until_ns = question.asked_ns_ + patient(kAskNs);
   uint64_t pause_ns = patient(kAskAgainNs);
   for (;;) {
-    for (const uint32_t to : waiting_for(question)) {
-      const Status sent = co_await postbox.send(remote, to, MessageKind::kCache, message.bytes());
-      if (remote.broken()) co_return Status::kNodeUnreachable;
-      counts_.invalidations_sent.fetch_add(1, std::memory_order_relaxed);
-      if (sent != Status::kAbsent) continue;
-      // It had no postbox after the slot was frozen, so it has no copy from before.
-      const std::lock_guard lock(mutex_);
-      std::erase(question.waiting, to);
-      if (question.waiting.empty()) question.answered.set();
-    }
     if (bounds.are_over()) co_return Status::kDeadlineExceeded;
     const uint64_t now_ns = monotonic_ns();
     if (now_ns >= until_ns) co_return Status::kOk;
     const uint64_t next_ns = std::min({now_ns + pause_ns, until_ns, bounds.deadline_ns});
-    if (co_await question.answered.wait(next_ns)) co_return Status::kOk;
+    if (co_await question.answered_.wait(next_ns)) co_return Status::kOk;
     pause_ns *= 2;
+    const Status told = co_await tell(remote, postbox, copies, question);
+    if (told != Status::kOk) co_return told;
   }
 }
 
 Task<Status> Coherence::revoke(Remote& remote, uint64_t groups, Bounds bounds) {
   kv_op ops[layout::kOwnerGroups];
-  unsigned count = 0;
-  for (unsigned group = 0; group < layout::kOwnerGroups; ++group) {
-    if ((groups & bit(group)) != 0) ops[count++] = faa_op(layout::revoke_offset(group), 1);
-  }
+  const unsigned count = revocations(groups, ops);
   if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
     co_return from_fabric(s);
   }
@@ -192,52 +216,92 @@ Task<Status> Coherence::revoke(Remote& remote, uint64_t groups, Bounds bounds) {
   co_return Status::kOk;
 }
 
-Task<Status> Coherence::end_copies(Remote& remote, Postbox* postbox, Copies& copies,
-                                   Bounds bounds) {
+Task<Status> Coherence::begin_ending(Remote& remote, Postbox* postbox, Copies& copies,
+                                     Question& question) {
   counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
-  const uint64_t owners = copies.owners.owners();
   copies.empty_groups = 0;
   if (!KV_VARIANT(cache_renews_nothing) && !KV_VARIANT(cache_renews_late)) {
     copies.renewed = renew_stamp(copies.hash, {copies.successor.word, copies.value_bytes});
   }
+  const bool mine_empty = copies.mine_empty || KV_VARIANT(cache_forgets_own);
+  question.full_groups_ = mine_empty ? 0 : bit(group());
+  if (copies.owners.owners() == 0 || postbox == nullptr) co_return Status::kOk;
+  if (const Status s = co_await refresh_live(remote, copies.node); s != Status::kOk) co_return s;
+  // What those who are spared have under the record nobody has asked them.
+  question.waiting_ = live_of(copies, question.full_groups_);
+  if (question.waiting_.empty()) co_return Status::kOk;
+  {
+    const std::lock_guard lock(mutex_);
+    question.number_ = next_question_++;
+    question.asked_ns_ = monotonic_ns();
+    questions_.push_back(&question);
+  }
+  co_return co_await tell(remote, *postbox, copies, question);
+}
+
+Task<Status> Coherence::finish_ending(Remote& remote, Postbox* postbox, Copies& copies,
+                                      Question& question, Bounds bounds) {
+  const uint64_t owners = copies.owners.owners();
   if (owners == 0) co_return Status::kOk;
   uint64_t silent = owners;
-  const bool mine_empty = copies.mine_empty || KV_VARIANT(cache_forgets_own);
-  uint64_t full = mine_empty ? 0 : bit(group());
   if (postbox != nullptr) {
-    if (const Status s = co_await refresh_live(remote, copies.node); s != Status::kOk) co_return s;
-    Question question(remote.executor());
-    // What they have under the record nobody has asked them.
-    question.waiting = live_of(copies, full);
-    if (!question.waiting.empty()) {
-      {
-        const std::lock_guard lock(mutex_);
-        question.number = next_question_++;
-        questions_.push_back(&question);
-      }
-      const Status asked = co_await ask(remote, *postbox, copies, question, bounds);
-      const std::lock_guard lock(mutex_);
-      std::erase(questions_, &question);
-      if (asked != Status::kOk) co_return asked;
+    if (question.number_ != 0) {
+      const Status s = co_await await_answers(remote, *postbox, copies, question, bounds);
+      if (s != Status::kOk) co_return s;
     }
     silent = 0;
-    for (const uint32_t registration : question.waiting) {
+    for (const uint32_t registration : waiting_for(question)) {
       silent |= bit(layout::owner_group(registration));
     }
-    full |= question.full_groups;
   }
   if (silent != 0 && !KV_VARIANT(cache_forgets_the_silent)) {
     if (const Status s = co_await revoke(remote, silent, bounds); s != Status::kOk) {
       co_return s;
     }
   }
-  copies.empty_groups = owners & ~full;
+  const std::lock_guard lock(mutex_);
+  copies.empty_groups = owners & ~question.full_groups_;
   co_return Status::kOk;
+}
+
+Task<Status> Coherence::end_copies(Remote& remote, Postbox* postbox, Copies& copies,
+                                   Bounds bounds) {
+  Question question(*this, remote.executor());
+  const Status begun = co_await begin_ending(remote, postbox, copies, question);
+  if (begun != Status::kOk) co_return begun;
+  co_return co_await finish_ending(remote, postbox, copies, question, bounds);
 }
 
 Task<Status> Coherence::end_all_copies(Remote& remote, Bounds bounds) {
   counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
-  co_return co_await revoke(remote, (uint64_t{1} << layout::kOwnerGroups) - 1, bounds);
+  co_return co_await revoke(remote, kAllGroups, bounds);
+}
+
+// ---- what a regular write leaves for later ---------------------------------------------------
+
+void Coherence::owe(uint64_t groups) {
+  if (!KV_VARIANT(regular_forgets_debts)) owed_.fetch_or(groups, std::memory_order_acq_rel);
+}
+
+void Coherence::clear_later(const kv_op& clear) {
+  const std::lock_guard lock(mutex_);
+  // One that is forgotten costs the next write of a key of the record a message.
+  if (clearings_.size() < kClearingsMax) clearings_.push_back(clear);
+}
+
+Task<Status> Coherence::pay(Remote& remote) {
+  kv_op ops[layout::kOwnerGroups + kClearingsMax];
+  const uint64_t groups = owed_.exchange(0, std::memory_order_acq_rel);
+  unsigned count = revocations(groups, std::span(ops).first<layout::kOwnerGroups>());
+  {
+    const std::lock_guard lock(mutex_);
+    for (const kv_op& clear : clearings_) ops[count++] = clear;
+    clearings_.clear();
+  }
+  if (count == 0) co_return Status::kOk;
+  const uint32_t posted = co_await remote.batch({ops, count});
+  if (posted != KV_FABRIC_OK) owe(groups);
+  co_return from_fabric(posted);
 }
 
 }  // namespace kvstore

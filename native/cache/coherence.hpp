@@ -13,6 +13,10 @@
 //
 // The record's bits are cleared with the write that follows, if all clients of a group have said
 // that they hold nothing under the record, and nobody has registered there since it was read.
+//
+// On a regular node a writer replaces the slot first, without freezing it, and ends the copies of
+// what was there before it returns. Where it can't, it owes it: its next heartbeat revokes them. Of
+// a client that has died nobody knows what it owed, so all others drop their copies.
 
 #pragma once
 
@@ -44,10 +48,12 @@ struct CoherenceCounts {
 
 class Coherence {
  public:
-  Coherence(uint32_t registration, const layout::Geometry& geometry, uint64_t lease_ns)
+  Coherence(uint32_t registration, const layout::Geometry& geometry, uint64_t lease_ns,
+            bool is_regular)
       : registration_(registration),
         geometry_(geometry),
         lease_ns_(lease_ns),
+        is_regular_(is_regular),
         live_(layout::kClientsMax) {}
 
   // ---- as a writer ----
@@ -73,11 +79,43 @@ class Coherence {
     uint64_t empty_groups = 0;
     Stamp renewed;
   };
+  // A writer's question to some clients, until all have answered.
+  class Question {
+   public:
+    Question(Coherence& coherence, Executor& executor)
+        : coherence_(coherence), answered_(executor) {}
+    ~Question();
+    Question(const Question&) = delete;
+    Question& operator=(const Question&) = delete;
+
+   private:
+    friend class Coherence;
+    Coherence& coherence_;
+    uint64_t number_ = 0;  // 0: not asked
+    uint64_t asked_ns_ = 0;
+    std::vector<uint32_t> waiting_;
+    uint64_t full_groups_ = 0;  // that still hold something under the record
+    Signal answered_;
+  };
   // Ends every copy of the key, except for this client's. kOk: none can be read any more.
   // `postbox` is null where this client can't be reached.
   Task<Status> end_copies(Remote& remote, Postbox* postbox, Copies& copies, Bounds bounds);
+  // The same in two steps: the owners are told, and then waited for.
+  Task<Status> begin_ending(Remote& remote, Postbox* postbox, Copies& copies, Question& question);
+  Task<Status> finish_ending(Remote& remote, Postbox* postbox, Copies& copies, Question& question,
+                             Bounds bounds);
   // The same for a key that can't be told: every copy of everything.
   Task<Status> end_all_copies(Remote& remote, Bounds bounds);
+
+  // Whether a write may return only when copies have ended, but be seen before.
+  bool is_regular() const { return is_regular_; }
+  // Copies of these groups may be of what this client has replaced.
+  void owe(uint64_t groups);
+  // Bits of a record that may be cleared, if it is still as this CAS expects.
+  void clear_later(const kv_op& clear);
+  bool owes() const { return owed_.load(std::memory_order_acquire) != 0; }
+  // Of a heartbeat: does what is owed.
+  Task<Status> pay(Remote& remote);
 
   // ---- as an owner ----
 
@@ -107,8 +145,9 @@ class Coherence {
   // Others must be able to reach this client before it makes copies.
   void set_reachable() { reachable_.store(true, std::memory_order_release); }
   bool is_reachable() const { return reachable_.load(std::memory_order_acquire); }
-  // A heartbeat that began at `begun_ns` has read the revoke word, and has been written since.
-  void renewed(uint64_t begun_ns, uint64_t revoke_word, uint64_t node_ms);
+  // A heartbeat that began at `begun_ns` has read the node line and the revoke word, and has been
+  // written since.
+  void renewed(uint64_t begun_ns, uint64_t revoke_word, const layout::NodeLine& node);
   // The record's word as last seen, which a registration has to guess.
   layout::CoherenceRecord guess(uint32_t record) const;
   void saw(uint32_t record, layout::CoherenceRecord word);
@@ -120,40 +159,38 @@ class Coherence {
   const CoherenceCounts& counts() const { return counts_; }
 
  private:
-  // A writer's question to some clients, until all have answered.
-  struct Question {
-    explicit Question(Executor& executor) : answered(executor) {}
-    uint64_t number = 0;
-    std::vector<uint32_t> waiting;
-    uint64_t full_groups = 0;  // in which somebody still holds something under the record
-    Signal answered;
-  };
+  static constexpr size_t kClearingsMax = 16;
 
   Task<Status> refresh_live(Remote& remote, const layout::NodeLine& node);
   // Live clients of the record's groups that must be told; groups of those that need not be are
   // added to `spared`.
   std::vector<uint32_t> live_of(const Copies& copies, uint64_t& spared);
-  Task<Status> ask(Remote& remote, Postbox& postbox, const Copies& copies, Question& question,
-                   Bounds bounds);
+  Task<Status> tell(Remote& remote, Postbox& postbox, const Copies& copies, Question& question);
+  Task<Status> await_answers(Remote& remote, Postbox& postbox, const Copies& copies,
+                             Question& question, Bounds bounds);
   Task<Status> revoke(Remote& remote, uint64_t groups, Bounds bounds);
   std::vector<uint32_t> waiting_for(Question& question);
 
   const uint32_t registration_;
   const layout::Geometry geometry_;
   const uint64_t lease_ns_;
+  const bool is_regular_;
   ClientCache* cache_ = nullptr;
   uint64_t term_ = 0;
   HostStamps* stamps_ = nullptr;  // the cache keeps them
   std::atomic<bool> reachable_{false};
+  std::atomic<uint64_t> owed_{0};  // groups
   CoherenceCounts counts_;
 
   // The service's own.
   bool first_ = true;
   uint64_t revoke_seen_ = 0;
+  uint64_t crashes_seen_ = 0;
 
   std::mutex mutex_;
   uint64_t next_question_ = 1;
   std::vector<Question*> questions_;
+  std::vector<kv_op> clearings_;
   // By place; as of `admissions_` and `deaths_`.
   std::vector<uint32_t> live_;
   uint64_t admissions_ = 0;

@@ -29,7 +29,7 @@
 namespace kvstore::layout {
 
 inline constexpr uint64_t kMagic = 0x31304d454d44564bull;  // "KVDMEM01"
-inline constexpr uint32_t kLayoutVersion = 5;
+inline constexpr uint32_t kLayoutVersion = 6;
 
 inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kLineBytes = 64;
@@ -85,7 +85,7 @@ struct NodeLine {
   uint64_t pressure;    // what a client waits for, as in its line: the others should help soon
   uint64_t losses;      // by FAA of clients that lost operations; a change has the same effect
   uint64_t admissions;  // clients admitted so far, before they can do anything
-  uint64_t reserved[1];
+  uint64_t crashes;     // of the deaths, those without a farewell
 };
 static_assert(sizeof(NodeLine) == kLineBytes);
 inline constexpr uint64_t kNodeLineOffset = kPageBytes;

@@ -205,7 +205,10 @@ bool Registry::mark_fenced(uint32_t registration, bool left) {
   layout::RegistryLine& granted = registry_line(registration);
   store(granted.fenced_epoch, load(node_line().global_epoch));
   store(granted.state, uint64_t(ClientState::kFenced));
-  if (line->was_connected) store(node_line().deaths, load(node_line().deaths) + 1);
+  if (!line->was_connected) return true;
+  // Who sees the death sees whether it was one without a farewell.
+  if (!left) store(node_line().crashes, load(node_line().crashes) + 1);
+  store(node_line().deaths, load(node_line().deaths) + 1);
   return true;
 }
 

@@ -24,13 +24,14 @@ constexpr uint64_t kTimeoutNs = 10 * kSecond;
 constexpr uint64_t kScanMax = 100;
 constexpr uint64_t kNeverEnded = UINT64_MAX;
 
-enum class Policy { kNone, kCentral, kLease, kCoherent };
+enum class Policy { kNone, kCentral, kLease, kCoherent, kRegular };
 
 const std::vector<CachePolicy> kPolicies = {
     {"none", "no copies"},
     {"central", "a manager knows who has copies, and ends them before a write"},
     {"lease", "copies are read for a fixed time, whoever writes"},
     {"coherent", "the store's own copies"},
+    {"regular", "the same on a node that promises less"},
 };
 
 // Numbers from 0, the smaller the likelier, by Zipf's law with any exponent.
@@ -454,6 +455,7 @@ MemoryNodeOptions node_options(const CacheBenchOptions& options) {
   node.region_bytes = layout::round_up(
       kRegionBytesMin + kRegionShare * keys * bytes / options.sizes.size(), layout::kPageBytes);
   node.timing = options.timing;
+  if (policy_of(options.policy) == Policy::kRegular) node.consistency = KV_REGULAR;
   return node;
 }
 
@@ -467,7 +469,8 @@ CacheBench::CacheBench(const CacheBenchOptions& given, uint64_t seed)
       memory_(std::make_unique<MemoryNode>(schedule, 0, node_options(given), 0, nullptr)),
       mail_(schedule, given.mail) {
   const std::vector<Home> homes{{memory_->name(), [this] { return memory_->admit(); }}};
-  const uint64_t cache_bytes = policy == Policy::kCoherent ? options.cache_bytes : 0;
+  const bool copies = policy == Policy::kCoherent || policy == Policy::kRegular;
+  const uint64_t cache_bytes = copies ? options.cache_bytes : 0;
   for (uint32_t n = 0; n < options.compute_nodes; ++n) {
     nodes.push_back(std::make_unique<BenchNode>(schedule, homes, options, mail_, cache_bytes));
     for (uint32_t i = 0; i < options.lanes; ++i) {

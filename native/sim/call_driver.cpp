@@ -116,13 +116,16 @@ void ComputeNode::CallDriver::begin() {
   called_host_ns_ = monotonic_ns();
   workload_.history.push_back(operation);
   ++workload_.under_way;
+  round_trips_before_ = cost_so_far().round_trips;
   note_cost_begins(operation);
 }
 
 void ComputeNode::CallDriver::draw(Operation& operation) {
   const WorldOptions& options = workload_.options;
   if (workload_.resting) {
-    operation.key = workload_.last_reads_begun++ % options.keys;
+    const uint64_t number = workload_.last_reads_begun++;
+    operation.key = number % options.keys;
+    uncached_ = number / options.keys % 2 == 1;
     return;
   }
   if (options.preload && workload_.begun < options.keys) {
@@ -185,6 +188,7 @@ void ComputeNode::CallDriver::fill_call(const Operation& operation) {
   call_.flags = kFlags[size_t(operation.condition)];
   call_.if_version = operation.if_version;
   if (operation.fence != 0) call_.flags |= KV_WITH_FENCE;
+  if (uncached_) call_.flags |= KV_UNCACHED;
   call_.fence = {1, operation.fence};
   call_.ttl_ms = operation.lives_ns / kMillisecond;
   call_.key = key_.data();
@@ -209,6 +213,9 @@ void ComputeNode::CallDriver::note_outcome() {
     operation.outcome = OperationOutcome::kConditionFailed;
   }
   judge_time(operation);
+  const bool reads =
+      operation.kind == OperationKind::kGet || operation.kind == OperationKind::kContains;
+  operation.copied = reads && cost_so_far().round_trips == round_trips_before_;
   if (operation.outcome != OperationOutcome::kUnknown) {
     operation.returned_ns = schedule_.now_ns();
     operation.version = call_.version;

@@ -60,6 +60,8 @@ class ComputeNode::CallDriver final : public Driver, private Waker {
   bool costed_ = false;
   uint64_t use_ = 0;
   uint64_t obstacles_before_ = 0;
+  bool uncached_ = false;  // from the node, copy or not
+  uint64_t round_trips_before_ = 0;
   OperationCost cost_before_;
 };
 

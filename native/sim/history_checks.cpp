@@ -79,6 +79,18 @@ std::string check_acknowledged(std::span<const Operation> history, std::span<con
   return {};
 }
 
+std::string check_agreement(std::span<const Operation> last) {
+  std::map<uint64_t, const Operation*> first;
+  for (const Operation& read : last) {
+    const bool told = read.kind == OperationKind::kGet && read.outcome != OperationOutcome::kUnknown;
+    if (!told || read.outcome == OperationOutcome::kNoEffect) continue;
+    const Operation& other = *first.try_emplace(read.key, &read).first->second;
+    if (read.outcome == other.outcome && read.value == other.value) continue;
+    return "reads at rest differ: " + describe(other) + ", " + describe(read);
+  }
+  return {};
+}
+
 std::string check_expiry(std::span<const Operation> history, uint64_t slack_ns) {
   std::unordered_map<uint64_t, const Operation*> puts;  // with an end, by value
   for (const Operation& operation : history) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -270,11 +271,65 @@ class Search {
   RegisterState stuck_state_;
 };
 
+// What was refused has only looked.
+bool may_change(const Operation& operation) {
+  const bool reads =
+      operation.kind == OperationKind::kGet || operation.kind == OperationKind::kContains;
+  return !reads && (operation.outcome == OperationOutcome::kOk ||
+                    operation.outcome == OperationOutcome::kUnknown);
+}
+
+// The same operations with what reads have told of the versions of puts whose answers were lost. A
+// condition on a version that stays unknown is taken to have held.
+std::vector<Operation> with_versions(std::span<const Operation> history) {
+  std::map<uint64_t, uint64_t> versions;  // by value
+  std::set<uint64_t> known;
+  std::vector<Operation> told(history.begin(), history.end());
+  for (const Operation& one : told) {
+    if (one.kind == OperationKind::kGet && one.value != 0) versions[one.value] = one.version;
+  }
+  for (Operation& one : told) {
+    if (one.kind != OperationKind::kPut || !may_change(one)) continue;
+    if (one.version == 0) one.version = versions[one.value];
+    known.insert(one.version);
+  }
+  for (Operation& one : told) {
+    const bool conditional = one.condition == OperationCondition::kIfVersion;
+    if (conditional && !known.contains(one.if_version)) one.condition = OperationCondition::kNone;
+  }
+  return told;
+}
+
+// Of those that `wanted` names.
+template <class Wanted>
+LinearizabilityResult check_some(std::span<const Operation> history,
+                                 const LinearizabilityOptions& options, Wanted&& wanted) {
+  std::vector<Operation> some;
+  std::vector<size_t> places;
+  for (size_t i = 0; i < history.size(); ++i) {
+    if (!wanted(i)) continue;
+    some.push_back(history[i]);
+    places.push_back(i);
+  }
+  LinearizabilityResult result = Search(some, options).run();
+  if (result.verdict == Verdict::kViolation) result.operation = places[result.operation];
+  return result;
+}
+
 }  // namespace
 
 LinearizabilityResult check_key(std::span<const Operation> history,
                                 const LinearizabilityOptions& options) {
-  return Search(history, options).run();
+  LinearizabilityResult all = Search(history, options).run();
+  if (!options.regular_copies || all.verdict == Verdict::kLinearizable) return all;
+  LinearizabilityResult rest =
+      check_some(history, options, [&](size_t i) { return !history[i].copied; });
+  const std::vector<Operation> told = with_versions(history);
+  for (size_t i = 0; i < told.size() && rest.verdict == Verdict::kLinearizable; ++i) {
+    if (!told[i].copied) continue;
+    rest = check_some(told, options, [&](size_t j) { return j == i || may_change(told[j]); });
+  }
+  return rest;
 }
 
 LinearizabilityResult check_history(std::span<const Operation> history,

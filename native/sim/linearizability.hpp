@@ -57,6 +57,7 @@ struct Operation {
   uint64_t fence = 0;     // of a put or a delete: the token that it carries; 0: none
   bool mortal = false;    // of a put: with a time to live, so it may vanish
   uint64_t lives_ns = 0;  // how long
+  bool copied = false;    // of a read: from a client's copy
 };
 
 struct LinearizabilityOptions {
@@ -64,6 +65,9 @@ struct LinearizabilityOptions {
   bool may_vanish = false;
   // The search gives up after so many configurations.
   uint64_t configurations_max = 4'000'000;
+  // Reads from copies need only be regular: each fits in among the writes, as if it were the only
+  // read.
+  bool regular_copies = false;
 };
 
 enum class Verdict : uint8_t { kLinearizable, kViolation, kUndecided };

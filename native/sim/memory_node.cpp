@@ -43,7 +43,8 @@ class MemoryNode::Life {
     const uint64_t incarnation = schedule.random().next() | 1;
     const uint32_t lease_ms = uint32_t(node.options_.lease_ns / kMillisecond);
     geometry_ = format_region(region_.get(), bytes,
-                              {node.index_ + 1u, incarnation, node.options_.eviction, 0, lease_ms});
+                              {node.index_ + 1u, incarnation, node.options_.eviction,
+                               node.options_.consistency, lease_ms});
     occupy(region_.get(), geometry_, node.options_.segments_max);
     fabric_ = std::make_unique<SimNode>(schedule, region_.get(), bytes, node.options_.timing);
     fabric_->set_name(node.name_);

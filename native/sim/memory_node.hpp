@@ -20,6 +20,7 @@ namespace kvstore::sim {
 struct MemoryNodeOptions {
   uint64_t region_bytes = layout::kRegionBytesMin;
   uint32_t eviction = KV_EVICTION_NONE;
+  uint32_t consistency = KV_LINEARIZABLE;
   uint64_t lease_ns = 500 * kMillisecond;
   // Segments that are left for index and objects, 0: all. The rest counts as taken by something
   // else, so that small values fill the node.

@@ -73,6 +73,8 @@ constexpr Parameter kParameters[] = {
      "memory of each node", KV_FIELD(node.region_bytes)},
     {"eviction", kNode, "", 1, 0, 5, "kv_eviction: by which rule a full node drops entries",
      KV_FIELD(node.eviction)},
+    {"consistency", kNode, "", 1, 0, 1, "kv_consistency: 1: reads from copies are only regular",
+     KV_FIELD(node.consistency)},
     {"segments", kNode, "", 1, 0, 1 << 20, "left for index and objects, 0: all",
      KV_FIELD(node.segments_max)},
     {"lease_ms", kNode, "ms", kMillisecond, 1, 600'000, "of a client's membership",

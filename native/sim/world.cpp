@@ -278,13 +278,18 @@ class World final : private Clients, private BlockUsers {
 
   void read_every_key() {
     const size_t before = workload_.history.size();
-    workload_.last_reads = options_.keys;
+    // With copies, each client reads most keys from its own and from the node.
+    const bool copies = options_.cache_bytes > 0;
+    workload_.last_reads = options_.keys * (copies ? 2 * options_.clients : 1);
     for (const auto& client : clients_) client->go_on();
     expect(run_until([this] { return workload_.over(); }, kLastReadsNs), "the last reads");
     const std::span<const Operation> all(workload_.history);
     const std::string lost = check_acknowledged(all.first(before), all.subspan(before),
                                                 options_.node.eviction != KV_EVICTION_NONE);
     if (!lost.empty()) workload_.report(lost);
+    if (options_.mortal_percent > 0 || options_.node.eviction != KV_EVICTION_NONE) return;
+    const std::string differing = check_agreement(all.subspan(before));
+    if (!differing.empty()) workload_.report(differing);
   }
 
   void all_go() {
@@ -332,6 +337,7 @@ class World final : private Clients, private BlockUsers {
     result.finished = workload_.over();
     LinearizabilityOptions checked;
     checked.may_vanish = options_.node.eviction != KV_EVICTION_NONE;
+    checked.regular_copies = options_.node.consistency == KV_REGULAR;
     result.linearizability = check_history(workload_.history, checked);
     const std::string expired = check_expiry(workload_.history, kExpirySlackNs);
     if (!expired.empty()) workload_.report(expired);

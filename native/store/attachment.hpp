@@ -66,7 +66,8 @@ class Attachment {
         addresses(address_entries),
         locks([this](std::string& error) { return transport->open_port(error); }, granted,
               block.incarnation, shape, block.membership_lease_ms * kMillisecond),
-        coherence(granted, shape, block.cache_lease_ms * kMillisecond) {
+        coherence(granted, shape, block.cache_lease_ms * kMillisecond,
+                  block.consistency == KV_REGULAR) {
     locks.set_handler(MessageKind::kCache, [this](const Message& message) {
       coherence.handle(message, [this](uint32_t to, const CacheMessage& answer) {
         locks.reply(to, MessageKind::kCache, answer.bytes());

@@ -307,7 +307,7 @@ uint64_t Client::hurry_limbo() {
   for (uint32_t m = 0; m < members(); ++m) {
     const std::shared_ptr<Attachment> current = attachment(m);
     if (!current || current->state.load() != Attachment::State::kUp) continue;
-    waiting += current->limbo.bytes();
+    waiting += current->limbo.bytes() + (current->coherence.owes() ? 1 : 0);
     if (current->limbo.bytes() > 0) current->class_wanted.store(layout::kWantsReclamation);
   }
   if (waiting > 0) service_->hurry();

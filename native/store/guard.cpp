@@ -31,14 +31,26 @@ void read_owners(const layout::Geometry& geometry, uint32_t record, CoherenceRec
 }
 
 // Groups that have nothing under the record any more need not be asked again.
-void clear_empty(const layout::Geometry& geometry, const Coherence::Copies& copies,
-                 CopiesEnded& ended) {
-  if (copies.empty_groups == 0) return;
+kv_op clearing(const layout::Geometry& geometry, const Coherence::Copies& copies) {
   const CoherenceRecord cleared = KV_VARIANT(cache_clears_blindly)
                                       ? CoherenceRecord{copies.owners.word & ~copies.empty_groups}
                                       : copies.owners.without_owners(copies.empty_groups);
-  ended.clear = cas_op(geometry.record_offset(copies.record), copies.owners.word, cleared.word);
+  return cas_op(geometry.record_offset(copies.record), copies.owners.word, cleared.word);
+}
+
+void clear_empty(const layout::Geometry& geometry, const Coherence::Copies& copies,
+                 CopiesEnded& ended) {
+  if (copies.empty_groups == 0) return;
+  ended.clear = clearing(geometry, copies);
   ended.clears = true;
+}
+
+// What the slot will hold, for who is told that its copy has ended.
+void announce(const SlotRef& ref, const Replacement& replacement, Coherence::Copies& copies) {
+  const Slot to = replacement.slot;
+  copies.successor =
+      ref.slot.successor(to.fingerprint(), to.flags(), to.size_class(), to.address());
+  copies.value_bytes = replacement.value_bytes;
 }
 
 // kAbsent: somebody has changed the slot.
@@ -63,12 +75,23 @@ Task<Status> freeze(Channel& channel, SlotRef& ref, Coherence::Copies& copies) {
 // If this client's copy was worth having, begins one of what is about to be written. Between the
 // two there is no moment without either, so nobody is told that there is nothing under the record,
 // and this client stays registered.
-void begin_own(Coherence& coherence, const Replacement* replacement, Coherence::Copies& copies,
-               CopiesEnded& ended) {
+void begin_own(Coherence& coherence, const Replacement* replacement,
+               const Coherence::Copies& copies, ClientCache::Fill& kept) {
   ClientCache* const cache = coherence.cache();
   if (cache == nullptr || replacement == nullptr || !replacement->may_be_kept) return;
   if (!cache->takes(replacement->value_bytes)) return;
-  cache->begin_rewrite(copies.hash, copies.record, coherence.term(), ended.kept);
+  cache->begin_rewrite(copies.hash, copies.record, coherence.term(), kept);
+}
+
+// Once the owners have been read: what this client itself has of the key ends, unless it is kept.
+void end_own(Coherence& coherence, Coherence::Copies& copies, ClientCache::Fill& kept) {
+  if (kept.begun()) {
+    copies.mine_empty = false;
+    // Who has waited for this client's lease may have cleared its bit.
+    if (!coherence.is_owner(copies.owners)) kept.abandon();
+  } else if (ClientCache* const cache = coherence.cache()) {
+    copies.mine_empty = cache->drop(copies.hash, copies.record, ClientCache::By::kOwnWrite);
+  }
 }
 
 Coherence::Bounds bounds_of(const Channel& channel) {
@@ -77,27 +100,34 @@ Coherence::Bounds bounds_of(const Channel& channel) {
 
 }  // namespace
 
-EarlyFreeze::EarlyFreeze(Channel& channel, const Key& key, bool certain) {
-  if (!certain || KV_VARIANT(cache_writes_unfrozen)) return;
+EarlyGuard::EarlyGuard(Channel& channel, const Key& key, bool certain) {
   const Attachment& attachment = *channel.attachment;
+  freezes_ = !attachment.coherence.is_regular();
+  if (freezes_ && (!certain || KV_VARIANT(cache_writes_unfrozen))) return;
   KnownAddress known;
   if (attachment.coherence.cache() == nullptr) return;
   if (!attachment.addresses.find(key.hash, known)) return;
   const Slot slot = known.slot;
   if (!slot.readable() || slot.moving() || !slot.shared() || slot.frozen()) return;
   ref_ = {known.slot_offset, slot};
+  const uint32_t record = attachment.geometry.record_of(key.hash);
+  if (!freezes_) {
+    read_owners(attachment.geometry, record, owners_, node_, std::span(ops_).first<2>());
+    count_ = 2;
+    return;
+  }
   // An owner that the record does not show when the slot is frozen has no copy.
   freezing_ = KV_VARIANT(cache_counts_owners_early) ? 2 : 0;
   ops_[freezing_] =
       cas_op(ref_.offset, slot.word, slot.with_flags(Slot::kShared | Slot::kFrozen).word);
-  read_owners(attachment.geometry, attachment.geometry.record_of(key.hash), owners_, node_,
+  read_owners(attachment.geometry, record, owners_, node_,
               std::span(ops_).subspan(freezing_ == 0 ? 1 : 0).first<2>());
   count_ = 3;
 }
 
 Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
                         const Replacement* replacement, CopiesEnded& ended,
-                        const EarlyFreeze* early) {
+                        const EarlyGuard* early) {
   if (!ref.slot.guarded()) co_return Status::kOk;
   Attachment& attachment = *channel.attachment;
   Coherence& coherence = attachment.coherence;
@@ -108,7 +138,7 @@ Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
   const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
   Postbox* postbox = nullptr;
   if (const Status s = co_await open_postbox(channel, postbox); s != Status::kOk) co_return s;
-  begin_own(coherence, replacement, copies, ended);
+  begin_own(coherence, replacement, copies, ended.kept);
   if (early != nullptr && early->froze(ref)) {
     ref.slot = early->frozen();
     copies.owners = early->owners();
@@ -116,25 +146,76 @@ Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
   } else if (const Status s = co_await freeze(channel, ref, copies); s != Status::kOk) {
     co_return s;
   }
-  if (ended.kept.begun()) {
-    copies.mine_empty = false;
-    // Who has waited for this client's lease may have cleared its bit.
-    if (!coherence.is_owner(copies.owners)) ended.kept.abandon();
-  } else if (cache != nullptr) {
-    copies.mine_empty = cache->drop(key_hash, copies.record, ClientCache::By::kOwnWrite);
-  }
-  if (replacement != nullptr) {
-    const Slot to = replacement->slot;
-    copies.successor =
-        ref.slot.successor(to.fingerprint(), to.flags(), to.size_class(), to.address());
-    copies.value_bytes = replacement->value_bytes;
-  }
+  end_own(coherence, copies, ended.kept);
+  if (replacement != nullptr) announce(ref, *replacement, copies);
   const Status s =
       co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));
   if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
   ended.kept.follow(copies.renewed);
   if (s == Status::kOk) clear_empty(attachment.geometry, copies, ended);
   co_return s;
+}
+
+CopiesEndedLate::CopiesEndedLate(Channel& channel, uint64_t key_hash, const SlotRef& ref,
+                                 const Replacement& replacement)
+    : channel_(channel),
+      coherence_(channel.attachment->coherence),
+      question_(coherence_, channel.remote.executor()),
+      replacement_(replacement) {
+  const layout::Geometry& geometry = channel.attachment->geometry;
+  copies_.hash = key_hash;
+  copies_.record = geometry.record_of(key_hash);
+  announce(ref, replacement, copies_);
+  read_owners(geometry, copies_.record, owners_, node_, ops_);
+}
+
+Task<Status> CopiesEndedLate::begin(const EarlyGuard* early) {
+  if (const Status s = co_await open_postbox(channel_, postbox_); s != Status::kOk) co_return s;
+  if (early == nullptr || !early->has_read()) co_return Status::kOk;
+  copies_.owners = early->owners();
+  copies_.node = early->node();
+  // Only here: a stamp that is renewed after the replacement may be later than that of the next
+  // writer.
+  begin_own(coherence_, &replacement_, copies_, kept_);
+  end_own(coherence_, copies_, kept_);
+  told_ = true;
+  const Status s =
+      co_await coherence_.begin_ending(channel_.remote, postbox_, copies_, question_);
+  kept_.follow(copies_.renewed);
+  co_return s;
+}
+
+// Who had a copy of what was there had registered before it was replaced: it is among the owners
+// that were told if nobody has registered since those were read.
+Task<Status> CopiesEndedLate::finish(bool read) {
+  if (KV_VARIANT(regular_returns_at_once)) co_return Status::kOk;
+  ClientCache* const cache = coherence_.cache();
+  const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
+  Status s = Status::kOutcomeUnknown;
+  const bool same = owners_.word == copies_.owners.word || KV_VARIANT(regular_trusts_early_owners);
+  if (read && told_ && same) {
+    s = co_await coherence_.finish_ending(channel_.remote, postbox_, copies_, question_,
+                                          bounds_of(channel_));
+  } else if (read) {
+    s = co_await end_those_read();
+  }
+  if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
+  if (s != Status::kOk) {
+    kept_.abandon();
+    coherence_.owe(read ? owners_.owners() : ~uint64_t{0});
+  } else if (copies_.empty_groups != 0) {
+    coherence_.clear_later(clearing(channel_.attachment->geometry, copies_));
+  }
+  co_return s;
+}
+
+Task<Status> CopiesEndedLate::end_those_read() {
+  kept_.abandon();
+  copies_.owners = owners_;
+  copies_.node = node_;
+  end_own(coherence_, copies_, kept_);
+  co_return co_await coherence_.end_copies(channel_.remote, postbox_, copies_,
+                                           bounds_of(channel_));
 }
 
 Task<Status> end_copies_of_absence(Channel& channel, uint64_t key_hash, CopiesEnded& ended) {

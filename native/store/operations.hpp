@@ -91,23 +91,24 @@ struct Replacement {
   bool may_be_kept = false;
 };
 
-// The freeze of a slot that is remembered as `shared`, posted with the look-up of its key: a round
-// trip sooner. Only for writes that will replace what is there whatever it is: the slot stays
-// frozen.
-class EarlyFreeze {
+// What a put does with the look-up of a key whose slot is remembered as `shared`, a round trip
+// sooner: it reads the owners of copies and, unless the node is regular, freezes the slot ahead of
+// that.
+class EarlyGuard {
  public:
-  // `certain`: that it will.
-  EarlyFreeze(Channel& channel, const Key& key, bool certain);
-  EarlyFreeze(const EarlyFreeze&) = delete;
-  EarlyFreeze& operator=(const EarlyFreeze&) = delete;
-  // To be posted behind the READ of the slot; none if there is nothing to freeze.
+  // `certain`: that it will replace what is there, whatever it is. A slot that is frozen stays so.
+  EarlyGuard(Channel& channel, const Key& key, bool certain);
+  EarlyGuard(const EarlyGuard&) = delete;
+  EarlyGuard& operator=(const EarlyGuard&) = delete;
+  // To be posted behind the READ of the slot; none if nobody is known to guard it.
   std::span<kv_op> ops() { return {ops_, count_}; }
   // Once they have been executed: whether the slot, read ahead of them, has been frozen by them.
   bool froze(const SlotRef& seen) const {
     const kv_op& freezing = ops_[freezing_];
-    return count_ > 0 && seen.offset == ref_.offset && freezing.result == seen.slot.word &&
-           freezing.result == freezing.operand;
+    return count_ > 0 && freezes_ && seen.offset == ref_.offset &&
+           freezing.result == seen.slot.word && freezing.result == freezing.operand;
   }
+  bool has_read() const { return count_ > 0; }
   layout::Slot frozen() const { return layout::Slot{ops_[freezing_].desire}; }
   layout::CoherenceRecord owners() const { return owners_; }
   const layout::NodeLine& node() const { return node_; }
@@ -116,6 +117,7 @@ class EarlyFreeze {
   SlotRef ref_;
   kv_op ops_[3];
   unsigned count_ = 0;
+  bool freezes_ = false;
   unsigned freezing_ = 0;  // which of them
   layout::CoherenceRecord owners_;
   layout::NodeLine node_;
@@ -135,7 +137,42 @@ struct CopiesEnded {
 };
 Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
                         const Replacement* replacement, CopiesEnded& ended,
-                        const EarlyFreeze* early = nullptr);
+                        const EarlyGuard* early = nullptr);
+
+// The same of a regular node, where the slot is not frozen: the copies of what a write replaces end
+// beside it, and before it returns. The slot must stay `shared`: until then the next writer has to
+// end them too.
+class CopiesEndedLate {
+ public:
+  CopiesEndedLate(Channel& channel, uint64_t key_hash, const SlotRef& ref,
+                  const Replacement& replacement);
+  CopiesEndedLate(const CopiesEndedLate&) = delete;
+  CopiesEndedLate& operator=(const CopiesEndedLate&) = delete;
+
+  // Before the slot is replaced. Owners that the look-up has read are told at once.
+  Task<Status> begin(const EarlyGuard* early);
+  // READs, to be posted behind the replacing CAS.
+  std::span<kv_op> ops() { return ops_; }
+  // Once the slot has been replaced. Unless it returns kOk, copies of what was there may be read
+  // until this client has paid what it owes. `read`: whether the READs have been executed.
+  Task<Status> finish(bool read);
+  ClientCache::Fill& kept() { return kept_; }
+
+ private:
+  Task<Status> end_those_read();
+
+  Channel& channel_;
+  Coherence& coherence_;
+  Coherence::Copies copies_;  // as far as it was known before
+  bool told_ = false;
+  Coherence::Question question_;
+  layout::CoherenceRecord owners_;  // read afterwards
+  layout::NodeLine node_;
+  std::array<kv_op, 2> ops_;
+  Postbox* postbox_ = nullptr;
+  const Replacement& replacement_;
+  ClientCache::Fill kept_;
+};
 
 // Before an insert whose tentative entry stands is committed: sees to it that no client can read a
 // copy of the key's absence. Owners of such copies have been seen in the key's absent record.

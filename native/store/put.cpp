@@ -148,7 +148,7 @@ enum class Step {
 
 // The look-up that a put begins with. The object's WRITEs travel along: the first with the bucket
 // READs, the second, which needs the first's checksum, with the header READ.
-Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, EarlyFreeze& early,
+Task<Status> look_up_writing(Channel& channel, const Key& key, Draft& draft, EarlyGuard& early,
                              Lookup& lookup) {
   bool found = false;
   if (const Status s =
@@ -170,28 +170,20 @@ Step step_of(Status not_ended) {
   return again ? Step::kAgain : Step::kLost;
 }
 
-// Replaces the object that a slot points at. `ref` becomes what the slot holds then.
-Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subtable,
-                   const EarlyFreeze* early, Draft& draft) {
-  CopiesEnded ended;
-  const Replacement to = draft.replacement(key);
-  if (const Status s = co_await end_copies(channel, key.hash, ref, &to, ended, early);
-      s != Status::kOk) {
-    co_return step_of(s);
-  }
+// Has the slot point at the draft by one CAS, with `behind` behind it. kDone: it does. Otherwise
+// kAgain, kLost or kUnknown. `executed`: whether all has been.
+Task<Step> swing(Channel& channel, const SlotRef& ref, Slot after, Draft& draft,
+                 std::span<kv_op> behind, bool& executed) {
   const Slot before = ref.slot;
-  const bool shared = ended.kept.begun() && !KV_VARIANT(cache_keeps_unshared);
-  const Slot after = before.successor(key.fingerprint(), shared ? Slot::kShared : 0,
-                                      to.slot.size_class(), to.slot.address());
-  ref.slot = after;
-  kv_op ops[3];
+  kv_op ops[4];
   unsigned count = 0;
   for (const kv_op& op : draft.pending()) ops[count++] = op;
   draft.posted();
   kv_op& publishing = ops[count++];
   publishing = cas_op(ref.offset, before.word, after.word);
-  if (ended.clears) ops[count++] = ended.clear;
+  for (const kv_op& op : behind) ops[count++] = op;
   const uint32_t s = co_await channel.remote.batch({ops, count});
+  executed = s == KV_FABRIC_OK;
   if (s == KV_FABRIC_DOWN) co_return Step::kLost;
   Status fate = Status::kOk;
   if (s != KV_FABRIC_OK) {
@@ -205,11 +197,62 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subt
   } else if (publishing.result != before.word && !KV_VARIANT(ignore_failed_cas)) {
     co_return Step::kAgain;
   }
-  if (fate != Status::kOk) co_return Step::kUnknown;
+  co_return fate == Status::kOk ? Step::kDone : Step::kUnknown;
+}
+
+void retire(Channel& channel, Slot before) {
+  if (KV_VARIANT(forget_retired_block)) return;
+  channel.attachment->limbo.retire({before.offset(), before.size_class()});
+}
+
+// The same for a slot that clients have copies of, on a regular node: see CopiesEndedLate.
+Task<Step> replace_first(Channel& channel, const Key& key, SlotRef& ref, uint64_t subtable,
+                         const EarlyGuard* early, Draft& draft) {
+  const Replacement to = draft.replacement(key);
+  CopiesEndedLate ended(channel, key.hash, ref, to);
+  if (const Status s = co_await ended.begin(early); s != Status::kOk) co_return step_of(s);
+  const Slot before = ref.slot;
+  const Slot after =
+      before.successor(key.fingerprint(), KV_VARIANT(regular_forgets_shared) ? 0 : Slot::kShared,
+                       to.slot.size_class(), to.slot.address());
+  bool executed = false;
+  const Step step = co_await swing(channel, ref, after, draft, ended.ops(), executed);
+  if (step != Step::kDone && step != Step::kUnknown) co_return step;
+  ref.slot = after;
+  const Status status = co_await ended.finish(executed);
+  if (step == Step::kUnknown) co_return step;
+  retire(channel, before);
+  if (status != Status::kOk) co_return Step::kUnknown;
+  if (ended.kept().begun()) {
+    draft.finish_copy(ended.kept(), *channel.attachment, key, ref, subtable);
+  }
+  co_return Step::kDone;
+}
+
+// Replaces the object that a slot points at. `ref` becomes what the slot holds then.
+Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subtable,
+                   const EarlyGuard* early, Draft& draft) {
+  if (ref.slot.guarded() && channel.attachment->coherence.is_regular()) {
+    co_return co_await replace_first(channel, key, ref, subtable, early, draft);
+  }
+  CopiesEnded ended;
+  const Replacement to = draft.replacement(key);
+  if (const Status s = co_await end_copies(channel, key.hash, ref, &to, ended, early);
+      s != Status::kOk) {
+    co_return step_of(s);
+  }
+  const Slot before = ref.slot;
+  const bool shared = ended.kept.begun() && !KV_VARIANT(cache_keeps_unshared);
+  const Slot after = before.successor(key.fingerprint(), shared ? Slot::kShared : 0,
+                                      to.slot.size_class(), to.slot.address());
+  bool executed = false;
+  const Step step = co_await swing(channel, ref, after, draft,
+                                   {&ended.clear, ended.clears ? 1u : 0u}, executed);
+  ref.slot = after;
+  if (step != Step::kDone) co_return step;
   if (KV_VARIANT(cache_renews_late)) channel.attachment->coherence.renew_stamp(key.hash, {});
   if (ended.kept.begun()) draft.finish_copy(ended.kept, *channel.attachment, key, ref, subtable);
-  if (KV_VARIANT(forget_retired_block)) co_return Step::kDone;
-  channel.attachment->limbo.retire({before.offset(), before.size_class()});
+  retire(channel, before);
   co_return Step::kDone;
 }
 
@@ -327,7 +370,7 @@ Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, const Co
                        Draft& draft, bool first_attempt, PutProgress& progress) {
   Lookup lookup;
   Status s;
-  std::optional<EarlyFreeze> early;
+  std::optional<EarlyGuard> early;
   if (first_attempt) {
     // What is refused must leave the slot as it is.
     const bool certain = (call.flags & (KV_IF_ABSENT | KV_IF_VERSION | KV_WITH_FENCE)) == 0;

@@ -282,7 +282,12 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
   attachment.locks.renewed(renewal_ns);
   if (caches) {
     if (const Status s = co_await open_for_copies(channel); s != Status::kOk) co_return s;
-    attachment.coherence.renewed(begun_ns, revoke_word, node.clock_ms);
+    attachment.coherence.renewed(begun_ns, revoke_word, node);
+  }
+  // Not before the last write that was lost can't be executed any more.
+  if (!client_.any_unfenced(channel.member())) {
+    const Status s = co_await attachment.coherence.pay(channel.remote);
+    if (s != Status::kOk) co_return s;
   }
 
   member.pressure = node.pressure;

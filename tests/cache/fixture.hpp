@@ -170,12 +170,12 @@ class CopyingClient {
  public:
   Client client;
 
-  Outcome run(kv_call call) {
+  Outcome run(kv_call call, uint64_t timeout_ns = 10 * kSecond) {
     Outcome outcome;
     Status status = Status::kOk;
     Lane* lane = client.acquire_lane(20 * kSecond, status);
     KV_ASSERT(lane != nullptr);
-    KV_ASSERT(lane->run(&call, 1, 10 * kSecond, false) == KV_OK);
+    KV_ASSERT(lane->run(&call, 1, timeout_ns, false) == KV_OK);
     outcome.status = Status(call.status);
     outcome.version = call.version;
     if (call.kind == KV_GET && outcome.status == Status::kOk) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -273,3 +275,41 @@ def test_a_node_of_another_consistency_is_refused(scheme: str) -> None:
         with kvstore.connect(target, consistency="regular") as store:
             store.put("key", b"value")
             assert store.get("key") == b"value"
+
+
+_DIES = """
+import os, sys, kvstore
+store = kvstore.connect(sys.argv[1])
+store.put("other", b"value")
+print("there", flush=True)
+sys.stdin.read()
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("scheme", ["kv", "tcp"])
+@pytest.mark.parametrize("consistency", ["linearizable", "regular"])
+def test_copies_after_the_death_of_another_client(scheme: str, consistency: str) -> None:
+    """On a regular node nobody knows which copies it has left behind, so all end."""
+    options = ("32MiB", "--consistency", consistency, "--membership-lease", "1")
+    with start_node(*options) as node, ControlClient(node.address) as control:
+        target = f"{scheme}://{node.address}"
+        with kvstore.connect(target, cache_bytes=8 << 20) as store:
+            store.put("key", VALUE)
+            settle(store, "key")
+            command = [sys.executable, "-c", _DIES, target]
+            with subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as other:
+                assert other.stdout is not None
+                assert other.stdout.readline() == "there\n"
+                assert store.stats().cache_entries == 1
+                other.communicate(timeout=30)
+            give_up = time.monotonic() + 20
+            while control.stats()["clients_fenced"] == 0 and time.monotonic() < give_up:
+                time.sleep(0.02)
+            assert control.stats()["clients_fenced"] == 1
+            time.sleep(0.3)  # some heartbeats
+            assert store.stats().cache_entries == (1 if consistency == "linearizable" else 0)
+            settle(store, "key")
+            assert store.get("key") == VALUE

@@ -12,10 +12,12 @@ import pytest
 PROBE = Path(__file__).resolve().parents[2] / "bench" / "stale_read_probe.py"
 
 
+APART = ("--apart", "--lost", "50000", "--late", "100000")
+REGULAR = ("--consistency", "regular")
+
+
 @pytest.mark.parametrize("fabric", ["shm", "tcp"])
-@pytest.mark.parametrize(
-    "faults", [(), ("--apart",), ("--apart", "--lost", "50000", "--late", "100000")]
-)
+@pytest.mark.parametrize("faults", [(), ("--apart",), APART, REGULAR, (*REGULAR, *APART)])
 def test_no_read_is_stale(fabric: str, faults: tuple[str, ...]) -> None:
     reads = 12_000
     command = [sys.executable, str(PROBE), "--fabric", fabric, "--reads", str(reads), "--json"]

@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <vector>
 
 #include "node/region.hpp"
@@ -39,4 +40,28 @@ TEST_CASE("registry: when clients have taken all lines, the node's own still get
   registry.mark_swept(fenced[2]);
   registry.mark_swept(fenced[3]);
   CHECK(registry.admit("client", KV_FABRIC_VERBS, token) != 0);
+}
+
+TEST_CASE("registry: a death without a farewell is told as one") {
+  std::string error;
+  const std::unique_ptr<Region> region = Region::create(layout::kRegionBytesMin, false, error);
+  REQUIRE_MESSAGE(region != nullptr, error);
+  const layout::Geometry geometry =
+      format_region(region->data(), region->bytes(), {1, 1, 0, 0, 5000});
+  Registry registry(region->data(), geometry);
+  const auto end_one = [&](bool left) {
+    Token token;
+    const uint32_t registration = registry.admit("client", KV_FABRIC_TCP, token);
+    REQUIRE(registry.connected(registration, KV_FABRIC_TCP, 0, -1));
+    CHECK(registry.mark_fenced(registration, left));
+    layout::NodeLine line;
+    std::memcpy(&line, region->data() + layout::kNodeLineOffset, sizeof line);
+    return line;
+  };
+  const layout::NodeLine after_farewell = end_one(true);
+  CHECK(after_farewell.deaths == 1);
+  CHECK(after_farewell.crashes == 0);
+  const layout::NodeLine after_crash = end_one(false);
+  CHECK(after_crash.deaths == 2);
+  CHECK(after_crash.crashes == 1);
 }

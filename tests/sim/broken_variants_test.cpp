@@ -83,6 +83,16 @@ const std::map<std::string, std::string> kScenarios{
     {"copies_hosts",
      "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=22 think_us=20 hosts=1 "
      "late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_regular",
+     "consistency=1 rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=30 "
+     "think_us=20 late_per_million=50000 mail_late_per_million=50000 clients=6 hosts=4"},
+    {"copies_regular_deaf",
+     "consistency=1 rare=cache_everything cache_kib=64 keys=64 get_percent=85 put_percent=15 "
+     "contains_percent=0 mail_lost_per_million=700000 timeout_ms=30"},
+    {"copies_regular_crashes",
+     "consistency=1 rare=cache_everything cache_kib=64 keys=40 get_percent=80 put_percent=20 "
+     "contains_percent=0 clients=6 operations=400 mail_lost_per_million=700000 lease_ms=100 "
+     "crashes_per_million=50000"},
     {"copies_stalls",
      "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=30 think_us=20 "
      "stalls_per_million=300000 stall_us=300"},
@@ -225,6 +235,11 @@ constexpr Broken kBroken[] = {
     {"cache_renews_nothing", "copies_hosts", 10},
     {"cache_renews_late", "copies_hosts", 10},
     {"cache_stamps_late", "copies_hosts", 20},
+    {"regular_returns_at_once", "copies_regular", 20},
+    {"regular_forgets_shared", "copies_regular", 20},
+    {"regular_trusts_early_owners", "copies_regular", 60},
+    {"regular_forgets_debts", "copies_regular_deaf", 20},
+    {"regular_ignores_crashes", "copies_regular_crashes", 120},
 };
 
 }  // namespace

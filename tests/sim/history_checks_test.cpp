@@ -84,6 +84,19 @@ TEST_CASE("history checks: an expired value does not come back to who found it g
   CHECK(check_expiry(history, 500 * kMs) == "");
 }
 
+TEST_CASE("history checks: reads at rest agree") {
+  Operation one = operation(OperationKind::kGet, 1, 10, 20);
+  Operation other = operation(OperationKind::kGet, 2, 30, 40);
+  const Operation gone = operation(OperationKind::kGet, 0, 30, 40, OperationOutcome::kAbsent);
+  const Operation failed = operation(OperationKind::kGet, 0, 30, 40, OperationOutcome::kNoEffect);
+  CHECK(check_agreement(std::vector{one, one, failed}) == "");
+  CHECK(check_agreement(std::vector{one, other}) != "");
+  CHECK(check_agreement(std::vector{one, gone}) != "");
+  CHECK(check_agreement(std::vector{failed, gone, gone}) == "");
+  other.key = 1;
+  CHECK(check_agreement(std::vector{one, other}) == "");
+}
+
 TEST_CASE("history checks: the price of each operation, and one verb more") {
   using Kind = OperationKind;
   using Outcome = OperationOutcome;

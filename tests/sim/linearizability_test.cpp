@@ -63,6 +63,17 @@ bool accepts(const std::vector<Operation>& history, bool may_vanish = false) {
   return result.verdict == Verdict::kLinearizable;
 }
 
+Operation copied(Operation operation) {
+  operation.copied = true;
+  return operation;
+}
+bool accepts_regular(const std::vector<Operation>& history) {
+  const LinearizabilityResult result =
+      check_history(history, {.configurations_max = 1'000'000, .regular_copies = true});
+  REQUIRE(result.verdict != Verdict::kUndecided);
+  return result.verdict == Verdict::kLinearizable;
+}
+
 // Tries every order of every subset that leaves out only what is unknown.
 bool accepts_by_trying_all(const std::vector<Operation>& history, std::vector<bool>& placed,
                            const RegisterState& state, bool may_vanish) {
@@ -220,6 +231,26 @@ TEST_CASE("sim: the search has a bound and says when it meets it") {
     history.push_back(get(4 * i + 2, 4 * i + 3, i));
   }
   CHECK(check_key(history).verdict == Verdict::kLinearizable);
+}
+
+TEST_CASE("linearizability: reads from copies may be behind a write that has not returned") {
+  const Operation first = put(0, 10, 1);
+  const Operation second = put(20, 60, 2);
+  const Operation seen = get(30, 40, 2);
+  // The node shows the new value, and a copy after that the old one.
+  CHECK(accepts_regular({first, second, seen, copied(get(45, 50, 1))}));
+  CHECK(!accepts_regular({first, second, seen, get(45, 50, 1)}));
+  CHECK(!accepts({first, second, seen, copied(get(45, 50, 1))}));
+  // But not behind one that has, nor of what nobody has written yet.
+  CHECK(!accepts_regular({first, second, seen, copied(get(65, 70, 1))}));
+  CHECK(!accepts_regular({first, second, seen, copied(get(12, 15, 2))}));
+  CHECK(!accepts_regular({first, second, copied(get(45, 50, 3))}));
+  // Who was refused has only looked.
+  const Operation refused =
+      only_absent(put(30, 40, 3, 0, OperationOutcome::kConditionFailed));
+  CHECK(accepts_regular({first, second, refused, copied(get(45, 50, 1))}));
+  // What is not known to have returned may be behind for ever.
+  CHECK(accepts_regular({first, lost_put(20, 2), seen, copied(get(900, 910, 1))}));
 }
 
 TEST_CASE("sim: the search agrees with trying every order") {

@@ -16,10 +16,12 @@ namespace kvstore::test {
 
 class StoreNode {
  public:
-  explicit StoreNode(uint64_t capacity_bytes, uint32_t eviction = KV_EVICTION_NONE) {
+  explicit StoreNode(uint64_t capacity_bytes, uint32_t eviction = KV_EVICTION_NONE,
+                     uint32_t consistency = KV_LINEARIZABLE) {
     kv_node_config config{};
     config.capacity_bytes = capacity_bytes;
     config.eviction = eviction;
+    config.consistency = consistency;
     std::string error;
     node_ = Node::open(config, error);
     KV_ASSERT(node_ != nullptr);
