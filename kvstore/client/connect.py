@@ -58,8 +58,9 @@ def connect(
         address_cache_entries: Keys whose place is remembered, so that the next get is one round
             trip; 0: 131,072, 1: none.
         cache_bytes: Memory of this process for copies of values that are read again and again;
-            0: none are made. Reads stay linearizable. Worth it for keys that are read several
-            times, here, for each time that anybody writes them; see docs/cache.md.
+            0: none are made. Reads stay linearizable, or regular if the node is. Worth it for keys
+            that are read several times, here, for each time that anybody writes them; see
+            docs/cache.md.
         consistency: "linearizable" or "regular": refuse nodes that were started with another one.
             It is a property of the node, which a client can't change; None takes what there is.
         host_stamps: Clients of one user on one host end each other's copies through memory that

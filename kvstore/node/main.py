@@ -121,8 +121,9 @@ _PORT = click.IntRange(0, 65535)
     type=click.Choice(["linearizable", "regular"]),
     default="linearizable",
     show_default=True,
-    help="What clients with copies may expect of reads, as they can ask of `connect`. Today"
-    " 'regular' is kept by the rules of 'linearizable', and costs the same.",
+    help="What clients with copies may expect of reads, as they can ask of `connect`. With"
+    " 'regular' a copy may be behind until the write that replaces its value returns; such writes"
+    " take a round trip less.",
 )
 @click.option(
     "--ssd",

@@ -283,22 +283,11 @@ void Coherence::owe(uint64_t groups) {
   if (!KV_VARIANT(regular_forgets_debts)) owed_.fetch_or(groups, std::memory_order_acq_rel);
 }
 
-void Coherence::clear_later(const kv_op& clear) {
-  const std::lock_guard lock(mutex_);
-  // One that is forgotten costs the next write of a key of the record a message.
-  if (clearings_.size() < kClearingsMax) clearings_.push_back(clear);
-}
-
 Task<Status> Coherence::pay(Remote& remote) {
-  kv_op ops[layout::kOwnerGroups + kClearingsMax];
   const uint64_t groups = owed_.exchange(0, std::memory_order_acq_rel);
-  unsigned count = revocations(groups, std::span(ops).first<layout::kOwnerGroups>());
-  {
-    const std::lock_guard lock(mutex_);
-    for (const kv_op& clear : clearings_) ops[count++] = clear;
-    clearings_.clear();
-  }
-  if (count == 0) co_return Status::kOk;
+  if (groups == 0) co_return Status::kOk;
+  kv_op ops[layout::kOwnerGroups];
+  const unsigned count = revocations(groups, ops);
   const uint32_t posted = co_await remote.batch({ops, count});
   if (posted != KV_FABRIC_OK) owe(groups);
   co_return from_fabric(posted);

@@ -111,8 +111,6 @@ class Coherence {
   bool is_regular() const { return is_regular_; }
   // Copies of these groups may be of what this client has replaced.
   void owe(uint64_t groups);
-  // Bits of a record that may be cleared, if it is still as this CAS expects.
-  void clear_later(const kv_op& clear);
   bool owes() const { return owed_.load(std::memory_order_acquire) != 0; }
   // Of a heartbeat: does what is owed.
   Task<Status> pay(Remote& remote);
@@ -159,8 +157,6 @@ class Coherence {
   const CoherenceCounts& counts() const { return counts_; }
 
  private:
-  static constexpr size_t kClearingsMax = 16;
-
   Task<Status> refresh_live(Remote& remote, const layout::NodeLine& node);
   // Live clients of the record's groups that must be told; groups of those that need not be are
   // added to `spared`.
@@ -190,7 +186,6 @@ class Coherence {
   std::mutex mutex_;
   uint64_t next_question_ = 1;
   std::vector<Question*> questions_;
-  std::vector<kv_op> clearings_;
   // By place; as of `admissions_` and `deaths_`.
   std::vector<uint32_t> live_;
   uint64_t admissions_ = 0;

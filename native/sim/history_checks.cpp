@@ -82,7 +82,8 @@ std::string check_acknowledged(std::span<const Operation> history, std::span<con
 std::string check_agreement(std::span<const Operation> last) {
   std::map<uint64_t, const Operation*> first;
   for (const Operation& read : last) {
-    const bool told = read.kind == OperationKind::kGet && read.outcome != OperationOutcome::kUnknown;
+    const bool told =
+        read.kind == OperationKind::kGet && read.outcome != OperationOutcome::kUnknown;
     if (!told || read.outcome == OperationOutcome::kNoEffect) continue;
     const Operation& other = *first.try_emplace(read.key, &read).first->second;
     if (read.outcome == other.outcome && read.value == other.value) continue;

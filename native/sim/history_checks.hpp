@@ -16,8 +16,8 @@ namespace kvstore::sim {
 std::string check_acknowledged(std::span<const Operation> history, std::span<const Operation> last,
                                bool may_vanish);
 
-// `last` are such reads, several of each key: those of one key agree, from copies or not. Not of keys
-// that may vanish by themselves.
+// `last` are such reads, several of each key: those of one key agree, from copies or not. Not of
+// keys that may vanish by themselves.
 std::string check_agreement(std::span<const Operation> last);
 
 // What was put with a time to live does not come back to a client that has found it gone, and is

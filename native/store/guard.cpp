@@ -179,8 +179,7 @@ Task<Status> CopiesEndedLate::begin(const EarlyGuard* early) {
   begin_own(coherence_, &replacement_, copies_, kept_);
   end_own(coherence_, copies_, kept_);
   told_ = true;
-  const Status s =
-      co_await coherence_.begin_ending(channel_.remote, postbox_, copies_, question_);
+  const Status s = co_await coherence_.begin_ending(channel_.remote, postbox_, copies_, question_);
   kept_.follow(copies_.renewed);
   co_return s;
 }
@@ -204,7 +203,9 @@ Task<Status> CopiesEndedLate::finish(bool read) {
     kept_.abandon();
     coherence_.owe(read ? owners_.owners() : ~uint64_t{0});
   } else if (copies_.empty_groups != 0) {
-    coherence_.clear_later(clearing(channel_.attachment->geometry, copies_));
+    // Else every later write would ask them. That it fails is no matter.
+    kv_op clear[1] = {clearing(channel_.attachment->geometry, copies_)};
+    co_await channel_.remote.batch(clear);
   }
   co_return s;
 }
@@ -214,8 +215,7 @@ Task<Status> CopiesEndedLate::end_those_read() {
   copies_.owners = owners_;
   copies_.node = node_;
   end_own(coherence_, copies_, kept_);
-  co_return co_await coherence_.end_copies(channel_.remote, postbox_, copies_,
-                                           bounds_of(channel_));
+  co_return co_await coherence_.end_copies(channel_.remote, postbox_, copies_, bounds_of(channel_));
 }
 
 Task<Status> end_copies_of_absence(Channel& channel, uint64_t key_hash, CopiesEnded& ended) {

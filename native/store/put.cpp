@@ -232,7 +232,9 @@ Task<Step> replace_first(Channel& channel, const Key& key, SlotRef& ref, uint64_
 // Replaces the object that a slot points at. `ref` becomes what the slot holds then.
 Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subtable,
                    const EarlyGuard* early, Draft& draft) {
-  if (ref.slot.guarded() && channel.attachment->coherence.is_regular()) {
+  // Where nobody is registered any more it is frozen all the same, to be `shared` no longer.
+  const bool has_owners = early == nullptr || !early->has_read() || early->owners().owners() != 0;
+  if (ref.slot.guarded() && has_owners && channel.attachment->coherence.is_regular()) {
     co_return co_await replace_first(channel, key, ref, subtable, early, draft);
   }
   CopiesEnded ended;
@@ -246,8 +248,8 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subt
   const Slot after = before.successor(key.fingerprint(), shared ? Slot::kShared : 0,
                                       to.slot.size_class(), to.slot.address());
   bool executed = false;
-  const Step step = co_await swing(channel, ref, after, draft,
-                                   {&ended.clear, ended.clears ? 1u : 0u}, executed);
+  const Step step =
+      co_await swing(channel, ref, after, draft, {&ended.clear, ended.clears ? 1u : 0u}, executed);
   ref.slot = after;
   if (step != Step::kDone) co_return step;
   if (KV_VARIANT(cache_renews_late)) channel.attachment->coherence.renew_stamp(key.hash, {});

@@ -246,8 +246,7 @@ TEST_CASE("linearizability: reads from copies may be behind a write that has not
   CHECK(!accepts_regular({first, second, seen, copied(get(12, 15, 2))}));
   CHECK(!accepts_regular({first, second, copied(get(45, 50, 3))}));
   // Who was refused has only looked.
-  const Operation refused =
-      only_absent(put(30, 40, 3, 0, OperationOutcome::kConditionFailed));
+  const Operation refused = only_absent(put(30, 40, 3, 0, OperationOutcome::kConditionFailed));
   CHECK(accepts_regular({first, second, refused, copied(get(45, 50, 1))}));
   // What is not known to have returned may be behind for ever.
   CHECK(accepts_regular({first, lost_put(20, 2), seen, copied(get(900, 910, 1))}));
