@@ -75,6 +75,8 @@ class ClientStats:
     #: Writes that met copies; and of these, those that waited for the lease of a silent client.
     writes_guarded: int
     leases_waited: int
+    #: Uses of keys that eviction was not told of: they came faster than they could be told.
+    uses_dropped: int
     #: Attachments that found a node started anew, which is to say empty.
     node_restarts: int
 

@@ -304,6 +304,7 @@ typedef struct kv_client_stats {
                                     a stamp */
   uint64_t writes_guarded;       /* that met copies of other clients, or of this one */
   uint64_t leases_waited; /* writes that waited for the lease of a client without an answer */
+  uint64_t uses_dropped;  /* of which the nodes' eviction was not told, there were too many */
 } kv_client_stats;
 
 enum kv_copy_kind {

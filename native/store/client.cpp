@@ -259,6 +259,7 @@ void Client::read_stats(kv_client_stats& stats) {
       stats.round_trips += counts.round_trips.get();
       stats.bytes_read += counts.bytes_read.get();
       stats.bytes_written += counts.bytes_written.get();
+      stats.uses_dropped += lane.channel(m).touches.dropped();
     }
     const LaneCounts& counts = lane.counts();
     if (!service) stats.operations += counts.operations.get();

@@ -24,7 +24,7 @@ namespace {
 
 // Groups a sample: eight of a full index, more of a sparse one.
 constexpr unsigned kGroupsLeast = 8;
-constexpr unsigned kGroupsMost = 16;
+constexpr unsigned kGroupsMost = 40;
 constexpr unsigned kSlotsSampled = kGroupsMost * layout::kSlotsPerGroup;
 constexpr unsigned kSlotsWanted = 120;  // in use
 constexpr uint64_t kReclaimPollNs = kMillisecond / 2;

@@ -6,10 +6,8 @@
 
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <vector>
 
 #include "index/places.hpp"
 #include "layout/layout.hpp"
@@ -56,59 +54,6 @@ class EvictionPool {
   unsigned count_ = 0;
   unsigned used_per_group_ = layout::kSlotsPerGroup;
   std::array<EvictionEntry, kEntries> entries_;  // not initialised
-};
-
-// What this lane has used of late, by the place of its metadata: the node is told by the heartbeat,
-// and until then evictors of other clients know nothing of it. One thread, as its channel.
-class RecentUses {
- public:
-  // `reuse` as in the call; a read that says nothing of it leaves what was said before.
-  void note(uint64_t metadata_offset, uint32_t now_ms, uint32_t reuse, bool written) {
-    // Most stores never evict, and have no table.
-    if (uses_.empty()) uses_.resize(kUses);
-    uses_[index_of(metadata_offset)] = {metadata_offset, now_ms, reuse, written};
-  }
-  // Brings metadata that was read up to date.
-  void apply(uint64_t metadata_offset, layout::EvictionMetadata& metadata) const {
-    if (uses_.empty()) return;
-    const Use& use = uses_[index_of(metadata_offset)];
-    if (use.metadata_offset != metadata_offset) return;
-    // What the node knows is younger, or of another entry in the same slot.
-    const bool told =
-        metadata.last_access_ms != 0 && elapsed_ms(use.now_ms, metadata.last_access_ms) > 0;
-    if (told) return;
-    const layout::EvictionMetadata said = told_metadata(use.reuse, use.now_ms);
-    if (use.written || metadata.last_access_ms == 0) {
-      metadata = said;
-      return;
-    }
-    metadata.last_access_ms = use.now_ms;
-    if (use.reuse == 0) return;
-    metadata.category = said.category;
-    metadata.place = said.place;
-  }
-  // Its entry is gone.
-  void forget(uint64_t metadata_offset) {
-    if (uses_.empty()) return;
-    Use& use = uses_[index_of(metadata_offset)];
-    if (use.metadata_offset == metadata_offset) use = {};
-  }
-  void clear() { uses_.clear(); }
-
- private:
-  // More than the blocks of a long prompt: which of them were used must not be forgotten while the
-  // rest is stored.
-  static constexpr unsigned kUses = 16384;
-  struct Use {
-    uint64_t metadata_offset;
-    uint32_t now_ms;
-    uint32_t reuse;
-    bool written;
-  };
-  static size_t index_of(uint64_t metadata_offset) {
-    return size_t(metadata_offset / sizeof(layout::EvictionMetadata) % kUses);
-  }
-  std::vector<Use> uses_;
 };
 
 }  // namespace kvstore

@@ -17,6 +17,7 @@
 #include "index/key.hpp"
 #include "store/attachment.hpp"
 #include "store/eviction_pool.hpp"
+#include "store/recent_uses.hpp"
 
 namespace kvstore {
 
@@ -34,14 +35,17 @@ struct Touch {
 };
 
 // Touches on their way from a lane to the heartbeat, which writes them to the node. What finds the
-// ring full is dropped: the metadata is best effort.
+// ring full is dropped and counted: the metadata is best effort.
 class TouchRing {
  public:
   // Whether it is just half full: somebody should come.
   bool push(const Touch& touch) {
     const uint64_t head = head_.load(std::memory_order_relaxed);
     const uint64_t held = head - tail_.load(std::memory_order_acquire);
-    if (held == ring_.size()) return false;
+    if (held == ring_.size()) {
+      ++dropped_;
+      return false;
+    }
     ring_[head % ring_.size()] = touch;
     head_.store(head + 1, std::memory_order_release);
     return held == ring_.size() / 2;
@@ -53,9 +57,11 @@ class TouchRing {
     tail_.store(tail + 1, std::memory_order_release);
     return true;
   }
+  uint64_t dropped() const { return dropped_.get(); }
 
  private:
-  std::array<Touch, 4096> ring_;  // not initialised: what nobody uses takes no memory
+  std::array<Touch, 8192> ring_;  // not initialised: what nobody uses takes no memory
+  Counter dropped_;
   std::atomic<uint64_t> head_{0};
   std::atomic<uint64_t> tail_{0};
 };

@@ -1,8 +1,11 @@
 // A full node: with eviction it keeps serving and forgets what was used longest ago, whoever owns
 // the memory; without, it refuses and forgets nothing.
 
+#include <algorithm>
+#include <numeric>
 #include <random>
 #include <thread>
+#include <vector>
 
 #include "tests/store/fixture.hpp"
 
@@ -253,26 +256,74 @@ TEST_CASE("store: a full node that evicts nothing keeps every key") {
 
 TEST_CASE("the uses of a long prompt's blocks are remembered until the node is told") {
   constexpr unsigned kBlocks = 4000;
-  const auto metadata_of = [](uint64_t i) { return i * sizeof(layout::EvictionMetadata); };
+  constexpr unsigned kSubtables = 8;
+  constexpr uint64_t kSegmentBytes = uint64_t{2} << 20;
+  // Where hashes put them: at any place of any subtable, which begin at multiples of a segment.
+  std::vector<uint64_t> places(kSubtables * layout::kSlotsPerSubtable);
+  std::iota(places.begin(), places.end(), 0);
+  std::shuffle(places.begin(), places.end(), std::mt19937_64{1});
+  const auto metadata_of = [&](unsigned i) {
+    const uint64_t any = places[i];
+    return any / layout::kSlotsPerSubtable * kSegmentBytes + layout::kSubtableBucketBytes +
+           any % layout::kSlotsPerSubtable * sizeof(layout::EvictionMetadata);
+  };
   RecentUses uses;
   const layout::EvictionMetadata unknown{};
   for (unsigned i = 1; i <= kBlocks; ++i) {
     uses.note(metadata_of(i), 1000 + i, 7 << KV_REUSE_CATEGORY_SHIFT | i, true);
   }
+  unsigned forgotten = 0;
   for (unsigned i = 1; i <= kBlocks; ++i) {
     layout::EvictionMetadata metadata = unknown;
     uses.apply(metadata_of(i), metadata);
+    if (metadata.last_access_ms == 0) {
+      ++forgotten;
+      continue;
+    }
     REQUIRE(metadata.last_access_ms == 1000 + i);
     REQUIRE(metadata.category == 7);
     REQUIRE(metadata.place == i);
   }
-  layout::EvictionMetadata metadata = unknown;
-  uses.forget(metadata_of(1));
-  uses.apply(metadata_of(1), metadata);
+  CHECK(forgotten <= kBlocks / 100);
+}
+
+TEST_CASE("a use that is forgotten, or before the client was attached anew, says nothing") {
+  constexpr uint64_t kOne = 1024;
+  constexpr uint64_t kOther = 2048;
+  RecentUses uses;
+  uses.note(kOne, 1000, 0, true);
+  uses.note(kOther, 1000, 0, true);
+  layout::EvictionMetadata metadata{};
+  uses.forget(kOne);
+  uses.apply(kOne, metadata);
   CHECK(metadata.last_access_ms == 0);
   uses.clear();
-  uses.apply(metadata_of(2), metadata);
+  uses.apply(kOther, metadata);
   CHECK(metadata.last_access_ms == 0);
+}
+
+TEST_CASE("the latest use of a slot counts, however often it was used") {
+  constexpr uint64_t kOffset = 1024;
+  RecentUses uses;
+  for (unsigned i = 1; i <= 100; ++i) uses.note(kOffset, 1000 + i, 0, false);
+  layout::EvictionMetadata metadata{};
+  metadata.last_access_ms = 900;
+  uses.apply(kOffset, metadata);
+  CHECK(metadata.last_access_ms == 1100);
+  uses.forget(kOffset);
+  metadata.last_access_ms = 900;
+  uses.apply(kOffset, metadata);
+  CHECK(metadata.last_access_ms == 900);
+}
+
+TEST_CASE("a ring of uses counts those that it has no room for") {
+  const auto ring = std::make_unique<TouchRing>();
+  uint64_t taken = 0;
+  for (unsigned i = 0; i < 10'000; ++i) ring->push({1, i, 0, 0, 0, 0, false});
+  Touch touch;
+  while (ring->pop(touch)) CHECK(touch.metadata_offset == taken++);
+  CHECK(taken > 0);
+  CHECK(taken + ring->dropped() == 10'000);
 }
 
 }  // namespace kvstore::test

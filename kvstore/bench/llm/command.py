@@ -22,7 +22,7 @@ _COLUMNS: Final = (
     *("trace", "figure", "policy", "fabric", "capacity_blocks", "token_hit_ratio", "tier"),
     *("block_bytes", "blocks", "bytes_per_s", "store_bytes_per_s", "copy_bytes_per_s"),
     *("file", "file_bytes_per_s"),
-    *("p50_ms", "p99_ms", "loaded_blocks", "stored_blocks", "failed_blocks"),
+    *("p50_ms", "p99_ms", "loaded_blocks", "stored_blocks", "failed_blocks", "uses_dropped"),
     *("engine", "prefills", "ttft_ms", "all_ms", "cached_tokens", "same_tokens", "ratio_own_cache"),
     *("instances", "busiest_ratio", "late_ratio"),
     *("adapter_us_per_block", "target_us", "ratio", "target", "pass"),

@@ -138,6 +138,7 @@ def replay(
         "loaded_blocks": stats.loaded_remote,
         "stored_blocks": stats.stored,
         "failed_blocks": stats.failed_loads + stats.failed_stores,
+        "uses_dropped": store.stats().uses_dropped,
     }
 
 
