@@ -60,6 +60,8 @@ class ClientStats:
     #: Copies that writes of other clients have taken away, and writes of this one.
     cache_invalidated: int
     cache_overwritten: int
+    #: Of the hits, those whose value another client of this host has handed over after a write.
+    cache_handed: int
     #: Copies that made room for others.
     cache_evictions: int
     #: How often all copies were dropped because a writer waited for this client in vain.

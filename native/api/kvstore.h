@@ -294,6 +294,8 @@ typedef struct kv_client_stats {
   uint64_t cache_bypassed;    /* reads of keys whose copies don't pay */
   uint64_t cache_invalidated; /* copies taken away by writes of other clients */
   uint64_t cache_overwritten; /* and by this one's */
+  uint64_t cache_handed;      /* of the hits, those whose value came from a client of the same host
+                                 after a write, not from the node */
   uint64_t cache_evictions;
   uint64_t cache_revoked; /* times that all copies were dropped, as an answer was missing */
   uint64_t cache_entries;

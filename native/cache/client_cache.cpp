@@ -177,6 +177,7 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
   if (KV_VARIANT(cache_stamps_late) && stamp_.line != nullptr) stamped.stamp.value = stamp_.now();
   const bool may_stay = !spoiled || KV_VARIANT(cache_keeps_spoiled);
   if (may_stay && cache_->storage_.put_locked(key, stamped, value, value_crc)) {
+    cache_->hand_over(key.hash, stamped, value, value_crc);
     cache_->counts_.fills.fetch_add(1, std::memory_order_relaxed);
     cache_->figures_.note(key.hash, KeyFigures::kFills);
   } else {
@@ -238,11 +239,10 @@ bool ClientCache::drop_ended(const Key& key, Successor& successor) {
   // Of another copy that was met the next read of it tells again.
   met_ended_.store(false, std::memory_order_relaxed);
   CacheStorage::View view;
-  const auto ended = [&] { return storage_.find(key, view) && !view.facts.stamp.is_current(); };
-  if (!ended()) return false;
+  if (!find_ended(key, view)) return false;
   const std::lock_guard lock(storage_.mutex_of(storage_.shard_index(key.hash)));
   // Another reader may have been here, and one may have made a copy since.
-  if (!ended()) return false;
+  if (!find_ended(key, view)) return false;
   uint32_t uses = 0;
   // The writer may have been one of another key with the same stamp, which says nothing of this
   // one.
@@ -251,6 +251,42 @@ bool ClientCache::drop_ended(const Key& key, Successor& successor) {
     return false;
   }
   drop_copy_locked(key.hash, By::kOther, uses);
+  return true;
+}
+
+void ClientCache::hand_over(uint64_t hash, const CopyFacts& facts, const void* value,
+                            uint32_t value_crc) {
+  HostStamps* const host = host_.load(std::memory_order_acquire);
+  if (host == nullptr || facts.absent || !host->may_hand(hash, facts.stamp)) return;
+  host->handed().hand(hash, facts.stamp.value,
+                      {facts.version, facts.value_bytes, facts.codec, value_crc, value});
+}
+
+bool ClientCache::take_handed(const Key& key, Successor& successor) {
+  HostStamps* const host = host_.load(std::memory_order_acquire);
+  if (host == nullptr) return false;
+  const Stamp now = host->stamp_of(key.hash);
+  HandedValue handed;
+  if (!host->handed().find(key.hash, now.value, handed)) return false;
+  const std::lock_guard lock(storage_.mutex_of(storage_.shard_index(key.hash)));
+  // Whoever was asked by a writer since the copy ended has none any more, and may have said that it
+  // is not registered.
+  CacheStorage::View view;
+  if (!find_ended(key, view) || view.facts.absent || view.facts.stamp.line != now.line) {
+    return false;
+  }
+  if (!interest_.pays(key.hash, uses_that_pay()) && !KV_BUGGIFY(cache_everything)) return false;
+  CopyFacts facts = view.facts;
+  facts.version = handed.version;
+  facts.value_bytes = handed.value_bytes;
+  facts.codec = handed.codec;
+  facts.stamp = now;
+  const uint32_t uses = CacheStorage::uses_of(view);
+  if (!storage_.put_locked(key, facts, handed.value, handed.value_crc)) return false;
+  counts_.invalidated.fetch_add(1, std::memory_order_relaxed);
+  figures_.note(key.hash, KeyFigures::kInvalidated);
+  interest_.taken(key.hash, uses, uses_that_pay());
+  now.read_successor(key.hash, successor);
   return true;
 }
 
@@ -275,6 +311,7 @@ uint64_t ClientCache::bind(std::shared_ptr<HostStamps> stamps) {
   lease_until_ns_.store(0, std::memory_order_release);
   const uint64_t term = term_.load(std::memory_order_relaxed) + 1;
   term_.store(term, std::memory_order_relaxed);
+  host_.store(stamps.get(), std::memory_order_release);
   const bool known = std::find(stamps_.begin(), stamps_.end(), stamps) != stamps_.end();
   if (stamps != nullptr && !known) stamps_.push_back(std::move(stamps));
   flush();

@@ -37,6 +37,7 @@ struct CacheCounts {
   std::atomic<uint64_t> bypassed{0};  // reads whose keys are not worth a copy now
   std::atomic<uint64_t> invalidated{0};  // copies that other clients' writes took away
   std::atomic<uint64_t> overwritten{0};  // copies that this client's did
+  std::atomic<uint64_t> handed{0};       // reads that began with a value handed over on this host
   std::atomic<uint64_t> revoked{0};      // times that all copies were dropped for an answer missing
 };
 
@@ -131,6 +132,11 @@ class ClientCache {
     void found_mortal(uint64_t hash) { cache_->figures_.note(hash, KeyFigures::Obstacle::kMortal); }
     // Puts the copy in unless something has spoiled it. `value_crc`: of the object at the node.
     void finish(const Key& key, const CopyFacts& facts, const void* value, uint32_t value_crc);
+    // Only of a broken variant.
+    void hand_early(const Key& key, CopyFacts facts, const void* value, uint32_t value_crc) {
+      facts.stamp = stamp_;
+      cache_->hand_over(key.hash, facts, value, value_crc);
+    }
 
    private:
     friend class ClientCache;
@@ -158,6 +164,10 @@ class ClientCache {
   bool met_ended() const { return met_ended_.load(std::memory_order_relaxed); }
   // Takes away a copy that a writer of this host has ended. Whether it said where the key is now.
   bool drop_ended(const Key& key, Successor& successor);
+  // Puts in its place the value that another client of this host has handed over since, if there is
+  // one and copies of the key pay. The registration of the one goes on for the other.
+  bool take_handed(const Key& key, Successor& successor);
+  void note_handed() { counts_.handed.fetch_add(1, std::memory_order_relaxed); }
   void flush();
   // What its copies of this incarnation have shared so far; null: nothing.
   std::shared_ptr<HostStamps> stamps_of(uint64_t incarnation);
@@ -207,6 +217,11 @@ class ClientCache {
   bool tell_absent(const Key& key, const CacheStorage::View& view, kv_call& call);
   void add_pending_locked(unsigned shard, uint64_t hash, uint32_t record, Fill& fill);
   bool drop_copy_locked(uint64_t hash, By by, uint32_t& uses);
+  // Whether there is a copy that a writer of this host has ended.
+  bool find_ended(const Key& key, CacheStorage::View& view) const {
+    return storage_.find(key, view) && !view.facts.stamp.is_current();
+  }
+  void hand_over(uint64_t hash, const CopyFacts& facts, const void* value, uint32_t value_crc);
 
   CacheStorage storage_;
   Interest interest_;
@@ -224,6 +239,7 @@ class ClientCache {
   std::mutex lease_mutex_;
   // All that copies ever had: a reader may still look at a stamp of an earlier attachment.
   std::vector<std::shared_ptr<HostStamps>> stamps_;
+  std::atomic<HostStamps*> host_{nullptr};  // of this term, if any
   std::atomic<uint64_t> term_{0};
   std::atomic<uint64_t> lease_until_ns_{0};
   std::atomic<uint32_t> node_ms_{0};

@@ -3,7 +3,8 @@
 // is still the same; whoever is about to replace the value renews the stamp, and at that moment no
 // client of the host can read a copy from before.
 //
-// Beside the stamp stands where the writer is about to put the value: a hint for the next read.
+// Beside the stamp stands where the writer is about to put the value: a hint for the next read. The
+// value itself may come after it (`cache/handed_values.hpp`).
 //
 // The memory is a file in /dev/shm for each incarnation of a node and each user. Zeros are what it
 // begins with, stamps only go up, and nothing in it is ever locked, so a client may die at any
@@ -17,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "cache/handed_values.hpp"
 #include "layout/layout.hpp"
 
 namespace kvstore {
@@ -84,12 +86,19 @@ class HostStamps {
     line.value_bytes.store(successor.value_bytes, std::memory_order_relaxed);
     return {&line, line.stamp.fetch_add(1, std::memory_order_seq_cst) + 1};
   }
+  // Whether the stamp is one of this table's. One that was never renewed ended no copy, so there is
+  // nobody to hand a value to.
+  bool may_hand(uint64_t hash, const Stamp& stamp) const {
+    return stamp.line == &line_of(hash) && stamp.value != 0;
+  }
+  HandedValues& handed() { return table_->handed; }
 
  private:
   static constexpr unsigned kStampBits = 16;
   struct Table {
     StampLine lines[1 << kStampBits];
     std::atomic<uint32_t> members[layout::kClientsMax];
+    HandedValues handed;
   };
   static_assert(std::atomic<uint64_t>::is_always_lock_free);
 

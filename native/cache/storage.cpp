@@ -10,6 +10,7 @@
 #include "base/assert.hpp"
 #include "base/crc32c.hpp"
 #include "base/sequence_lock.hpp"
+#include "base/variant.hpp"
 
 namespace kvstore {
 namespace {
@@ -291,6 +292,10 @@ bool CacheStorage::drop_locked(uint64_t hash, uint32_t& uses) {
   Way* way = way_of(shard, hash);
   if (way == nullptr) return false;
   uses = uses_of(shard, *way);
+  if (KV_VARIANT(cache_leaves_ended)) {
+    const uint64_t offset = offset_of(way->place.load(std::memory_order_relaxed));
+    if (!header_at(offset).stamp.is_current()) return true;
+  }
   forget(shard, *way);
   return true;
 }

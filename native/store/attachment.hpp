@@ -159,6 +159,19 @@ class Attachment {
     Successor successor;
     if (cache != nullptr && cache->drop_ended(key, successor)) expect(key.hash, successor);
   }
+  // And another client of this host may have handed over what came after it: then there is a copy
+  // of that now.
+  bool take_handed(const Key& key) {
+    ClientCache* const cache = coherence.cache();
+    Successor successor;
+    if (cache == nullptr || !cache->take_handed(key, successor)) return false;
+    // What there are copies of is `shared`.
+    if (successor.slot != 0) {
+      successor.slot = layout::Slot{successor.slot}.with_shared().word;
+      expect(key.hash, successor);
+    }
+    return true;
+  }
 
   // The node's clock at a time of ours: good enough for recency, and no look at a clock.
   uint64_t node_clock_at_ms(uint64_t monotonic_ns) const {

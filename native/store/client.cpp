@@ -220,8 +220,11 @@ namespace {
 
 void add_copies(const ClientCache& cache, kv_client_stats& stats) {
   const CacheCounts& counts = cache.counts();
+  // Reads of what was handed over went by a lane, which has counted them.
+  const uint64_t handed = counts.handed.load();
   stats.cache_hits += cache.hits();
-  stats.operations += cache.hits();
+  stats.cache_handed += handed;
+  stats.operations += cache.hits() - handed;
   stats.cache_fills += counts.fills.load();
   stats.cache_spoiled += counts.spoiled.load();
   stats.cache_bypassed += counts.bypassed.load();

@@ -341,7 +341,9 @@ class KnownRead {
       return Reading::kUnsound;
     }
     const Reading reading = result_of_value();
-    if (registered && reading == Reading::kDone) copying_.finish(known_);
+    // What a writer has said of the slot may not have come true.
+    const bool is_shared = ops_[slot_op_].kind == KV_OP_CAS || now_.shared();
+    if (registered && is_shared && reading == Reading::kDone) copying_.finish(known_);
     return reading;
   }
 
@@ -504,12 +506,31 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
   co_return co_await find_and_read(channel, target);
 }
 
+// Serves a get from what another client of this host has handed over. The node is told of such
+// uses as it is of all reads from copies.
+bool serve_handed(Channel& channel, ClientCache& cache, const Key& key, kv_call& call) {
+  if ((call.flags & KV_UNCACHED) != 0 || !channel.attachment->take_handed(key)) return false;
+  const auto place = [&channel](kv_call& asking, uint64_t bytes) {
+    return place_for(channel, asking, bytes);
+  };
+  if (!cache.get(key, call, place)) return false;
+  if (call.status == KV_OK) cache.note_handed();
+  return true;
+}
+
+Task<Status> known_outcome(Status status) {
+  co_return status;
+}
+
 }  // namespace
 
 Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
   const Target target{call, key, crc32c(0, key.data, key.bytes)};
-  const ClientCache* const cache = channel.attachment->coherence.cache();
-  if (cache != nullptr && cache->met_ended()) channel.attachment->drop_ended(key);
+  ClientCache* const cache = channel.attachment->coherence.cache();
+  if (cache != nullptr && cache->met_ended()) {
+    if (serve_handed(channel, *cache, key, call)) return known_outcome(Status(call.status));
+    channel.attachment->drop_ended(key);
+  }
   KnownAddress known;
   const bool remembered =
       channel.attachment->addresses.find(key.hash, known) && may_try_known(channel, call, known);

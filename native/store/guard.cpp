@@ -46,10 +46,11 @@ void clear_empty(const layout::Geometry& geometry, const Coherence::Copies& copi
 }
 
 // What the slot will hold, for who is told that its copy has ended.
-void announce(const SlotRef& ref, const Replacement& replacement, Coherence::Copies& copies) {
+void announce(const SlotRef& ref, const Replacement& replacement, bool shared,
+              Coherence::Copies& copies) {
   const Slot to = replacement.slot;
-  copies.successor =
-      ref.slot.successor(to.fingerprint(), to.flags(), to.size_class(), to.address());
+  copies.successor = ref.slot.successor(to.fingerprint(), shared ? Slot::kShared : 0,
+                                        to.size_class(), to.address());
   copies.value_bytes = replacement.value_bytes;
 }
 
@@ -147,7 +148,7 @@ Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
     co_return s;
   }
   end_own(coherence, copies, ended.kept);
-  if (replacement != nullptr) announce(ref, *replacement, copies);
+  if (replacement != nullptr) announce(ref, *replacement, ended.kept.begun(), copies);
   const Status s =
       co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));
   if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
@@ -165,7 +166,7 @@ CopiesEndedLate::CopiesEndedLate(Channel& channel, uint64_t key_hash, const Slot
   const layout::Geometry& geometry = channel.attachment->geometry;
   copies_.hash = key_hash;
   copies_.record = geometry.record_of(key_hash);
-  announce(ref, replacement, copies_);
+  announce(ref, replacement, true, copies_);
   read_owners(geometry, copies_.record, owners_, node_, ops_);
 }
 

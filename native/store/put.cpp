@@ -108,11 +108,17 @@ class Draft {
     fill.finish(key,
                 {contents_.value_bytes, header_.version, ref.offset, subtable,
                  attachment.geometry.record_of(key.hash), contents_.codec},
-                assembled_ ? head_.data() + value_at_ : contents_.value, header_.value_crc);
+                value(), header_.value_crc);
+  }
+  // Only of a broken variant.
+  void hand_early(ClientCache::Fill& fill, const Key& key) const {
+    fill.hand_early(key, {.value_bytes = contents_.value_bytes, .version = header_.version},
+                    value(), header_.value_crc);
   }
 
  private:
   size_t writes() const { return fenced_ ? 2 : 1; }
+  const void* value() const { return assembled_ ? head_.data() + value_at_ : contents_.value; }
   void seal(uint32_t value_crc) {
     header_.value_crc = value_crc;
     layout::seal(header_);
@@ -247,6 +253,7 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subt
   const bool shared = ended.kept.begun() && !KV_VARIANT(cache_keeps_unshared);
   const Slot after = before.successor(key.fingerprint(), shared ? Slot::kShared : 0,
                                       to.slot.size_class(), to.slot.address());
+  if (KV_VARIANT(cache_hands_early) && ended.kept.begun()) draft.hand_early(ended.kept, key);
   bool executed = false;
   const Step step =
       co_await swing(channel, ref, after, draft, {&ended.clear, ended.clears ? 1u : 0u}, executed);

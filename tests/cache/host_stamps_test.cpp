@@ -23,7 +23,7 @@ constexpr uint64_t kHash = 0x1234567890abcdef;
 
 std::string file_of(uint64_t incarnation) {
   char name[80];
-  std::snprintf(name, sizeof name, "/dev/shm/kvstore-stamps-1-%u-%016" PRIx64, ::geteuid(),
+  std::snprintf(name, sizeof name, "/dev/shm/kvstore-stamps-2-%u-%016" PRIx64, ::geteuid(),
                 incarnation);
   return name;
 }

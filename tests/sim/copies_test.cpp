@@ -73,6 +73,7 @@ TEST_CASE("sim copies: clients of one host spare each other messages") {
   CHECK(result.good());
   CHECK(result.cache_hits > 0);
   CHECK(result.invalidations_spared > 0);
+  CHECK(result.cache_handed > 0);
   check(options, 10);
 }
 
