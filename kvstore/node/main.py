@@ -122,8 +122,8 @@ _PORT = click.IntRange(0, 65535)
     default="linearizable",
     show_default=True,
     help="What clients with copies may expect of reads, as they can ask of `connect`. With"
-    " 'regular' a copy may be behind until the write that replaces its value returns; such writes"
-    " take a round trip less.",
+    " 'regular' a copy may be behind until the write that replaces its value returns; such"
+    " writes take a round trip less, or wait for it and for messages at once.",
 )
 @click.option(
     "--ssd",

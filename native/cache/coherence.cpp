@@ -36,7 +36,7 @@ unsigned revocations(uint64_t groups, std::span<kv_op, layout::kOwnerGroups> ops
 
 void Coherence::renewed(uint64_t begun_ns, uint64_t revoke_word, const layout::NodeLine& node) {
   if (cache_ == nullptr) return;
-  // What a client owed that died owing it, by then it had done what it ever did.
+  // Who has died may have owed the end of some copies. It can't replace anything any more.
   const bool crashed = node.crashes != crashes_seen_;
   if (!first_ && crashed && is_regular_ && !KV_VARIANT(regular_ignores_crashes)) cache_->flush();
   crashes_seen_ = node.crashes;
@@ -189,6 +189,7 @@ Task<Status> Coherence::await_answers(Remote& remote, Postbox& postbox, const Co
   const uint64_t until_ns = question.asked_ns_ + patient(kAskNs);
   uint64_t pause_ns = patient(kAskAgainNs);
   for (;;) {
+    if (question.answered_.is_set()) co_return Status::kOk;
     if (bounds.are_over()) co_return Status::kDeadlineExceeded;
     const uint64_t now_ns = monotonic_ns();
     if (now_ns >= until_ns) co_return Status::kOk;
@@ -200,12 +201,14 @@ Task<Status> Coherence::await_answers(Remote& remote, Postbox& postbox, const Co
   }
 }
 
-Task<Status> Coherence::revoke(Remote& remote, uint64_t groups, Bounds bounds) {
+// `told`: whether the groups' words say so.
+Task<Status> Coherence::revoke(Remote& remote, uint64_t groups, Bounds bounds, bool& told) {
   kv_op ops[layout::kOwnerGroups];
   const unsigned count = revocations(groups, ops);
   if (const uint32_t s = co_await remote.batch({ops, count}); s != KV_FABRIC_OK) {
     co_return from_fabric(s);
   }
+  told = true;
   counts_.leases_waited.fetch_add(1, std::memory_order_relaxed);
   // Renewals that began before have not seen it.
   const uint64_t over_ns = monotonic_ns() + lease_ns_ + lease_ns_ / kDriftShare;
@@ -220,6 +223,7 @@ Task<Status> Coherence::begin_ending(Remote& remote, Postbox* postbox, Copies& c
                                      Question& question) {
   counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
   copies.empty_groups = 0;
+  copies.unended_groups = copies.owners.owners();
   if (!KV_VARIANT(cache_renews_nothing) && !KV_VARIANT(cache_renews_late)) {
     copies.renewed = renew_stamp(copies.hash, {copies.successor.word, copies.value_bytes});
   }
@@ -243,21 +247,22 @@ Task<Status> Coherence::finish_ending(Remote& remote, Postbox* postbox, Copies& 
                                       Question& question, Bounds bounds) {
   const uint64_t owners = copies.owners.owners();
   if (owners == 0) co_return Status::kOk;
-  uint64_t silent = owners;
   if (postbox != nullptr) {
+    Status s = Status::kOk;
     if (question.number_ != 0) {
-      const Status s = co_await await_answers(remote, *postbox, copies, question, bounds);
-      if (s != Status::kOk) co_return s;
+      s = co_await await_answers(remote, *postbox, copies, question, bounds);
     }
-    silent = 0;
+    copies.unended_groups = 0;
     for (const uint32_t registration : waiting_for(question)) {
-      silent |= bit(layout::owner_group(registration));
+      copies.unended_groups |= bit(layout::owner_group(registration));
     }
+    if (s != Status::kOk) co_return s;
   }
-  if (silent != 0 && !KV_VARIANT(cache_forgets_the_silent)) {
-    if (const Status s = co_await revoke(remote, silent, bounds); s != Status::kOk) {
-      co_return s;
-    }
+  if (copies.unended_groups != 0 && !KV_VARIANT(cache_forgets_the_silent)) {
+    bool told = false;
+    const Status s = co_await revoke(remote, copies.unended_groups, bounds, told);
+    if (told) copies.unended_groups = 0;
+    if (s != Status::kOk) co_return s;
   }
   const std::lock_guard lock(mutex_);
   copies.empty_groups = owners & ~question.full_groups_;
@@ -274,23 +279,31 @@ Task<Status> Coherence::end_copies(Remote& remote, Postbox* postbox, Copies& cop
 
 Task<Status> Coherence::end_all_copies(Remote& remote, Bounds bounds) {
   counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
-  co_return co_await revoke(remote, kAllGroups, bounds);
+  bool told = false;
+  co_return co_await revoke(remote, kAllGroups, bounds, told);
 }
 
 // ---- what a regular write leaves for later ---------------------------------------------------
 
 void Coherence::owe(uint64_t groups) {
-  if (!KV_VARIANT(regular_forgets_debts)) owed_.fetch_or(groups, std::memory_order_acq_rel);
+  if (!KV_VARIANT(regular_forgets_debts)) owed_.fetch_or(groups);
 }
 
-Task<Status> Coherence::pay(Remote& remote) {
-  const uint64_t groups = owed_.exchange(0, std::memory_order_acq_rel);
+uint64_t Coherence::begin_payment() {
+  paying_.store(true);
+  return owed_.exchange(0);
+}
+
+Task<Status> Coherence::pay(Remote& remote, uint64_t groups) {
   if (groups == 0) co_return Status::kOk;
   kv_op ops[layout::kOwnerGroups];
   const unsigned count = revocations(groups, ops);
-  const uint32_t posted = co_await remote.batch({ops, count});
-  if (posted != KV_FABRIC_OK) owe(groups);
-  co_return from_fabric(posted);
+  co_return from_fabric(co_await remote.batch({ops, count}));
+}
+
+void Coherence::end_payment(uint64_t taken_back) {
+  owed_.fetch_or(taken_back);
+  paying_.store(false);
 }
 
 }  // namespace kvstore

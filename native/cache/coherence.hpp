@@ -69,13 +69,14 @@ class Coherence {
   struct Copies {
     uint64_t hash = 0;
     uint32_t record = 0;
-    layout::CoherenceRecord owners;  // read after the slot was frozen
+    layout::CoherenceRecord owners;  // read after the slot was frozen, or replaced
     layout::NodeLine node;           // likewise
     bool mine_empty = true;          // this client itself has nothing under the record
     layout::Slot successor;          // that the slot will hold; empty: none
     uint64_t value_bytes = 0;        // of what it leads to
-    // What came of it: groups whose bits may be cleared, and the stamp from when no copy of this
-    // host could be read any more.
+    // What came of it: groups of which copies may still be read, groups whose bits may be cleared,
+    // and the stamp from when no copy of this host could be read any more.
+    uint64_t unended_groups = 0;
     uint64_t empty_groups = 0;
     Stamp renewed;
   };
@@ -109,11 +110,15 @@ class Coherence {
 
   // Whether a write may return only when copies have ended, but be seen before.
   bool is_regular() const { return is_regular_; }
-  // Copies of these groups may be of what this client has replaced.
+  // Copies of these groups may be of what this client has replaced. What has been lost on the way
+  // must have been noted before.
   void owe(uint64_t groups);
-  bool owes() const { return owed_.load(std::memory_order_acquire) != 0; }
-  // Of a heartbeat: does what is owed.
-  Task<Status> pay(Remote& remote);
+  bool owes() const { return paying_.load() || owed_.load() != 0; }
+  // Of a heartbeat: takes what is owed, and revokes copies of these groups; what is not taken back
+  // has been done.
+  uint64_t begin_payment();
+  Task<Status> pay(Remote& remote, uint64_t groups);
+  void end_payment(uint64_t taken_back);
 
   // ---- as an owner ----
 
@@ -164,7 +169,7 @@ class Coherence {
   Task<Status> tell(Remote& remote, Postbox& postbox, const Copies& copies, Question& question);
   Task<Status> await_answers(Remote& remote, Postbox& postbox, const Copies& copies,
                              Question& question, Bounds bounds);
-  Task<Status> revoke(Remote& remote, uint64_t groups, Bounds bounds);
+  Task<Status> revoke(Remote& remote, uint64_t groups, Bounds bounds, bool& told);
   std::vector<uint32_t> waiting_for(Question& question);
 
   const uint32_t registration_;
@@ -176,6 +181,7 @@ class Coherence {
   HostStamps* stamps_ = nullptr;  // the cache keeps them
   std::atomic<bool> reachable_{false};
   std::atomic<uint64_t> owed_{0};  // groups
+  std::atomic<bool> paying_{false};
   CoherenceCounts counts_;
 
   // The service's own.

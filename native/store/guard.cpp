@@ -187,22 +187,23 @@ Task<Status> CopiesEndedLate::begin(const EarlyGuard* early) {
 
 // Who had a copy of what was there had registered before it was replaced: it is among the owners
 // that were told if nobody has registered since those were read.
-Task<Status> CopiesEndedLate::finish(bool read) {
+Task<Status> CopiesEndedLate::finish(bool executed) {
   if (KV_VARIANT(regular_returns_at_once)) co_return Status::kOk;
   ClientCache* const cache = coherence_.cache();
   const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
   Status s = Status::kOutcomeUnknown;
   const bool same = owners_.word == copies_.owners.word || KV_VARIANT(regular_trusts_early_owners);
-  if (read && told_ && same) {
+  if (executed && told_ && same) {
     s = co_await coherence_.finish_ending(channel_.remote, postbox_, copies_, question_,
                                           bounds_of(channel_));
-  } else if (read) {
+  } else if (executed) {
     s = co_await end_those_read();
   }
   if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
   if (s != Status::kOk) {
     kept_.abandon();
-    coherence_.owe(read ? owners_.owners() : ~uint64_t{0});
+    if (!executed) channel_.note_lost();
+    coherence_.owe(executed ? copies_.unended_groups : ~uint64_t{0});
   } else if (copies_.empty_groups != 0) {
     // Else every later write would ask them. That it fails is no matter.
     kv_op clear[1] = {clearing(channel_.attachment->geometry, copies_)};

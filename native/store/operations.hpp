@@ -108,7 +108,8 @@ class EarlyGuard {
     return count_ > 0 && freezes_ && seen.offset == ref_.offset &&
            freezing.result == seen.slot.word && freezing.result == freezing.operand;
   }
-  bool has_read() const { return count_ > 0; }
+  // A node that has a client has admitted one.
+  bool has_read() const { return node_.admissions != 0; }
   layout::Slot frozen() const { return layout::Slot{ops_[freezing_].desire}; }
   layout::CoherenceRecord owners() const { return owners_; }
   const layout::NodeLine& node() const { return node_; }
@@ -120,7 +121,7 @@ class EarlyGuard {
   bool freezes_ = false;
   unsigned freezing_ = 0;  // which of them
   layout::CoherenceRecord owners_;
-  layout::NodeLine node_;
+  layout::NodeLine node_{};
 };
 
 // Before the slot of a key is replaced: sees to it that no client can read a copy of what it points
@@ -154,8 +155,8 @@ class CopiesEndedLate {
   // READs, to be posted behind the replacing CAS.
   std::span<kv_op> ops() { return ops_; }
   // Once the slot has been replaced. Unless it returns kOk, copies of what was there may be read
-  // until this client has paid what it owes. `read`: whether the READs have been executed.
-  Task<Status> finish(bool read);
+  // until this client has paid what it owes. `executed`: whether the READs have been.
+  Task<Status> finish(bool executed);
   ClientCache::Fill& kept() { return kept_; }
 
  private:

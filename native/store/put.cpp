@@ -98,6 +98,7 @@ class Draft {
   std::span<kv_op> pending() { return {&second_, pending_ ? 1u : 0u}; }
   void posted() { pending_ = false; }
   uint64_t version() const { return header_.version; }
+  bool buries() const { return contents_.tombstone; }
   Replacement replacement(const Key& key) const {
     const uint64_t address = block_.offset / layout::kUnitBytes;
     return {Slot{}.successor(key.fingerprint(), 0, block_.size_class, address),
@@ -149,6 +150,7 @@ enum class Step {
   kFull,     // the subtable has no room for the key
   kLost,     // connection lost, nothing applied
   kDamaged,  // what is at the node can't be
+  kUnended,  // published, but copies of what was there may still be read
   kUnknown   // connection lost on the publishing CAS, and it can't be told
 };
 
@@ -228,7 +230,7 @@ Task<Step> replace_first(Channel& channel, const Key& key, SlotRef& ref, uint64_
   const Status status = co_await ended.finish(executed);
   if (step == Step::kUnknown) co_return step;
   retire(channel, before);
-  if (status != Status::kOk) co_return Step::kUnknown;
+  if (status != Status::kOk) co_return Step::kUnended;
   if (ended.kept().begun()) {
     draft.finish_copy(ended.kept(), *channel.attachment, key, ref, subtable);
   }
@@ -240,7 +242,8 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subt
                    const EarlyGuard* early, Draft& draft) {
   // Where nobody is registered any more it is frozen all the same, to be `shared` no longer.
   const bool has_owners = early == nullptr || !early->has_read() || early->owners().owners() != 0;
-  if (ref.slot.guarded() && has_owners && channel.attachment->coherence.is_regular()) {
+  const bool may_be_late = channel.attachment->coherence.is_regular() && !draft.buries();
+  if (ref.slot.guarded() && has_owners && may_be_late) {
     co_return co_await replace_first(channel, key, ref, subtable, early, draft);
   }
   CopiesEnded ended;
@@ -372,6 +375,7 @@ struct PutProgress {
   SlotRef slot;
   uint64_t subtable = 0;
   layout::Fence fence;  // that was met
+  bool published = false;
 };
 
 // One attempt, from look-up to publication.
@@ -472,6 +476,9 @@ Task<Status> publish(Channel& channel, const Key& key, kv_call& call, const Cont
         co_return Status::kNodeUnreachable;
       case Step::kDamaged:
         co_return Status::kCorrupt;
+      case Step::kUnended:
+        progress.published = true;
+        co_return Status::kOutcomeUnknown;
       case Step::kUnknown:
         co_return Status::kOutcomeUnknown;
       case Step::kFull:
@@ -509,7 +516,7 @@ Task<Status> put_contents(Channel& channel, const Key& key, kv_call& call, const
     case Status::kOutcomeUnknown:
     case Status::kNodeUnreachable:
       // The block may be published, or still be written to: the scrub tells.
-      channel.want_scrub();
+      if (!progress.published) channel.want_scrub();
       if (KV_VARIANT(free_lost_draft)) attachment.limbo.retire(taken.block);
       break;
     default:

@@ -239,6 +239,17 @@ Task<Status> Service::open_for_copies(Channel& channel) {
   co_return channel.remote.broken() ? s : Status::kOk;
 }
 
+// Not before what was lost can't be executed any more. What is owed is looked at first: whoever
+// owes has noted before that something was lost.
+Task<Status> Service::pay_debts(Channel& channel) {
+  Coherence& coherence = channel.attachment->coherence;
+  const uint64_t owed = coherence.begin_payment();
+  const bool may_pay = !client_.any_unfenced(channel.member());
+  const Status s = co_await coherence.pay(channel.remote, may_pay ? owed : 0);
+  coherence.end_payment(may_pay && s == Status::kOk ? 0 : owed);
+  co_return s;
+}
+
 Task<Status> Service::beat(Channel& channel, PerMember& member) {
   Attachment& attachment = *channel.attachment;
   const std::vector<Block> fresh = attachment.limbo.take_fresh();
@@ -284,11 +295,7 @@ Task<Status> Service::beat(Channel& channel, PerMember& member) {
     if (const Status s = co_await open_for_copies(channel); s != Status::kOk) co_return s;
     attachment.coherence.renewed(begun_ns, revoke_word, node);
   }
-  // Not before the last write that was lost can't be executed any more.
-  if (!client_.any_unfenced(channel.member())) {
-    const Status s = co_await attachment.coherence.pay(channel.remote);
-    if (s != Status::kOk) co_return s;
-  }
+  if (const Status s = co_await pay_debts(channel); s != Status::kOk) co_return s;
 
   member.pressure = node.pressure;
   attachment.locks.note_deaths(node.deaths);

@@ -67,6 +67,7 @@ class Service {
   uint64_t end_beat();
   Task<Status> beat(Channel& channel, PerMember& member);
   Task<Status> open_for_copies(Channel& channel);
+  Task<Status> pay_debts(Channel& channel);
   // A split that this client left behind stops every insert that needs one, also of the others.
   Task<Status> finish_split(Channel& channel);
   Task<Status> beat_ready(const std::vector<uint32_t>& ready);
