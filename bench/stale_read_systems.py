@@ -89,7 +89,10 @@ class KvstoreClient:
     def figures(self) -> dict[str, int]:
         """See Client."""
         stats = self._store.stats()
-        names = ("cache_hits", "cache_fills", "cache_invalidated", "cache_revoked", "leases_waited")
+        names = (
+            *("cache_hits", "cache_handed", "cache_fills"),
+            *("cache_invalidated", "cache_revoked", "leases_waited"),
+        )
         return {name: getattr(stats, name) for name in names}
 
     def close(self) -> None:

@@ -285,7 +285,7 @@ bool ClientCache::take_handed(const Key& key, Successor& successor) {
   if (!storage_.put_locked(key, facts, handed.value, handed.value_crc)) return false;
   counts_.invalidated.fetch_add(1, std::memory_order_relaxed);
   figures_.note(key.hash, KeyFigures::kInvalidated);
-  interest_.taken(key.hash, uses, uses_that_pay());
+  interest_.went_on(key.hash, uses);
   now.read_successor(key.hash, successor);
   return true;
 }

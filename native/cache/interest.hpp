@@ -106,6 +106,15 @@ class Interest {
     const State seen(word.load(std::memory_order_relaxed));
     learn(word, seen.tag == tag_of(hash) ? seen : fresh(hash), uses, uses_that_pay);
   }
+  // A write has ended a copy that was read so often, but another one took its place at no cost: no
+  // change as far as it matters here.
+  void went_on(uint64_t hash, uint32_t uses) {
+    std::atomic<uint64_t>& word = word_of(hash);
+    State seen(word.load(std::memory_order_relaxed));
+    if (seen.tag != tag_of(hash)) return;
+    seen.run = std::min(seen.run + uses, kRunMax);
+    word.store(seen.word(), std::memory_order_relaxed);
+  }
   // Whether its copies have paid lately.
   bool pays(uint64_t hash, uint32_t uses_that_pay) const {
     const State seen(words_[number_of(hash)].load(std::memory_order_relaxed));

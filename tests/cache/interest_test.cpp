@@ -35,6 +35,18 @@ TEST_CASE("a key of which nothing is known is copied at its second read") {
   CHECK(read_until_copied(interest, kKey + 1, 10) == 0);
 }
 
+TEST_CASE("a change that cost nothing is none: the next one that does counts all reads before it") {
+  Interest interest;
+  for (int change = 0; change < 40; ++change) {
+    interest.went_on(kKey, kPays / 2);
+    interest.went_on(kKey, kPays / 2);
+    interest.taken(kKey, 1, kPays);
+  }
+  CHECK(interest.pays(kKey, kPays));
+  live(interest, kKey, kPays / 2);
+  CHECK(!interest.pays(kKey, kPays));
+}
+
 TEST_CASE("a key is copied while it is read often enough between changes") {
   Interest interest;
   live(interest, kKey, kPays + 1);
