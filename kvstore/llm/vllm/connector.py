@@ -170,19 +170,19 @@ class KvStoreConnector(KVConnectorBase_V1, SupportsHMA):
         """See KVConnectorBase_V1."""
         self._working.finish(finished_req_ids)
         if self._metadata.idle:
-            self._working.wait_for_loads()
-        loaded, failed = self._working.take_loaded()
+            self._working.loads.wait()
+        loaded, failed = self._working.loads.take_ended()
         return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """See KVConnectorBase_V1; `get_transfer_results` is what vLLM 0.32 calls."""
         self._working.finish(finished_req_ids)
-        loaded, _ = self._working.take_loaded()
+        loaded, _ = self._working.loads.take_ended()
         return None, loaded or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """See KVConnectorBase_V1."""
-        return self._working.take_failed_blocks()
+        return self._working.loads.take_failed_blocks()
 
     # ---- both ----
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from vllm.v1.kv_cache_interface import group_kernel_blocks
@@ -27,12 +27,10 @@ from kvstore.llm.core import left_s
 from kvstore.llm.hand_off import HandOff
 from kvstore.llm.prefix_cache import PrefixCache
 from kvstore.llm.vllm.hand_off import Publisher, Receiver, Room
+from kvstore.llm.vllm.loads import Loads
 from kvstore.llm.vllm.metadata import GroupBlocks, HandOffJob, Job
 from kvstore.llm.vllm.settings import Geometry, Settings
 
-#: How long a step that computes nothing waits for a load: what a thread may be made to wait for the
-#: interpreter anyway, and no delay to speak of for a request that comes meanwhile.
-_IDLE_STEP_S: Final = 0.005
 _log = logging.getLogger("kvstore.llm.vllm")
 
 
@@ -44,7 +42,8 @@ class WorkerSide:
     ) -> None:
         self._settings = settings
         self._stores = geometry.stores(tensor_rank)
-        self._several_groups = len(geometry.group_ids) > 1
+        #: Loads that the engine has asked for, and what has become of them.
+        self.loads = Loads(several_groups=len(geometry.group_ids) > 1)
         self._store = kvstore.connect(settings.target)
         ranks = geometry.ranks_of(tensor_rank, pipeline_rank)
         self._namespaces = [
@@ -54,10 +53,6 @@ class WorkerSide:
         self._memories = Memories()
         self._memory: list[BlockMemory] = []
         self._changed = threading.Condition()
-        self._loads_under_way = 0
-        self._loaded: set[str] = set()
-        self._failed_requests: set[str] = set()
-        self._failed_blocks: set[int] = set()
         self._saving_bytes = 0
         self._counts: dict[str, float] = {}
         self._geometry = geometry
@@ -128,8 +123,7 @@ class WorkerSide:
         """Begin loads."""
         # What the step before queued may still use the blocks.
         after = [memory.moment() for memory in self._memory] if jobs else []
-        with self._changed:
-            self._loads_under_way += len(jobs)
+        self.loads.begin(len(jobs))
         for job in jobs:
             if job.handed is not None:
                 self._start_receiving(job, job.handed, after)
@@ -168,13 +162,7 @@ class WorkerSide:
             handed = [job.handed] if job.handed is not None else []
             failed = {block for group in [*job.groups, *handed] for block in group.block_ids}
         finally:
-            with self._changed:
-                self._failed_blocks |= failed
-                if failed and self._several_groups:
-                    self._failed_requests.add(job.request_id)
-                self._loaded.add(job.request_id)
-                self._loads_under_way -= 1
-                self._changed.notify_all()
+            self.loads.end(job.request_id, failed)
 
     def _load(self, job: Job, after: list[Moment | None]) -> set[int]:
         """Loads the blocks of a request; returns the ids of those that could not be."""
@@ -232,29 +220,6 @@ class WorkerSide:
             if transfer is not None:
                 transfer.wait()
         return set(loaded)
-
-    def wait_for_loads(self) -> None:
-        """Wait a moment for the end of a load, if one is under way.
-
-        vLLM's thread has nothing to do then but to ask again, and while it asks the threads that
-        load come to the interpreter late.
-        """
-        with self._changed:
-            if self._loads_under_way > 0:
-                self._changed.wait_for(lambda: bool(self._loaded), _IDLE_STEP_S)
-
-    def take_loaded(self) -> tuple[set[str], set[str]]:
-        """Return the requests whose loads have ended, and those of them that failed as a whole."""
-        with self._changed:
-            loaded, self._loaded = self._loaded, set()
-            failed, self._failed_requests = self._failed_requests, set()
-            return loaded, failed
-
-    def take_failed_blocks(self) -> set[int]:
-        """Return the blocks that could not be loaded; with several groups requests fail instead."""
-        with self._changed:
-            failed, self._failed_blocks = self._failed_blocks, set()
-            return set() if self._several_groups else failed
 
     # ---- storing ----
 
