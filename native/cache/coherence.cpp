@@ -289,6 +289,23 @@ void Coherence::owe(uint64_t groups) {
   if (!KV_VARIANT(regular_forgets_debts)) owed_.fetch_or(groups);
 }
 
+bool Coherence::clear_later(const kv_op& clear) {
+  const std::lock_guard lock(mutex_);
+  if (clearings_.size() == kClearingsMax) return false;
+  clearings_.push_back(clear);
+  return true;
+}
+
+Task<Status> Coherence::clear(Remote& remote) {
+  std::vector<kv_op> ops;
+  {
+    const std::lock_guard lock(mutex_);
+    ops.swap(clearings_);
+  }
+  if (ops.empty()) co_return Status::kOk;
+  co_return from_fabric(co_await remote.batch(ops));
+}
+
 uint64_t Coherence::begin_payment() {
   paying_.store(true);
   return owed_.exchange(0);

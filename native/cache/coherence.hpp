@@ -113,12 +113,17 @@ class Coherence {
   // Copies of these groups may be of what this client has replaced. What has been lost on the way
   // must have been noted before.
   void owe(uint64_t groups);
+  // Bits of a record that may be cleared, if it is still as this CAS expects. False: there are too
+  // many already.
+  bool clear_later(const kv_op& clear);
   bool owes() const { return paying_.load() || owed_.load() != 0; }
   // Of a heartbeat: takes what is owed, and revokes copies of these groups; what is not taken back
   // has been done.
   uint64_t begin_payment();
   Task<Status> pay(Remote& remote, uint64_t groups);
   void end_payment(uint64_t taken_back);
+  // Likewise: clears what may be cleared.
+  Task<Status> clear(Remote& remote);
 
   // ---- as an owner ----
 
@@ -162,6 +167,8 @@ class Coherence {
   const CoherenceCounts& counts() const { return counts_; }
 
  private:
+  static constexpr size_t kClearingsMax = 32;
+
   Task<Status> refresh_live(Remote& remote, const layout::NodeLine& node);
   // Live clients of the record's groups that must be told; groups of those that need not be are
   // added to `spared`.
@@ -192,6 +199,7 @@ class Coherence {
   std::mutex mutex_;
   uint64_t next_question_ = 1;
   std::vector<Question*> questions_;
+  std::vector<kv_op> clearings_;
   // By place; as of `admissions_` and `deaths_`.
   std::vector<uint32_t> live_;
   uint64_t admissions_ = 0;

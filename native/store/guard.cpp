@@ -207,7 +207,7 @@ Task<Status> CopiesEndedLate::finish(bool executed) {
   } else if (copies_.empty_groups != 0) {
     // Else every later write would ask them. That it fails is no matter.
     kv_op clear[1] = {clearing(channel_.attachment->geometry, copies_)};
-    co_await channel_.remote.batch(clear);
+    if (!coherence_.clear_later(clear[0])) co_await channel_.remote.batch(clear);
   }
   co_return s;
 }

@@ -247,7 +247,8 @@ Task<Status> Service::pay_debts(Channel& channel) {
   const bool may_pay = !client_.any_unfenced(channel.member());
   const Status s = co_await coherence.pay(channel.remote, may_pay ? owed : 0);
   coherence.end_payment(may_pay && s == Status::kOk ? 0 : owed);
-  co_return s;
+  if (s != Status::kOk) co_return s;
+  co_return co_await coherence.clear(channel.remote);
 }
 
 Task<Status> Service::beat(Channel& channel, PerMember& member) {
