@@ -292,15 +292,19 @@ void Coherence::owe(uint64_t groups) {
 bool Coherence::clear_later(const kv_op& clear) {
   const std::lock_guard lock(mutex_);
   if (clearings_.size() == kClearingsMax) return false;
-  clearings_.push_back(clear);
+  clearings_.push_back({clear, boottime_ns()});
   return true;
 }
 
+// A process may have stood still for as long as the record's count takes to come round.
 Task<Status> Coherence::clear(Remote& remote) {
   std::vector<kv_op> ops;
   {
     const std::lock_guard lock(mutex_);
-    ops.swap(clearings_);
+    for (const Clearing& one : clearings_) {
+      if (boottime_ns() - one.wanted_ns < kSecond) ops.push_back(one.op);
+    }
+    clearings_.clear();
   }
   if (ops.empty()) co_return Status::kOk;
   co_return from_fabric(co_await remote.batch(ops));

@@ -11,8 +11,9 @@
 // Clients of the writer's own host are spared the message: renewing the key's stamp ends their
 // copies at that moment.
 //
-// The record's bits are cleared with the write that follows, if all clients of a group have said
-// that they hold nothing under the record, and nobody has registered there since it was read.
+// The record's bits are cleared with the write that follows, or with the next heartbeat, if all
+// clients of a group have said that they hold nothing under the record, and nobody has registered
+// there since it was read.
 //
 // On a regular node a writer replaces the slot first, without freezing it, and ends the copies of
 // what was there before it returns. Where it can't, it owes it: its next heartbeat revokes them. Of
@@ -199,7 +200,11 @@ class Coherence {
   std::mutex mutex_;
   uint64_t next_question_ = 1;
   std::vector<Question*> questions_;
-  std::vector<kv_op> clearings_;
+  struct Clearing {
+    kv_op op;
+    uint64_t wanted_ns;  // of boottime
+  };
+  std::vector<Clearing> clearings_;
   // By place; as of `admissions_` and `deaths_`.
   std::vector<uint32_t> live_;
   uint64_t admissions_ = 0;

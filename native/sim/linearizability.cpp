@@ -207,27 +207,35 @@ class Search {
     return true;
   }
 
-  // An operation returned before it could be placed: the last one placed was not the right one.
-  // Moves `at` to the call behind that; false if there was none.
+  // A value is written once, so a get that fits does no harm where it is placed: what else could
+  // have been placed there can be placed after it.
+  bool was_right(const Operation& placed) const {
+    return placed.kind == OperationKind::kGet && placed.outcome == OperationOutcome::kOk;
+  }
+
+  // An operation returned before it could be placed: the last one placed was not the right one, of
+  // those that may have been wrong. Moves `at` to the call behind that; false if there was none.
   bool take_back(size_t& at) {
     if (steps_.size() >= deepest_) {
       deepest_ = steps_.size();
       stuck_ = entries_[at].operation;
       stuck_state_ = state_;
     }
-    if (steps_.empty()) return false;
-    const Step step = steps_.back();
-    steps_.pop_back();
-    const Entry& entry = entries_[step.call];
-    if (entry.match != kNone) {
-      relink(entry.match);
-      ++open_;
+    while (!steps_.empty()) {
+      const Step step = steps_.back();
+      steps_.pop_back();
+      const Entry& entry = entries_[step.call];
+      if (entry.match != kNone) {
+        relink(entry.match);
+        ++open_;
+      }
+      relink(step.call);
+      placed_.flip(words_[entry.operation]);
+      state_ = step.before;
+      at = entries_[step.call].after;
+      if (!was_right(history_[entry.operation])) return true;
     }
-    relink(step.call);
-    placed_.flip(words_[entry.operation]);
-    state_ = step.before;
-    at = entries_[step.call].after;
-    return true;
+    return false;
   }
 
   LinearizabilityResult finish(Verdict verdict) const {
@@ -300,15 +308,17 @@ std::vector<Operation> with_versions(std::span<const Operation> history) {
   return told;
 }
 
-// The same operations with reads from copies that begin as early as the first write that was under
-// way at their call: just before that what they return was current, if they are regular.
+// The same operations with reads of copied values that begin as early as the first put that was
+// under way at their call: just before that what they return was current, if they are regular.
+// Deletes and inserts end copies before they are seen.
 std::vector<Operation> with_early_copies(std::span<const Operation> history) {
   std::vector<Operation> early(history.begin(), history.end());
   for (Operation& read : early) {
-    if (!read.copied) continue;
+    if (!read.copied || read.outcome != OperationOutcome::kOk) continue;
     const uint64_t called_ns = read.called_ns;
     for (const Operation& write : history) {
-      const bool under_way = may_change(write) && write.returned_ns >= called_ns;
+      const bool replaces = write.kind == OperationKind::kPut && may_change(write);
+      const bool under_way = replaces && write.returned_ns >= called_ns;
       if (under_way) read.called_ns = std::min(read.called_ns, write.called_ns);
     }
   }
@@ -341,9 +351,11 @@ LinearizabilityResult check_key(std::span<const Operation> history,
   const std::vector<Operation> early = with_early_copies(history);
   LinearizabilityResult rest = check_some(early, options, [](size_t) { return true; });
   const std::vector<Operation> told = with_versions(history);
-  for (size_t i = 0; i < told.size() && rest.verdict == Verdict::kLinearizable; ++i) {
+  for (size_t i = 0; i < told.size() && rest.verdict != Verdict::kViolation; ++i) {
     if (!told[i].copied) continue;
-    rest = check_some(told, options, [&](size_t j) { return j == i || may_change(told[j]); });
+    const LinearizabilityResult alone =
+        check_some(told, options, [&](size_t j) { return j == i || may_change(told[j]); });
+    if (alone.verdict != Verdict::kLinearizable) rest = alone;
   }
   return rest;
 }

@@ -111,6 +111,7 @@ std::map<std::string, Extent> line_fields() {
           FIELD(NodeLine, "node_line", deaths),
           FIELD(NodeLine, "node_line", pressure),
           FIELD(NodeLine, "node_line", admissions),
+          FIELD(NodeLine, "node_line", crashes),
           FIELD(SplitRecord, "split_record", lock),
           FIELD(SplitRecord, "split_record", source),
           FIELD(SplitRecord, "split_record", target),
