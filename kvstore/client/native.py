@@ -202,6 +202,8 @@ class NativeClient:
         self._member_count = max(1, len(members))
         self._idle = threading.Condition()
         self._users = 0
+        #: Once it is closed: whether others may have copies whose end it owes.
+        self.owes = False
 
     @contextmanager
     def use(self) -> Iterator[Any]:
@@ -460,7 +462,7 @@ class NativeClient:
             if not self._idle.wait_for(lambda: self._users == 0, wait_s):
                 return False
         if handle is not None:
-            lib.kv_client_close(handle)
+            self.owes = lib.kv_client_close(handle) > 0
         return True
 
     def _check_attached(self, status: int, error: Any) -> None:

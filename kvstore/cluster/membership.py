@@ -444,8 +444,11 @@ class Membership:
             return False
         with self._attach_lock:
             ended = self._client is None or self._client.close(wait_s)
+            # Of a client that owes something the nodes must not hear that all is well: by its lease
+            # it is found dead, and others drop what it may have left.
+            says_farewell = ended and not (self._client is not None and self._client.owes)
             for attacher in self._attachers:
-                attacher.close(ended=ended)
+                attacher.close(ended=says_farewell)
             return ended
 
     def _probe(self) -> None:

@@ -88,11 +88,13 @@ kv_client* kv_client_open(const kv_client_config* config, char* error, uint64_t 
                  [&] { return new kv_client(*config, members); });
 }
 
-void kv_client_close(kv_client* client) {
-  if (client == nullptr) return;
+uint32_t kv_client_close(kv_client* client) {
+  if (client == nullptr) return 0;
   client->client.close();
-  if (client->client.forked()) return;  // its threads and locks are the parent's
+  if (client->client.forked()) return 0;  // its threads and locks are the parent's
+  const uint32_t owing = client->client.members_owed();
   delete client;
+  return owing;
 }
 
 int kv_client_attach_shm(kv_client* client, uint32_t member, const char* shm_name, uint64_t node_id,

@@ -335,8 +335,9 @@ typedef struct kv_copy_state {
 } kv_copy_state;
 
 kv_client* kv_client_open(const kv_client_config* config, char* error, uint64_t error_bytes);
-/* Every session must have been released. */
-void kv_client_close(kv_client* client);
+/* Every session must have been released. Returns to how many nodes it still owes the end of copies
+   of values that it has replaced: these must not take its end for a farewell. */
+uint32_t kv_client_close(kv_client* client);
 
 /* Each replaces an earlier attachment of that member, also after a restart of the node.
  * `member` is an index into the member list. */

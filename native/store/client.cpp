@@ -318,6 +318,15 @@ uint64_t Client::hurry_limbo() {
   return waiting;
 }
 
+uint32_t Client::members_owed() {
+  uint32_t count = 0;
+  for (uint32_t m = 0; m < members(); ++m) {
+    const std::shared_ptr<Attachment> current = attachment(m);
+    if (current && current->coherence.owes()) ++count;
+  }
+  return count;
+}
+
 // Retired blocks of other clients' extents would be lost with this client's limbo.
 void Client::drain_limbo() {
   constexpr unsigned kRoundsMax = 100;

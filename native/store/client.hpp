@@ -93,6 +93,8 @@ class Client {
   void close();
   // Has what was retired come back soon. Returns the bytes that still wait for it.
   uint64_t hurry_limbo();
+  // Of how many members clients may have copies whose end this one owes: see Coherence::owe.
+  uint32_t members_owed();
   // Uses of keys wait to be told to a node.
   void tell_touches();
 

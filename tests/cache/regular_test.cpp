@@ -87,6 +87,25 @@ TEST_CASE("regular: a write that gives up is applied, and its heartbeat ends the
   CHECK(reader.stats().cache_revoked == 1);
 }
 
+TEST_CASE("regular: who leaves pays what it owes, or says that it has not") {
+  StoreNode node(layout::kRegionBytesMin, KV_EVICTION_NONE, KV_REGULAR);
+  CopyingClient reader(node);
+  {
+    CopyingClient pays(node);
+    pays.attachment().coherence.owe(uint64_t{1} << reader.attachment().coherence.group());
+    pays.client.close();
+    CHECK(pays.client.members_owed() == 0);
+  }
+  while (reader.stats().cache_revoked == 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  CopyingClient cut_off(node);
+  cut_off.attachment().state.store(Attachment::State::kDown);
+  cut_off.attachment().coherence.owe(1);
+  cut_off.client.close();
+  CHECK(cut_off.client.members_owed() == 1);
+}
+
 TEST_CASE("regular: a client's farewell leaves the others their copies") {
   StoreNode node(layout::kRegionBytesMin, KV_EVICTION_NONE, KV_REGULAR);
   CopyingClient reader(node);
