@@ -156,6 +156,7 @@ std::vector<uint32_t> Coherence::waiting_for(Question& question) {
 }
 
 Coherence::Question::~Question() {
+  if (number_ == 0) return;
   const std::lock_guard lock(coherence_.mutex_);
   std::erase(coherence_.questions_, this);
 }
@@ -299,10 +300,11 @@ bool Coherence::clear_later(const kv_op& clear) {
 // A process may have stood still for as long as the record's count takes to come round.
 Task<Status> Coherence::clear(Remote& remote) {
   std::vector<kv_op> ops;
+  const uint64_t now_ns = boottime_ns();
   {
     const std::lock_guard lock(mutex_);
     for (const Clearing& one : clearings_) {
-      if (boottime_ns() - one.wanted_ns < kSecond) ops.push_back(one.op);
+      if (now_ns - std::min(now_ns, one.wanted_ns) < kSecond) ops.push_back(one.op);
     }
     clearings_.clear();
   }
