@@ -39,6 +39,20 @@ void read_often(CopyingClient& client, const std::string& key) {
   for (int i = 0; i < 1000; ++i) client.get(key);
 }
 
+// Two clients of one host that have copies of the same key.
+struct Pair {
+  StoreNode node{layout::kRegionBytesMin};
+  std::shared_ptr<HostStamps> stamps = std::make_shared<HostStamps>();
+  CopyingClient reader{node, 4 << 20, 2, stamps};
+  CopyingClient writer{node, 4 << 20, 2, stamps};
+
+  Pair() {
+    REQUIRE(writer.put("key", "first").status == Status::kOk);
+    read_often(writer, "key");
+    read_often(reader, "key");
+  }
+};
+
 }  // namespace
 
 TEST_CASE("handed values: found under their hash and stamp, and no other") {
@@ -125,12 +139,9 @@ TEST_CASE("handed values: what is displaced while it is read does not verify") {
 }
 
 TEST_CASE("handed values: what a client of the host has written is read without a verb") {
-  StoreNode node(layout::kRegionBytesMin);
-  const auto stamps = std::make_shared<HostStamps>();
-  CopyingClient reader(node, 4 << 20, 2, stamps), writer(node, 4 << 20, 2, stamps);
-  REQUIRE(writer.put("key", "first").status == Status::kOk);
-  read_often(writer, "key");
-  read_often(reader, "key");
+  Pair host;
+  CopyingClient& reader = host.reader;
+  CopyingClient& writer = host.writer;
   const Outcome written = writer.put("key", "second");
   REQUIRE(written.status == Status::kOk);
   const kv_client_stats before = reader.stats();
@@ -145,12 +156,9 @@ TEST_CASE("handed values: what a client of the host has written is read without 
 }
 
 TEST_CASE("handed values: to and fro, and each put knows the slot that the other one has left") {
-  StoreNode node(layout::kRegionBytesMin);
-  const auto stamps = std::make_shared<HostStamps>();
-  CopyingClient one(node, 4 << 20, 2, stamps), other(node, 4 << 20, 2, stamps);
-  REQUIRE(one.put("key", "0").status == Status::kOk);
-  read_often(one, "key");
-  read_often(other, "key");
+  Pair host;
+  CopyingClient& one = host.writer;
+  CopyingClient& other = host.reader;
   uint64_t trips = 0;
   for (int i = 1; i <= 6; ++i) {
     CopyingClient& writer = i % 2 == 0 ? one : other;
@@ -186,14 +194,10 @@ TEST_CASE("handed values: a copy that was made for one client of the host is for
 }
 
 TEST_CASE("handed values: who was asked by another host takes none from before") {
-  StoreNode node(layout::kRegionBytesMin);
-  const auto stamps = std::make_shared<HostStamps>();
-  CopyingClient near(node, 4 << 20, 2, stamps), writer(node, 4 << 20, 2, stamps);
-  CopyingClient far(node, 4 << 20, 2, std::make_shared<HostStamps>());
-  REQUIRE(writer.put("key", "first").status == Status::kOk);
-  read_often(writer, "key");
-  read_often(near, "key");
-  REQUIRE(writer.put("key", "second").status == Status::kOk);
+  Pair host;
+  CopyingClient& near = host.reader;
+  CopyingClient far(host.node, 4 << 20, 2, std::make_shared<HostStamps>());
+  REQUIRE(host.writer.put("key", "second").status == Status::kOk);
   REQUIRE(far.put("key", "third").status == Status::kOk);
   CHECK(near.get("key").value == "third");
   CHECK(near.stats().cache_handed == 0);
@@ -201,12 +205,9 @@ TEST_CASE("handed values: who was asked by another host takes none from before")
 }
 
 TEST_CASE("handed values: a read that is to go to the node does") {
-  StoreNode node(layout::kRegionBytesMin);
-  const auto stamps = std::make_shared<HostStamps>();
-  CopyingClient reader(node, 4 << 20, 2, stamps), writer(node, 4 << 20, 2, stamps);
-  REQUIRE(writer.put("key", "first").status == Status::kOk);
-  read_often(writer, "key");
-  read_often(reader, "key");
+  Pair host;
+  CopyingClient& reader = host.reader;
+  CopyingClient& writer = host.writer;
   REQUIRE(writer.put("key", "second").status == Status::kOk);
   const uint64_t verbs = reader.verbs();
   CHECK(reader.get("key", KV_UNCACHED).value == "second");

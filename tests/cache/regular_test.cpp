@@ -111,9 +111,14 @@ TEST_CASE("regular: a client's farewell leaves the others their copies") {
   CopyingClient reader(node);
   REQUIRE(reader.put("key", "first").status == Status::kOk);
   REQUIRE(reader.settle("key"));
+  const uint32_t live = node.stats().clients_live;
   {
     CopyingClient leaves(node);
   }
+  while (node.stats().clients_live > live) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  // The node has told of it; now for some heartbeats.
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   CHECK(reader.stats().cache_entries == 1);
 }

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 import kvstore
+from kvstore.client import native
+from kvstore.client.native import lib
 from kvstore.cluster.control import ControlClient
 from tests.support.nodes import start_again, start_node
 
@@ -309,7 +311,42 @@ def test_copies_after_the_death_of_another_client(scheme: str, consistency: str)
             while control.stats()["clients_fenced"] == 0 and time.monotonic() < give_up:
                 time.sleep(0.02)
             assert control.stats()["clients_fenced"] == 1
-            time.sleep(0.3)  # some heartbeats
-            assert store.stats().cache_entries == (1 if consistency == "linearizable" else 0)
+            if consistency == "linearizable":
+                time.sleep(0.3)  # some heartbeats
+                assert store.stats().cache_entries == 1
+            while consistency == "regular" and store.stats().cache_entries > 0:
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
             settle(store, "key")
             assert store.get("key") == VALUE
+
+
+@pytest.mark.parametrize("owes", [False, True])
+def test_who_owes_something_leaves_without_a_farewell(
+    owes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the node takes it for dead, and tells others."""
+    with (
+        start_node("32MiB", "--consistency", "regular", "--membership-lease", "1") as node,
+        ControlClient(node.address) as control,
+    ):
+        before = control.stats()["clients_live"]
+        store = kvstore.connect(f"tcp://{node.address}")
+        store.put("key", VALUE)
+
+        class Owing:
+            """The core, but for what a client owes when it is closed."""
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(lib, name)
+
+            def kv_client_close(self, handle: object) -> int:
+                assert lib.kv_client_close(handle) == 0
+                return int(owes)
+
+        monkeypatch.setattr(native, "lib", Owing())
+        store.close()
+        give_up = time.monotonic() + 20
+        while control.stats()["clients_live"] > before and time.monotonic() < give_up:
+            time.sleep(0.02)
+        assert control.stats()["clients_fenced"] == int(owes)

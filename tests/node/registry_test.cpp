@@ -11,13 +11,24 @@
 
 using namespace kvstore;
 
-TEST_CASE("registry: when clients have taken all lines, the node's own still gets one") {
+namespace {
+
+std::unique_ptr<Region> new_region() {
   std::string error;
-  const std::unique_ptr<Region> region = Region::create(layout::kRegionBytesMin, false, error);
+  std::unique_ptr<Region> region = Region::create(layout::kRegionBytesMin, false, error);
   REQUIRE_MESSAGE(region != nullptr, error);
-  const layout::Geometry geometry =
-      format_region(region->data(), region->bytes(), {1, 1, 0, 0, 5000});
-  Registry registry(region->data(), geometry);
+  return region;
+}
+
+layout::Geometry format(Region& region) {
+  return format_region(region.data(), region.bytes(), {1, 1, 0, 0, 5000});
+}
+
+}  // namespace
+
+TEST_CASE("registry: when clients have taken all lines, the node's own still gets one") {
+  const std::unique_ptr<Region> region = new_region();
+  Registry registry(region->data(), format(*region));
   Token token;
   std::vector<uint32_t> fenced;
   while (const uint32_t registration = registry.admit("client", KV_FABRIC_VERBS, token)) {
@@ -43,12 +54,8 @@ TEST_CASE("registry: when clients have taken all lines, the node's own still get
 }
 
 TEST_CASE("registry: a death without a farewell is told as one") {
-  std::string error;
-  const std::unique_ptr<Region> region = Region::create(layout::kRegionBytesMin, false, error);
-  REQUIRE_MESSAGE(region != nullptr, error);
-  const layout::Geometry geometry =
-      format_region(region->data(), region->bytes(), {1, 1, 0, 0, 5000});
-  Registry registry(region->data(), geometry);
+  const std::unique_ptr<Region> region = new_region();
+  Registry registry(region->data(), format(*region));
   const auto end_one = [&](bool left) {
     Token token;
     const uint32_t registration = registry.admit("client", KV_FABRIC_TCP, token);
