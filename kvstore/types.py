@@ -74,8 +74,10 @@ class ClientStats:
     invalidations_received: int
     #: Messages to clients of this host that were not needed: a stamp ended their copies.
     invalidations_spared: int
-    #: Writes that met copies; and of these, those that waited for the lease of a silent client.
+    #: Writes that met copies. Of these: in one round trip, as only clients of this host had any;
+    #: and those that waited for the lease of a silent client.
     writes_guarded: int
+    writes_at_once: int
     leases_waited: int
     #: Uses of keys that eviction was not told of: they came faster than they could be told.
     uses_dropped: int

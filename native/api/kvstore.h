@@ -21,7 +21,7 @@ extern "C" {
 /* cdef begin */
 
 enum kv_limits {
-  KV_ABI_VERSION = 2,
+  KV_ABI_VERSION = 3,
   KV_KEY_BYTES_MAX = 1024,
   KV_TOKEN_BYTES = 16,
   KV_NAME_BYTES = 256,
@@ -305,6 +305,7 @@ typedef struct kv_client_stats {
   uint64_t invalidations_spared; /* messages to clients of the same host, whose copies ended by
                                     a stamp */
   uint64_t writes_guarded;       /* that met copies of other clients, or of this one */
+  uint64_t writes_at_once;       /* of these, in one round trip: only clients of this host had any */
   uint64_t leases_waited; /* writes that waited for the lease of a client without an answer */
   uint64_t uses_dropped;  /* of which the nodes' eviction was not told, there were too many */
 } kv_client_stats;

@@ -129,6 +129,7 @@ bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, cons
   const unsigned shard = storage_.shard_index(hash);
   const std::lock_guard lock(storage_.mutex_of(shard));
   if (term_.load(std::memory_order_relaxed) != term) return false;
+  if (stamp.is_open() && !KV_VARIANT(hosted_fills_meanwhile)) return false;
   // One is enough, and each is in the way of others at the record.
   for (const Pending& one : pending_[shard]) {
     if (one.hash == hash) return false;
@@ -136,6 +137,17 @@ bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, cons
   fill.stamp_ = stamp;
   add_pending_locked(shard, hash, record, fill);
   return true;
+}
+
+bool ClientCache::find_hosted(const Key& key, uint64_t term, HostedCopy& copy) const {
+  if (!is_current()) return false;
+  CacheStorage::View view;
+  if (!storage_.find(key, view) || view.facts.hosted.empty()) return false;
+  if (!view.facts.stamp.is_current()) return false;
+  copy = {view.facts.slot_offset, view.facts.hosted, view.facts.subtable};
+  // Another attachment's copies come after its term.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return term_.load(std::memory_order_relaxed) == term;
 }
 
 bool ClientCache::begin_rewrite(uint64_t hash, uint32_t record, uint64_t term, Fill& fill) {
@@ -170,7 +182,9 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
   const auto mine = std::find_if(pending.begin(), pending.end(),
                                  [this](const Pending& one) { return one.number == number_; });
   KV_ASSERT(mine != pending.end());
-  const bool spoiled = mine->spoiled || !(stamp_.is_current() || KV_VARIANT(cache_stamps_late));
+  const bool open = stamp_.is_open() && !KV_VARIANT(hosted_fills_meanwhile);
+  const bool stands = stamp_.is_current() && !open;
+  const bool spoiled = mine->spoiled || !(stands || KV_VARIANT(cache_stamps_late));
   pending.erase(mine);
   CopyFacts stamped = facts;
   stamped.stamp = stamp_;
@@ -259,7 +273,8 @@ void ClientCache::hand_over(uint64_t hash, const CopyFacts& facts, const void* v
   HostStamps* const host = host_.load(std::memory_order_acquire);
   if (host == nullptr || facts.absent || !host->may_hand(hash, facts.stamp)) return;
   host->handed().hand(hash, facts.stamp.value,
-                      {facts.version, facts.value_bytes, facts.codec, value_crc, value});
+                      {facts.version, facts.value_bytes, facts.codec, value_crc, facts.slot_offset,
+                       facts.hosted.word, value});
 }
 
 bool ClientCache::take_handed(const Key& key, Successor& successor) {
@@ -280,6 +295,8 @@ bool ClientCache::take_handed(const Key& key, Successor& successor) {
   facts.version = handed.version;
   facts.value_bytes = handed.value_bytes;
   facts.codec = handed.codec;
+  facts.slot_offset = handed.slot_offset;
+  facts.hosted.word = handed.hosted;
   facts.stamp = now;
   const uint32_t uses = CacheStorage::uses_of(view);
   if (!storage_.put_locked(key, facts, handed.value, handed.value_crc)) return false;
@@ -287,6 +304,7 @@ bool ClientCache::take_handed(const Key& key, Successor& successor) {
   figures_.note(key.hash, KeyFigures::kInvalidated);
   interest_.went_on(key.hash, uses);
   now.read_successor(key.hash, successor);
+  if (!facts.hosted.empty()) successor.slot = facts.hosted.word;
   return true;
 }
 

@@ -150,6 +150,14 @@ class ClientCache {
   // Before this client's own write of a key: takes the copy of the old value away, and if it was
   // worth having begins one of the new value. False: nothing was begun.
   bool begin_rewrite(uint64_t hash, uint32_t record, uint64_t term, Fill& fill);
+  // Whether there is a copy that may be read of what a hosted slot of this host leads to. As long
+  // as the operation lasts that asks, the slot leads there if it says the same.
+  struct HostedCopy {
+    uint64_t slot_offset = 0;
+    layout::Slot slot;
+    uint64_t subtable = 0;
+  };
+  bool find_hosted(const Key& key, uint64_t term, HostedCopy& copy) const;
   bool takes(uint64_t value_bytes) const { return value_bytes <= storage_.value_bytes_max(); }
 
   // ---- coherence ----

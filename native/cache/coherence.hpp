@@ -28,6 +28,7 @@
 #include <mutex>
 #include <vector>
 
+#include "base/variant.hpp"
 #include "cache/client_cache.hpp"
 #include "cache/host_stamps.hpp"
 #include "cache/wire.hpp"
@@ -45,6 +46,7 @@ struct CoherenceCounts {
   std::atomic<uint64_t> invalidations_spared{0};  // to clients of this host
   std::atomic<uint64_t> writes_guarded{0};        // that met a copy, or a freeze
   std::atomic<uint64_t> leases_waited{0};
+  std::atomic<uint64_t> writes_at_once{0};  // that ended the copies of this host alone
 };
 
 class Coherence {
@@ -109,6 +111,10 @@ class Coherence {
   // The same for a key that can't be told: every copy of everything.
   Task<Status> end_all_copies(Remote& remote, Bounds bounds);
 
+  void note_write_at_once() {
+    counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
+    counts_.writes_at_once.fetch_add(1, std::memory_order_relaxed);
+  }
   // Whether a write may return only when copies have ended, but be seen before.
   bool is_regular() const { return is_regular_; }
   // Copies of these groups may be of what this client has replaced. What has been lost on the way
@@ -143,6 +149,15 @@ class Coherence {
   // Ends the copies of the key that clients of this host have, this one's included.
   Stamp renew_stamp(uint64_t hash, const Successor& successor) {
     return stamps_ != nullptr ? stamps_->renew(hash, successor) : Stamp{};
+  }
+  // What tells whose a hosted slot is; null: this client makes none.
+  HostStamps* host() const { return is_regular_ ? nullptr : stamps_; }
+  // What the slot must say when no client but this one has a copy of what it leads to, these being
+  // registered. Where clients of other hosts have had copies they will make new ones.
+  uint64_t guard_flag(layout::CoherenceRecord owners) const {
+    if (host() == nullptr) return layout::Slot::kShared;
+    const bool alone = host()->knows(owners.owners()) || KV_BUGGIFY(hosted_anyhow);
+    return alone ? layout::Slot::kHosted : layout::Slot::kShared;
   }
   ClientCache* cache() const { return cache_; }
   uint64_t term() const { return term_; }

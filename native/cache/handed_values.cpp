@@ -20,7 +20,9 @@ void HandedValues::hand(uint64_t hash, uint64_t stamp, const HandedValue& value)
   header.stamp = stamp;
   header.position = position;
   header.version = value.version;
-  header.value_bytes = value.value_bytes;
+  header.slot_offset = value.slot_offset;
+  header.hosted = value.hosted;
+  header.value_bytes = uint32_t(value.value_bytes);
   header.value_crc = value.value_crc;
   header.codec = value.codec;
   header.header_crc = crc32c(0, &header, offsetof(Header, header_crc));
@@ -43,7 +45,8 @@ bool HandedValues::find(uint64_t hash, uint64_t stamp, HandedValue& value) const
   if (header.hash != hash || header.position != position || !same_stamp) return false;
   if (header.value_bytes > kValueBytesMax) return false;
   if (position % kRingBytes + kUnitBytes + header.value_bytes > kRingBytes) return false;
-  value = {header.version, header.value_bytes, header.codec, header.value_crc, at + kUnitBytes};
+  value = {header.version,     header.value_bytes, header.codec,   header.value_crc,
+           header.slot_offset, header.hosted,      at + kUnitBytes};
   return true;
 }
 

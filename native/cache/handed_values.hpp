@@ -23,6 +23,8 @@ struct HandedValue {
   uint64_t value_bytes = 0;
   uint32_t codec = 0;
   uint32_t value_crc = 0;  // of key and value
+  uint64_t slot_offset = 0;
+  uint64_t hosted = 0;  // the slot's word, as a copy's
   // In the ring when it was found: to be copied by `crc32c_copy`, and compared.
   const void* value = nullptr;
 };
@@ -46,11 +48,11 @@ class HandedValues {
     uint64_t stamp;
     uint64_t position;
     uint64_t version;
-    uint64_t value_bytes;
+    uint64_t slot_offset;
+    uint64_t hosted;
+    uint32_t value_bytes;
     uint32_t value_crc;
     uint32_t codec;
-    uint64_t reserved;
-    uint32_t zero;
     uint32_t header_crc;  // of what is before it
   };
   static_assert(sizeof(Header) == kUnitBytes);

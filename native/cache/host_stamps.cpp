@@ -18,7 +18,7 @@ namespace {
 constexpr char kFolder[] = "/dev/shm";
 
 // Whoever lays the table out otherwise must not share it.
-constexpr unsigned kFormat = 2;
+constexpr unsigned kFormat = 3;
 
 // Of all files of this user.
 std::string prefix() {
@@ -81,9 +81,10 @@ int open_shared(uint64_t incarnation) {
 }  // namespace
 
 std::shared_ptr<HostStamps> HostStamps::open(uint64_t incarnation) {
-  static_assert(sizeof(Table) == 32 * (1 << kStampBits) + 4 * 1024 + sizeof(HandedValues) &&
-                    sizeof(HandedValues) == 64 + 8 * 8192 + (4 << 20),
-                "another one: raise kFormat");
+  static_assert(
+      sizeof(Table) == (32 + 8) * (1 << kStampBits) + 64 + 4 * 1024 + sizeof(HandedValues) &&
+          sizeof(HandedValues) == 64 + 8 * 8192 + (4 << 20),
+      "another one: raise kFormat");
   remove_leftovers(path_of(incarnation));
   const int descriptor = open_shared(incarnation);
   if (descriptor < 0) return nullptr;

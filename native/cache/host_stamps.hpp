@@ -3,6 +3,11 @@
 // is still the same; whoever is about to replace the value renews the stamp, and at that moment no
 // client of the host can read a copy from before.
 //
+// A value of which nobody but clients of this host has a copy, its slot being `hosted`, is replaced
+// by one CAS: its writer opens the stamp before, closes it after, and under an open stamp no copy
+// is made. Whose a hosted slot is, is known by the versions of the objects that this host's clients
+// made hosted: no version is ever given twice.
+//
 // Beside the stamp stands where the writer is about to put the value: a hint for the next read. The
 // value itself may come after it (`cache/handed_values.hpp`).
 //
@@ -10,7 +15,9 @@
 // begins with, stamps only go up, and nothing in it is ever locked, so a client may die at any
 // moment. Clients that share no such file, for whatever reason, send each other messages.
 //
-// Keys share stamps: then a copy ends for nothing.
+// Keys share stamps: then a copy ends for nothing. One whose writer died while it was open, or
+// never learned what became of its CAS, stays open: clients of this host make no more copies of its
+// keys.
 
 #pragma once
 
@@ -18,6 +25,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/variant.hpp"
 #include "cache/handed_values.hpp"
 #include "layout/layout.hpp"
 
@@ -42,6 +50,10 @@ struct Stamp {
   const StampLine* line = nullptr;  // null: nobody renews it
   uint64_t value = 0;
 
+  // In the highest bits: how many writers have opened it.
+  static constexpr uint64_t kOneWriter = uint64_t{1} << 48;
+
+  bool is_open() const { return value >= kOneWriter; }
   uint64_t now() const { return line->stamp.load(std::memory_order_acquire); }
   bool is_current() const { return line == nullptr || now() == value; }
   // Where the key is now, as far as the last writer of this host knows.
@@ -68,6 +80,11 @@ class HostStamps {
   // From here on all copies of this client carry stamps.
   void join(uint32_t registration) {
     member(registration).store(registration, std::memory_order_release);
+    table_->groups.fetch_or(uint64_t{1} << layout::owner_group(registration));
+  }
+  // Whether all these groups of owners have members that are, or were, clients of this host.
+  bool knows(uint64_t groups) const {
+    return (groups & ~table_->groups.load(std::memory_order_relaxed)) == 0;
   }
   // Whether it is a client of this host whose copies carry stamps.
   bool has(uint32_t registration) const {
@@ -79,12 +96,33 @@ class HostStamps {
     return {&line, line.stamp.load(std::memory_order_acquire)};
   }
   // Ends every copy with an earlier stamp; a copy of what is written next may carry this one.
-  Stamp renew(uint64_t hash, const Successor& successor) {
+  Stamp renew(uint64_t hash, const Successor& successor) { return change(hash, successor, 1); }
+  // The same, and until `end_write` no copy is made.
+  Stamp begin_write(uint64_t hash, const Successor& successor) {
+    return change(hash, successor, Stamp::kOneWriter);
+  }
+  // Once the value has been replaced, or can't be any more. A copy of what was written may carry
+  // the stamp that it returns, which is still open if anybody else has changed it meanwhile.
+  Stamp end_write(uint64_t hash, const Stamp& opened) {
+    constexpr uint64_t kChange = 1 - Stamp::kOneWriter;
     StampLine& line = line_of(hash);
-    line.hash.store(hash, std::memory_order_relaxed);
-    line.slot.store(successor.slot, std::memory_order_relaxed);
-    line.value_bytes.store(successor.value_bytes, std::memory_order_relaxed);
-    return {&line, line.stamp.fetch_add(1, std::memory_order_seq_cst) + 1};
+    const uint64_t before = line.stamp.fetch_add(kChange, std::memory_order_seq_cst);
+    const bool alone = before == opened.value || KV_VARIANT(hosted_follows_any);
+    return {&line, alone ? before + kChange : opened.value};
+  }
+
+  // The version of the object of this key that clients of this host alone may have copies of, as
+  // its slot says; 0: none is known.
+  uint64_t hosted_version(uint64_t hash) const {
+    return table_->hosted[number_of(hash)].load(std::memory_order_acquire);
+  }
+  // A client of this host has made the slot hosted that leads to this version.
+  void note_hosted(uint64_t hash, uint64_t version) {
+    table_->hosted[number_of(hash)].store(version, std::memory_order_release);
+  }
+  // It was not the version that a hosted slot led to.
+  void forget_hosted(uint64_t hash, uint64_t version) {
+    table_->hosted[number_of(hash)].compare_exchange_strong(version, 0);
   }
   // Whether the stamp is one of this table's. One that was never renewed ended no copy, so there is
   // nobody to hand a value to.
@@ -97,7 +135,9 @@ class HostStamps {
   static constexpr unsigned kStampBits = 16;
   struct Table {
     StampLine lines[1 << kStampBits];
-    std::atomic<uint32_t> members[layout::kClientsMax];
+    std::atomic<uint64_t> hosted[1 << kStampBits];
+    alignas(64) std::atomic<uint64_t> groups;  // of all that ever joined
+    alignas(64) std::atomic<uint32_t> members[layout::kClientsMax];
     HandedValues handed;
   };
   static_assert(std::atomic<uint64_t>::is_always_lock_free);
@@ -105,9 +145,17 @@ class HostStamps {
   HostStamps(Table* table, int descriptor, uint64_t incarnation)
       : table_(table), descriptor_(descriptor), incarnation_(incarnation) {}
 
-  StampLine& line_of(uint64_t hash) const {
-    return table_->lines[hash * 0x9e3779b97f4a7c15ull >> (64 - kStampBits)];
+  Stamp change(uint64_t hash, const Successor& successor, uint64_t by) {
+    StampLine& line = line_of(hash);
+    line.hash.store(hash, std::memory_order_relaxed);
+    line.slot.store(successor.slot, std::memory_order_relaxed);
+    line.value_bytes.store(successor.value_bytes, std::memory_order_relaxed);
+    return {&line, line.stamp.fetch_add(by, std::memory_order_seq_cst) + by};
   }
+  static uint64_t number_of(uint64_t hash) {
+    return hash * 0x9e3779b97f4a7c15ull >> (64 - kStampBits);
+  }
+  StampLine& line_of(uint64_t hash) const { return table_->lines[number_of(hash)]; }
   std::atomic<uint32_t>& member(uint32_t registration) const {
     return table_->members[registration % layout::kClientsMax];
   }

@@ -154,7 +154,7 @@ void CacheStorage::forget(Shard& shard, Way& way) {
   KV_ASSERT(record != shard.records.end());
   if (--record->second == 0) shard.records.erase(record);
   entries_.fetch_sub(1, std::memory_order_relaxed);
-  bytes_used_.fetch_sub(header.copy_bytes, std::memory_order_relaxed);
+  bytes_used_.fetch_sub(header.copy_bytes(), std::memory_order_relaxed);
 }
 
 // ---- the rings ------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ uint64_t CacheStorage::claim(Ring& ring, uint64_t bytes) {
   const uint64_t to_end = ring.bytes - ring.head % ring.bytes;
   if (bytes > to_end) {
     Header filler{};
-    filler.copy_bytes = uint32_t(to_end);
+    filler.value_bytes = uint32_t(to_end);
     region_copy(arena_ + ring.base + ring.head % ring.bytes, &filler, sizeof filler);
     ring.head += to_end;
   }
@@ -181,13 +181,13 @@ uint64_t CacheStorage::claim(Ring& ring, uint64_t bytes) {
 
 bool CacheStorage::move(Shard& shard, Way& way, const Header& header, uint64_t offset, Ring& to) {
   // The source may be what is written over, so it goes by another place.
-  shard.moved.resize(header.copy_bytes);
-  region_copy(shard.moved.data(), arena_ + offset, header.copy_bytes);
-  if (!has_room(to, header.copy_bytes)) return false;
+  shard.moved.resize(header.copy_bytes());
+  region_copy(shard.moved.data(), arena_ + offset, header.copy_bytes());
+  if (!has_room(to, header.copy_bytes())) return false;
   way.place.store(0, std::memory_order_relaxed);
   order_writes();
-  const uint64_t target = claim(to, header.copy_bytes);
-  region_copy(arena_ + target, shard.moved.data(), header.copy_bytes);
+  const uint64_t target = claim(to, header.copy_bytes());
+  region_copy(arena_ + target, shard.moved.data(), header.copy_bytes());
   way.place.store(uint64_t{++shard.number} << 32 | target / kUnitBytes, std::memory_order_release);
   return true;
 }
@@ -216,8 +216,8 @@ bool CacheStorage::pop(Shard& shard, Ring& ring, bool may_stay) {
   Header header;
   Way* const way = oldest_of(shard, ring, header);
   const uint64_t offset = ring.base + ring.tail % ring.bytes;
-  KV_ASSERT(header.copy_bytes != 0);
-  ring.tail += header.copy_bytes;
+  KV_ASSERT(header.copy_bytes() != 0);
+  ring.tail += header.copy_bytes();
   if (way == nullptr) return false;
   const uint32_t uses = uses_of(shard, *way);
   const bool from_small = &ring == &shard.small;
@@ -241,7 +241,7 @@ void CacheStorage::make_room(Shard& shard, Ring& ring, uint64_t bytes) {
       Header oldest;
       const Way* const way = oldest_of(shard, ring, oldest);
       if (way != nullptr && uses_of(shard, *way) > 0) {
-        make_room(shard, shard.main, oldest.copy_bytes);
+        make_room(shard, shard.main, oldest.copy_bytes());
       }
     }
     stayed += pop(shard, ring, &ring == &shard.small || stayed < kSecondChances);
@@ -254,23 +254,23 @@ bool CacheStorage::put_locked(const Key& key, const CopyFacts& facts, const void
                               uint32_t value_crc) {
   if (facts.value_bytes > value_bytes_max_) return false;
   Shard& shard = shard_of(key.hash);
-  const uint64_t bytes = value_at(key.bytes) + facts.value_bytes;
+  KV_ASSERT(facts.subtable / layout::kPageBytes <= UINT32_MAX);
   const Header header{.hash = key.hash,
                       .version = facts.version,
                       .slot_offset = facts.slot_offset,
-                      .subtable = facts.subtable,
+                      .hosted = facts.hosted,
                       .stamp = facts.stamp,
-                      .copy_bytes = uint32_t((bytes + kUnitBytes - 1) / kUnitBytes * kUnitBytes),
+                      .subtable_page = uint32_t(facts.subtable / layout::kPageBytes),
                       .value_bytes = uint32_t(facts.value_bytes),
                       .record = facts.record,
                       .key_bytes = uint16_t(key.bytes),
                       .codec = uint8_t(facts.codec),
                       .absent = facts.absent};
-  const bool fits_small = header.copy_bytes <= shard.small.bytes / kShareOfRing;
+  const bool fits_small = header.copy_bytes() <= shard.small.bytes / kShareOfRing;
   Ring& ring = fits_small ? shard.small : shard.main;
-  make_room(shard, ring, header.copy_bytes);
+  make_room(shard, ring, header.copy_bytes());
   Way& way = way_for(shard, key.hash);
-  const uint64_t offset = claim(ring, header.copy_bytes);
+  const uint64_t offset = claim(ring, header.copy_bytes());
   region_copy(arena_ + offset, &header, sizeof header);
   region_copy(arena_ + offset + kUnitBytes, key.data, key.bytes);
   const uint32_t key_crc = crc32c(0, key.data, key.bytes);
@@ -280,7 +280,7 @@ bool CacheStorage::put_locked(const Key& key, const CopyFacts& facts, const void
   if (crc != value_crc) return false;
   ++shard.records[facts.record];
   entries_.fetch_add(1, std::memory_order_relaxed);
-  bytes_used_.fetch_add(header.copy_bytes, std::memory_order_relaxed);
+  bytes_used_.fetch_add(header.copy_bytes(), std::memory_order_relaxed);
   mark_of(shard, way).store(0, std::memory_order_relaxed);
   way.hash.store(key.hash, std::memory_order_relaxed);
   way.place.store(uint64_t{++shard.number} << 32 | offset / kUnitBytes, std::memory_order_release);

@@ -23,6 +23,7 @@
 
 #include "cache/host_stamps.hpp"
 #include "index/key.hpp"
+#include "layout/layout.hpp"
 
 namespace kvstore {
 
@@ -36,6 +37,9 @@ struct CopyFacts {
   uint32_t codec = 0;
   Stamp stamp{};        // from before it was made: it may be read while that is current
   bool absent = false;  // the copy says that there is no such key, and has no value
+  // The slot's word, where that said `hosted`, and by this host, and the object has no fence. As
+  // long as the copy may be read it is the same but for `shared`.
+  layout::Slot hosted{};
 };
 
 class CacheStorage {
@@ -91,25 +95,35 @@ class CacheStorage {
   uint64_t evictions() const { return evictions_.load(std::memory_order_relaxed); }
 
  private:
+  static constexpr uint64_t kUnitBytes = 64;
+
+  static uint64_t value_at(uint64_t key_bytes) { return (kUnitBytes + key_bytes + 15) / 16 * 16; }
+
   // In a ring before key and value.
   struct Header {
     uint64_t hash = 0;  // of a filler up to the end of the ring: 0
     uint64_t version = 0;
     uint64_t slot_offset = 0;
-    uint64_t subtable = 0;
+    layout::Slot hosted;
     Stamp stamp;
-    uint32_t copy_bytes = 0;  // with header and padding
-    uint32_t value_bytes = 0;
+    uint32_t subtable_page = 0;
+    uint32_t value_bytes = 0;  // of a filler: all of it
     uint32_t record = 0;
     uint16_t key_bytes = 0;
     uint8_t codec = 0;
     bool absent = false;
 
     CopyFacts facts() const {
-      return {value_bytes, version, slot_offset, subtable, record, codec, stamp, absent};
+      return {value_bytes, version, slot_offset, subtable_page * layout::kPageBytes, record, codec,
+              stamp,       absent,  hosted};
+    }
+    // With header and padding.
+    uint32_t copy_bytes() const {
+      if (hash == 0) return value_bytes;
+      return uint32_t((value_at(key_bytes) + value_bytes + kUnitBytes - 1) / kUnitBytes *
+                      kUnitBytes);
     }
   };
-  static constexpr uint64_t kUnitBytes = 64;
   static_assert(sizeof(Header) <= kUnitBytes);
 
   static constexpr unsigned kWays = 4;
@@ -147,7 +161,6 @@ class CacheStorage {
     return (hash * 0x9e3779b97f4a7c15ull >> 32) & shard.set_mask;
   }
   static uint64_t offset_of(uint64_t place) { return uint64_t{uint32_t(place)} * kUnitBytes; }
-  static uint64_t value_at(uint64_t key_bytes) { return (kUnitBytes + key_bytes + 15) / 16 * 16; }
 
   Shard& shard_of(uint64_t hash) const { return shards_[shard_index(hash)]; }
   Header header_at(uint64_t offset) const;

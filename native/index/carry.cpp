@@ -140,7 +140,8 @@ Task<Status> freeze(Carry& carry, const std::array<bool, kSlots>& moves, bool& a
             slot.word | Slot::kMoving;
         continue;
       }
-      next = slot.with_flags(Slot::kMoving | (slot.flags() & Slot::kShared));
+      const bool guarded = KV_VARIANT(hosted_splits_bare) ? slot.shared() : slot.guarded();
+      next = slot.with_flags(Slot::kMoving | (guarded ? Slot::kShared : 0));
     } else {
       continue;
     }

@@ -29,7 +29,7 @@
 namespace kvstore::layout {
 
 inline constexpr uint64_t kMagic = 0x31304d454d44564bull;  // "KVDMEM01"
-inline constexpr uint32_t kLayoutVersion = 6;
+inline constexpr uint32_t kLayoutVersion = 7;
 
 inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kLineBytes = 64;

@@ -25,14 +25,17 @@ constexpr uint64_t field(uint64_t word, unsigned shift, unsigned bits) {
 //                mean nothing
 //   bits 40..47  size class of the block
 //   bits 48..50  flags: shared, frozen, tentative
-//   bits 51..55  version: +1 at every change but the setting of `shared`; survives emptiness
+//   bits 51..55  version: +1 at every change but from nothing to `hosted` or `shared`, and from
+//                `hosted` to `shared`; survives emptiness
 //   bits 56..63  fingerprint of the key
 //
 // tentative           an insert that has not committed; readers ignore it, anyone may kill it
 // shared              some client may have a copy of what this word points at
 // frozen              a write to such a key is under way: readers may still return what this word
 //                     points at, nobody takes a copy, and any writer may replace it once the
-//                     owners of the record have been heard; always with `shared`
+//                     owners of the record have been heard; with `shared`
+// frozen alone        hosted: no clients but those of one host may have copies; they know from each
+//                     other that it is theirs, all others take it for any host's
 // frozen + tentative  moving: a split is carrying this entry to another subtable
 struct Slot {
   static constexpr unsigned kClassShift = 40;
@@ -42,6 +45,7 @@ struct Slot {
   static constexpr uint64_t kShared = uint64_t{1} << 48;
   static constexpr uint64_t kFrozen = uint64_t{1} << 49;
   static constexpr uint64_t kTentative = uint64_t{1} << 50;
+  static constexpr uint64_t kHosted = kFrozen;
   static constexpr uint64_t kMoving = kFrozen | kTentative;
   static constexpr uint64_t kFlags = kShared | kFrozen | kTentative;
   static constexpr unsigned kVersionBits = 5;
@@ -56,13 +60,20 @@ struct Slot {
   constexpr bool empty() const { return address() == 0; }
   // A CAS that replaces it would go past copies of clients.
   constexpr bool guarded() const { return (word & (kShared | kFrozen)) != 0; }
-  constexpr Slot with_shared() const { return Slot{word | kShared}; }
-  // Whether both lead to the same object with the same right: they may differ in `shared` only.
+  // Of a slot that is not frozen.
+  constexpr Slot with_shared() const { return Slot{(word & ~kHosted) | kShared}; }
+  // Of one that nobody guards.
+  constexpr Slot with_hosted() const { return Slot{word | kHosted}; }
+  // Whether both lead to the same object with the same right: they may differ in who may have
+  // copies.
   constexpr bool leads_where(const Slot& other) const {
-    return ((word ^ other.word) & ~kShared) == 0;
+    const bool same_right = frozen() == other.frozen();
+    return same_right && ((word ^ other.word) & ~(kShared | kHosted)) == 0;
   }
   constexpr bool shared() const { return (word & kShared) != 0; }
-  constexpr bool frozen() const { return (word & kFrozen) != 0; }
+  constexpr bool hosted() const { return (word & kFlags) == kHosted; }
+  // By a writer, or a split.
+  constexpr bool frozen() const { return (word & kFrozen) != 0 && !hosted(); }
   constexpr bool moving() const { return !empty() && (word & kMoving) == kMoving; }
   constexpr bool tentative() const { return !empty() && (word & kMoving) == kTentative; }
   // A reader may return what a live or moving slot points at.

@@ -380,6 +380,7 @@ class World final : private Clients, private BlockUsers {
       result.cache_revoked += stats.cache_revoked;
       result.invalidations += stats.invalidations_sent;
       result.invalidations_spared += stats.invalidations_spared;
+      result.writes_at_once += stats.writes_at_once;
       result.cache_handed += stats.cache_handed;
       result.leases_waited += stats.leases_waited;
     }

@@ -142,6 +142,7 @@ void print_row(const Job& job, uint64_t seed, const WorldResult& result, const S
       {"cache_revoked", result.cache_revoked},
       {"invalidations", result.invalidations},
       {"invalidations_spared", result.invalidations_spared},
+      {"writes_at_once", result.writes_at_once},
       {"cache_handed", result.cache_handed},
       {"leases_waited", result.leases_waited},
   };

@@ -165,9 +165,10 @@ class Attachment {
     ClientCache* const cache = coherence.cache();
     Successor successor;
     if (cache == nullptr || !cache->take_handed(key, successor)) return false;
-    // What there are copies of is `shared`.
+    // What there are copies of is guarded.
     if (successor.slot != 0) {
-      successor.slot = layout::Slot{successor.slot}.with_shared().word;
+      const layout::Slot slot{successor.slot};
+      if (!slot.guarded()) successor.slot = slot.with_shared().word;
       expect(key.hash, successor);
     }
     return true;

@@ -284,6 +284,7 @@ void Client::read_stats(kv_client_stats& stats) {
       stats.invalidations_received += counts.invalidations_received.load();
       stats.invalidations_spared += counts.invalidations_spared.load();
       stats.writes_guarded += counts.writes_guarded.load();
+      stats.writes_at_once += counts.writes_at_once.load();
       stats.leases_waited += counts.leases_waited.load();
     }
     if (const ClientCache* cache = member(m).cache.get()) add_copies(*cache, stats);

@@ -31,8 +31,9 @@ struct Target {
   kv_call& call;
   const Key& key;
   uint32_t key_crc;
-  // Of what was read: it has a time to live; the checksum of key and value.
+  // Of what was read: it has a time to live, a fence; the checksum of key and value.
   mutable bool mortal = false;
+  mutable bool fenced = false;
   mutable uint32_t value_crc = 0;
 };
 
@@ -67,6 +68,7 @@ Reading judge(Channel& channel, const Target& target, const unsigned char* objec
   if (verdict == Candidate::Verdict::kOther) return Reading::kOther;
   if (expired(*channel.attachment, header)) return Reading::kExpired;
   target.mortal = header.expiry_ticks != 0;
+  target.fenced = (header.flags & layout::kObjectFence) != 0;
   target.value_crc = header.value_crc;
   kv_call& call = target.call;
   if (call.buffer != nullptr && header.value_bytes > call.buffer_bytes) {
@@ -210,6 +212,32 @@ class Copying {
   }
 
   bool begun() const { return fill_.begun(); }
+  // What the slot must say, if it says this, for a copy to be kept; `hosted` only if it is thought
+  // to be so by this host.
+  Slot guarded(Slot slot) const {
+    HostStamps* const host = coherence_.host();
+    const uint64_t hash = target_.key.hash;
+    if (slot.shared()) return slot;
+    if (slot.hosted()) {
+      const bool ours = host != nullptr && host->hosted_version(hash) != 0;
+      return ours || KV_VARIANT(hosted_trusts_any) ? slot : slot.with_shared();
+    }
+    const bool alone = coherence_.guard_flag(coherence_.guess(record_)) == Slot::kHosted;
+    return alone ? slot.with_hosted() : slot.with_shared();
+  }
+  // Whether a copy may be kept while the slot says this. `set`: this client has made it say so.
+  bool is_guarded(Slot slot, bool set) const {
+    if (slot.frozen()) return KV_VARIANT(cache_installs_frozen);
+    if (!slot.hosted()) return slot.shared();
+    HostStamps* const host = coherence_.host();
+    const uint64_t hash = target_.key.hash;
+    if (host == nullptr) return false;
+    if (set) host->note_hosted(hash, target_.call.version);
+    const uint64_t known = host->hosted_version(hash);
+    if (known == target_.call.version || KV_VARIANT(hosted_trusts_any)) return true;
+    host->forget_hosted(hash, known);
+    return false;
+  }
   bool guessed_wrong() const { return guessed_wrong_; }
   // Goes ahead of all else. Where the bit is thought to be set only the count is raised, which no
   // other client can be in the way of: it keeps the bit from being cleared by who has not seen it.
@@ -240,7 +268,7 @@ class Copying {
     }
     co_return Status::kOk;
   }
-  void finish(const KnownAddress& known) {
+  void finish(const KnownAddress& known, Slot slot) {
     const kv_call& call = target_.call;
     if (target_.mortal) {
       fill_.found_mortal(target_.key.hash);
@@ -253,6 +281,7 @@ class Copying {
     facts.subtable = known.subtable;
     facts.record = record_;
     facts.codec = call.codec;
+    if (slot.hosted() && !target_.fenced) facts.hosted = slot;
     fill_.finish(target_.key, facts, call.data, target_.value_crc);
   }
   void finish_absence() {
@@ -291,7 +320,7 @@ class Copying {
 };
 
 // One round trip where the slot and the object's length are remembered: READ slot, READ object.
-// Where a copy is made: CAS record, CAS slot to set `shared`, READ object.
+// Where a copy is made: CAS record, CAS slot to set `hosted` or `shared`, READ object.
 class KnownRead {
  public:
   KnownRead(Channel& channel, const Target& target, const KnownAddress& known, Copying& copying)
@@ -314,9 +343,9 @@ class KnownRead {
     }
     for (const kv_op& op : copying_.registration()) ops_[count_++] = op;
     slot_op_ = count_;
-    ops_[count_++] = copying_.begun() && !slot.shared()
-                         ? cas_op(known_.slot_offset, slot.word, slot.with_shared().word)
-                         : read_op(known_.slot_offset, &now_.word, 8);
+    const Slot guarded = copying_.begun() ? copying_.guarded(slot) : slot;
+    ops_[count_++] = guarded != slot ? cas_op(known_.slot_offset, slot.word, guarded.word)
+                                     : read_op(known_.slot_offset, &now_.word, 8);
     ops_[count_++] = read_op(slot.offset(), object_.data(), object_.size());
     if (whole_) return Reading::kDone;
     kv_call& call = target_.call;
@@ -331,19 +360,25 @@ class KnownRead {
 
   std::span<kv_op> ops() { return {ops_, count_}; }
   bool is_frozen() const { return now_.frozen(); }
+  // As it is once the operations have been executed.
+  Slot slot() const { return now_; }
 
   // What the operations have brought, given how they completed. kUnsound: out of date.
   Reading result(uint32_t posted) {
     if (posted != KV_FABRIC_OK) return Reading::kLost;
     const bool registered = copying_.begun() && copying_.registered(ops_[0]);
-    if (ops_[slot_op_].kind == KV_OP_CAS) now_.word = ops_[slot_op_].result;
+    const kv_op& slot_op = ops_[slot_op_];
+    const bool set = slot_op.kind == KV_OP_CAS && slot_op.result == slot_op.operand;
+    if (slot_op.kind == KV_OP_CAS) now_.word = set ? slot_op.desire : slot_op.result;
     if (!now_.leads_where(known_.slot) && !KV_VARIANT(trust_known_address)) {
       return Reading::kUnsound;
     }
     const Reading reading = result_of_value();
     // What a writer has said of the slot may not have come true.
-    const bool is_shared = ops_[slot_op_].kind == KV_OP_CAS || now_.shared();
-    if (registered && is_shared && reading == Reading::kDone) copying_.finish(known_);
+    if (reading == Reading::kDone && copying_.begun() && copying_.is_guarded(now_, set) &&
+        registered) {
+      copying_.finish(known_, now_);
+    }
     return reading;
   }
 
@@ -479,9 +514,9 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
         const uint64_t took_ns = monotonic_ns() - began_ns;
         copies ? cache->note_making(took_ns) : cache->note_get(took_ns);
       }
-      if (copies && reading == Reading::kDone && !known.slot.shared()) {
+      if (copies && reading == Reading::kDone && known.slot != read.slot()) {
         // As it is now: a write of this client freezes it with its look-up.
-        known.slot = known.slot.with_shared();
+        known.slot = read.slot();
         addresses.remember(hash, known);
       }
       if (copying.guessed_wrong()) co_await copying.register_for_next(channel);

@@ -46,11 +46,10 @@ void clear_empty(const layout::Geometry& geometry, const Coherence::Copies& copi
 }
 
 // What the slot will hold, for who is told that its copy has ended.
-void announce(const SlotRef& ref, const Replacement& replacement, bool shared,
+void announce(const SlotRef& ref, const Replacement& replacement, uint64_t guard,
               Coherence::Copies& copies) {
   const Slot to = replacement.slot;
-  copies.successor = ref.slot.successor(to.fingerprint(), shared ? Slot::kShared : 0,
-                                        to.size_class(), to.address());
+  copies.successor = ref.slot.successor(to.fingerprint(), guard, to.size_class(), to.address());
   copies.value_bytes = replacement.value_bytes;
 }
 
@@ -109,7 +108,7 @@ EarlyGuard::EarlyGuard(Channel& channel, const Key& key, bool certain) {
   if (attachment.coherence.cache() == nullptr) return;
   if (!attachment.addresses.find(key.hash, known)) return;
   const Slot slot = known.slot;
-  if (!slot.readable() || slot.moving() || !slot.shared() || slot.frozen()) return;
+  if (!slot.readable() || !slot.guarded() || slot.frozen()) return;
   ref_ = {known.slot_offset, slot};
   const uint32_t record = attachment.geometry.record_of(key.hash);
   if (!freezes_) {
@@ -148,7 +147,8 @@ Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
     co_return s;
   }
   end_own(coherence, copies, ended.kept);
-  if (replacement != nullptr) announce(ref, *replacement, ended.kept.begun(), copies);
+  if (ended.kept.begun()) ended.guard = coherence.guard_flag(copies.owners);
+  if (replacement != nullptr) announce(ref, *replacement, ended.guard, copies);
   const Status s =
       co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));
   if (cache != nullptr) cache->note_ending(monotonic_ns() - began_ns);
@@ -166,7 +166,7 @@ CopiesEndedLate::CopiesEndedLate(Channel& channel, uint64_t key_hash, const Slot
   const layout::Geometry& geometry = channel.attachment->geometry;
   copies_.hash = key_hash;
   copies_.record = geometry.record_of(key_hash);
-  announce(ref, replacement, true, copies_);
+  announce(ref, replacement, Slot::kShared, copies_);
   read_owners(geometry, copies_.record, owners_, node_, ops_);
 }
 

@@ -8,6 +8,8 @@
 //   get, absent             2 READ, 4 READ                                    2
 //   put, existing           WRITE 2 READ, READ header, CAS                    3
 //   put, address known      WRITE 2 READ READ header, CAS                     2
+//   put of what this client has a copy of, and only clients of its host: WRITE CAS
+//                                                                             1
 //   put, new                WRITE 2 READ, CAS 5 READ, CAS                     3
 //   contains, address known 2 READ                                            1
 //   delete                  2 READ, READ header, CAS                          3
@@ -127,14 +129,15 @@ class EarlyGuard {
 // Before the slot of a key is replaced: sees to it that no client can read a copy of what it points
 // at. A slot that nobody guards is left as it is, at no cost. Otherwise `ref` becomes the frozen
 // word that the replacing CAS must expect, and `ended.clear` may go into the batch behind it.
-// Where a copy of the replacement has been begun the slot must become `shared`: this client is
-// registered already. `replacement` is null where the slot will be emptied.
+// Where a copy of the replacement has been begun the slot must become what `ended.guard` says: this
+// client is registered already. `replacement` is null where the slot will be emptied.
 // `early`, if it was posted with the look-up that found the slot, saves a round trip.
 // kAbsent: somebody has changed the slot; look the key up again.
 struct CopiesEnded {
   bool clears = false;
   kv_op clear{};
   ClientCache::Fill kept;
+  uint64_t guard = 0;  // a flag of the slot
 };
 Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
                         const Replacement* replacement, CopiesEnded& ended,

@@ -79,15 +79,20 @@ class Draft {
     const uint64_t extension_at =
         layout::extension_offset(block.size_class, key.bytes, contents.value_bytes);
     first_[1] = write_op(block.offset + extension_at, &extension_, sizeof extension_);
+    pending_ = is_whole();
+    second_ = first_[0];
   }
   Draft(const Draft&) = delete;
   Draft& operator=(const Draft&) = delete;
 
-  // To be posted before anything else.
+  // Whether one WRITE is all of it.
+  bool is_whole() const { return assembled_ && !fenced_ && !KV_VARIANT(publish_before_write); }
+  // To be posted before anything else, unless it is whole.
   std::span<kv_op> first() { return {first_, KV_VARIANT(publish_before_write) ? 0 : writes()}; }
   std::span<kv_op> withheld() { return {first_, KV_VARIANT(publish_before_write) ? writes() : 0}; }
   // Call once `first` has completed: its checksum goes into the header.
   void first_completed() {
+    pending_ = false;
     if (assembled_ || KV_VARIANT(publish_before_write)) return;
     seal(uint32_t(first_[0].result));
     second_ = write_op(block_.offset, head_.data(), head_.size());
@@ -107,8 +112,13 @@ class Draft {
   void finish_copy(ClientCache::Fill& fill, const Attachment& attachment, const Key& key,
                    const SlotRef& ref, uint64_t subtable) const {
     fill.finish(key,
-                {contents_.value_bytes, header_.version, ref.offset, subtable,
-                 attachment.geometry.record_of(key.hash), contents_.codec},
+                {.value_bytes = contents_.value_bytes,
+                 .version = header_.version,
+                 .slot_offset = ref.offset,
+                 .subtable = subtable,
+                 .record = attachment.geometry.record_of(key.hash),
+                 .codec = contents_.codec,
+                 .hosted = ref.slot.hosted() && !fenced_ ? ref.slot : Slot{}},
                 value(), header_.value_crc);
   }
   // Only of a broken variant.
@@ -152,6 +162,13 @@ enum class Step {
   kDamaged,  // what is at the node can't be
   kUnended,  // published, but copies of what was there may still be read
   kUnknown   // connection lost on the publishing CAS, and it can't be told
+};
+
+struct PutProgress {
+  SlotRef slot;
+  uint64_t subtable = 0;
+  layout::Fence fence;  // that was met
+  bool published = false;
 };
 
 // The look-up that a put begins with. The object's WRITEs travel along: the first with the bucket
@@ -253,9 +270,9 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subt
     co_return step_of(s);
   }
   const Slot before = ref.slot;
-  const bool shared = ended.kept.begun() && !KV_VARIANT(cache_keeps_unshared);
-  const Slot after = before.successor(key.fingerprint(), shared ? Slot::kShared : 0,
-                                      to.slot.size_class(), to.slot.address());
+  const uint64_t guard = KV_VARIANT(cache_keeps_unshared) ? 0 : ended.guard;
+  const Slot after =
+      before.successor(key.fingerprint(), guard, to.slot.size_class(), to.slot.address());
   if (KV_VARIANT(cache_hands_early) && ended.kept.begun()) draft.hand_early(ended.kept, key);
   bool executed = false;
   const Step step =
@@ -263,8 +280,50 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subt
   ref.slot = after;
   if (step != Step::kDone) co_return step;
   if (KV_VARIANT(cache_renews_late)) channel.attachment->coherence.renew_stamp(key.hash, {});
+  if (after.hosted()) {
+    channel.attachment->coherence.host()->note_hosted(key.hash, draft.version());
+  }
   if (ended.kept.begun()) draft.finish_copy(ended.kept, *channel.attachment, key, ref, subtable);
   retire(channel, before);
+  co_return Step::kDone;
+}
+
+// The same in one round trip, of what this client has a copy of, and nobody but clients of its
+// host: their copies end before, and they make none until the slot has been replaced; whoever else
+// makes one changes the slot. kAgain: it is not so, or not any more.
+Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutProgress& progress) {
+  Attachment& attachment = *channel.attachment;
+  Coherence& coherence = attachment.coherence;
+  ClientCache* const cache = coherence.cache();
+  HostStamps* const host = coherence.host();
+  ClientCache::HostedCopy copy;
+  if (cache == nullptr || host == nullptr || !draft.is_whole()) co_return Step::kAgain;
+  if (!cache->find_hosted(key, coherence.term(), copy)) co_return Step::kAgain;
+  const Replacement to = draft.replacement(key);
+  const uint32_t record = attachment.geometry.record_of(key.hash);
+  ClientCache::Fill kept;
+  if (to.may_be_kept && cache->takes(to.value_bytes)) {
+    cache->begin_rewrite(key.hash, record, coherence.term(), kept);
+  }
+  if (!kept.begun()) cache->drop(key.hash, record, ClientCache::By::kOwnWrite);
+  const Slot after = copy.slot.successor(key.fingerprint(), kept.begun() ? Slot::kHosted : 0,
+                                         to.slot.size_class(), to.slot.address());
+  const Successor successor{after.word, to.value_bytes};
+  const bool opens = !KV_VARIANT(hosted_writes_openly);
+  const Stamp opened = opens ? host->begin_write(key.hash, successor) : Stamp{};
+  bool executed = false;
+  const Step step =
+      co_await swing(channel, {copy.slot_offset, copy.slot}, after, draft, {}, executed);
+  // It may still come to be executed: the stamp stays open.
+  if (step == Step::kUnknown) co_return step;
+  kept.follow(opens ? host->end_write(key.hash, opened) : host->renew(key.hash, successor));
+  if (step != Step::kDone) co_return step;
+  coherence.note_write_at_once();
+  if (after.hosted()) host->note_hosted(key.hash, draft.version());
+  retire(channel, copy.slot);
+  progress.slot = {copy.slot_offset, after};
+  progress.subtable = copy.subtable;
+  if (kept.begun()) draft.finish_copy(kept, attachment, key, progress.slot, progress.subtable);
   co_return Step::kDone;
 }
 
@@ -371,22 +430,19 @@ Task<Step> pass_fence(Channel& channel, const Key& key, const kv_call& call, con
   co_return contents.fence.is_older_than(there) ? Step::kFenced : Step::kDone;
 }
 
-struct PutProgress {
-  SlotRef slot;
-  uint64_t subtable = 0;
-  layout::Fence fence;  // that was met
-  bool published = false;
-};
-
 // One attempt, from look-up to publication.
 Task<Step> attempt_put(Channel& channel, const Key& key, kv_call& call, const Contents& contents,
                        Draft& draft, bool first_attempt, PutProgress& progress) {
   Lookup lookup;
   Status s;
   std::optional<EarlyGuard> early;
+  // What is refused must leave the slot as it is.
+  const bool certain = (call.flags & (KV_IF_ABSENT | KV_IF_VERSION | KV_WITH_FENCE)) == 0;
+  if (first_attempt && certain) {
+    const Step at_once = co_await replace_hosted(channel, key, draft, progress);
+    if (at_once != Step::kAgain) co_return at_once;
+  }
   if (first_attempt) {
-    // What is refused must leave the slot as it is.
-    const bool certain = (call.flags & (KV_IF_ABSENT | KV_IF_VERSION | KV_WITH_FENCE)) == 0;
     if (certain) channel.attachment->drop_ended(key);
     early.emplace(channel, key, certain);
     s = co_await look_up_writing(channel, key, draft, *early, lookup);

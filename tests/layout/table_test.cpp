@@ -185,7 +185,7 @@ std::map<std::string, Extent> word_fields() {
       {"slot.address", seen_bits([](uint64_t w) { return Slot{w}.address(); })},
       {"slot.size_class", seen_bits([](uint64_t w) { return Slot{w}.size_class(); })},
       {"slot.shared", seen_bits([](uint64_t w) { return Slot{w}.shared(); })},
-      {"slot.frozen", seen_bits([](uint64_t w) { return Slot{w}.frozen(); })},
+      {"slot.frozen", seen_bits([](uint64_t w) { return (Slot{w}.flags() & Slot::kFrozen) != 0; })},
       {"slot.tentative", seen_bits([&](uint64_t w) { return Slot{w | live}.tentative(); })},
       {"slot.version", seen_bits([](uint64_t w) { return Slot{w}.version(); })},
       {"slot.fingerprint", seen_bits([](uint64_t w) { return Slot{w}.fingerprint(); })},

@@ -62,14 +62,15 @@ TEST_CASE("layout: slots emptied of different objects hardly ever look alike") {
 TEST_CASE("layout: a slot's states exclude one another") {
   struct Row {
     uint64_t flags;
-    bool moving, tentative, frozen, readable;
+    bool moving, tentative, frozen, readable, hosted;
   };
-  const Row rows[] = {{0, false, false, false, true},
-                      {Slot::kShared, false, false, false, true},
-                      {Slot::kFrozen, false, false, true, true},
-                      {Slot::kTentative, false, true, false, false},
-                      {Slot::kMoving, true, false, true, true},
-                      {Slot::kMoving | Slot::kShared, true, false, true, true}};
+  const Row rows[] = {{0, false, false, false, true, false},
+                      {Slot::kShared, false, false, false, true, false},
+                      {Slot::kHosted, false, false, false, true, true},
+                      {Slot::kShared | Slot::kFrozen, false, false, true, true, false},
+                      {Slot::kTentative, false, true, false, false, false},
+                      {Slot::kMoving, true, false, true, true, false},
+                      {Slot::kMoving | Slot::kShared, true, false, true, true, false}};
   for (const Row& row : rows) {
     CAPTURE(row.flags);
     const Slot slot = Slot{}.successor(7, row.flags, 3, 1);
@@ -77,6 +78,8 @@ TEST_CASE("layout: a slot's states exclude one another") {
     CHECK(slot.tentative() == row.tentative);
     CHECK(slot.frozen() == row.frozen);
     CHECK(slot.readable() == row.readable);
+    CHECK(slot.hosted() == row.hosted);
+    CHECK(slot.guarded() == (row.flags != 0 && row.flags != Slot::kTentative));
     CHECK(slot.shared() == ((row.flags & Slot::kShared) != 0));
     const Slot bare = slot.with_flags(0);
     CHECK(bare == slot.successor(7, 0, 3, 1));
@@ -85,6 +88,21 @@ TEST_CASE("layout: a slot's states exclude one another") {
     CHECK(!empty.moving());
     CHECK(!empty.tentative());
     CHECK(!empty.readable());
+  }
+}
+
+TEST_CASE("layout: who may have copies does not change where a slot leads") {
+  const Slot bare = Slot{}.successor(7, 0, 3, 1);
+  const Slot hosted = bare.with_hosted();
+  const Slot shared = bare.with_shared();
+  CHECK(hosted == Slot{}.successor(7, Slot::kHosted, 3, 1));
+  CHECK(shared == Slot{}.successor(7, Slot::kShared, 3, 1));
+  CHECK(hosted.with_shared() == shared);
+  for (const Slot& one : {bare, hosted, shared}) {
+    for (const Slot& other : {bare, hosted, shared}) CHECK(one.leads_where(other));
+    CHECK(!one.leads_where(Slot{}.successor(7, Slot::kShared | Slot::kFrozen, 3, 1)));
+    CHECK(!one.leads_where(Slot{}.successor(7, Slot::kMoving, 3, 1)));
+    CHECK(!one.leads_where(one.with_flags(one.flags())));
   }
 }
 

@@ -83,6 +83,16 @@ const std::map<std::string, std::string> kScenarios{
     {"copies_hosts",
      "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=22 think_us=20 hosts=1 "
      "late_per_million=50000 mail_late_per_million=50000"},
+    {"copies_hosted",
+     "rare=cache_everything,hosted_anyhow cache_kib=64 keys=4 get_percent=65 put_percent=30 "
+     "think_us=20 hosts=2 clients=5 conditions=0 late_per_million=50000"},
+    {"copies_hosted_late",
+     "rare=cache_everything cache_kib=64 keys=4 get_percent=85 put_percent=10 think_us=5 hosts=1 "
+     "clients=8 conditions=0 late_per_million=500000 late_us=300"},
+    {"copies_hosted_splits",
+     "rare=cache_everything,hosted_anyhow,early_split cache_kib=64 keys=64 operations=4000 "
+     "get_percent=65 put_percent=30 think_us=30 hosts=2 clients=5 conditions=0 "
+     "late_per_million=50000"},
     {"copies_regular",
      "consistency=1 rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=30 "
      "think_us=20 late_per_million=50000 mail_late_per_million=50000 clients=6 hosts=4"},
@@ -245,6 +255,11 @@ constexpr Broken kBroken[] = {
     {"regular_ignores_crashes", "copies_regular_crashes", 120},
     {"cache_takes_any", "copies_hosts", 20},
     {"cache_hands_early", "copies_hosts", 20},
+    {"hosted_writes_openly", "copies_hosted", 40},
+    {"hosted_fills_meanwhile", "copies_hosted_late", 150},
+    {"hosted_follows_any", "copies_hosted", 40},
+    {"hosted_trusts_any", "copies_hosted", 10},
+    {"hosted_splits_bare", "copies_hosted_splits", 10},
     {"cache_leaves_ended", "copies_two_hosts", 20},
 };
 
