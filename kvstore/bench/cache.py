@@ -38,8 +38,6 @@ _IDLE: Final = "idle"
 _POLICIES: Final = ("none", "coherent")
 _SIMULATED: Final = "sim"
 _CACHE_BYTES: Final = 64 << 20
-#: As long as what is measured: copies are made by reads, and keys judged by their changes.
-_WARM_UP: Final = 1.0
 _COLUMNS: Final = (
     *("workload", "policy", "fabric", "compute_nodes", "ops_per_s", "speedup", "p50_us", "p99_us"),
     *("verbs_per_op", "hit_ratio", "invalidations_per_op", "over_lmdb", "cpu_percent"),
@@ -175,7 +173,8 @@ def cache(
                     read_ratio=1.0 if hot else WORKLOADS[workload],
                     zipf_theta=None if hot else _ZIPF,
                     seconds=seconds,
-                    warm_up=_WARM_UP,
+                    # Copies are made by reads, and keys judged by their changes.
+                    warm_up=seconds,
                 )
                 rows += _compare(workload, setting, policies or _POLICIES, apart, say)
         if "hot" in (workloads or ("hot",)):

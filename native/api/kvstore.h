@@ -305,9 +305,9 @@ typedef struct kv_client_stats {
   uint64_t invalidations_spared; /* messages to clients of the same host, whose copies ended by
                                     a stamp */
   uint64_t writes_guarded;       /* that met copies of other clients, or of this one */
-  uint64_t writes_at_once;       /* of these, in one round trip: only clients of this host had any */
-  uint64_t leases_waited; /* writes that waited for the lease of a client without an answer */
-  uint64_t uses_dropped;  /* of which the nodes' eviction was not told, there were too many */
+  uint64_t writes_at_once; /* of these, in one round trip: only clients of this host had any */
+  uint64_t leases_waited;  /* writes that waited for the lease of a client without an answer */
+  uint64_t uses_dropped;   /* of which the nodes' eviction was not told, there were too many */
 } kv_client_stats;
 
 enum kv_copy_kind {

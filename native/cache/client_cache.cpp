@@ -12,6 +12,9 @@ namespace {
 constexpr uint64_t kHitNs = 150;
 constexpr uint64_t kGainNsMin = 50;
 constexpr uint64_t kUsesThatPayMin = 4;
+// Where ending copies takes no time at all, as nobody has to be asked.
+constexpr uint64_t kNoEndingNs = kMillisecond / 1000;
+constexpr uint64_t kUsesThatPayUnasked = 2;
 constexpr uint64_t kUsesThatPayMax = 200;
 constexpr uint64_t kPauseNsMin = kSecond;
 constexpr uint32_t kPausesMax = 6;  // the last is of 64 s
@@ -119,8 +122,9 @@ uint32_t ClientCache::uses_that_pay() const {
   const uint64_t get_ns = get_ns_.get();
   const uint64_t gain_ns = std::max(get_ns - std::min(get_ns, kHitNs), kGainNsMin);
   const uint64_t making_ns = making_ns_.get() - std::min(making_ns_.get(), get_ns);
-  const uint64_t cost_ns = making_ns + ending_ns_.get();
-  return uint32_t(std::clamp(cost_ns / gain_ns, kUsesThatPayMin, kUsesThatPayMax));
+  const uint64_t ending_ns = ending_ns_.get();
+  const uint64_t least = ending_ns < kNoEndingNs ? kUsesThatPayUnasked : kUsesThatPayMin;
+  return uint32_t(std::clamp((making_ns + ending_ns) / gain_ns, least, kUsesThatPayMax));
 }
 
 bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, const Stamp& stamp,
@@ -145,8 +149,7 @@ bool ClientCache::find_hosted(const Key& key, uint64_t term, HostedCopy& copy) c
   if (!storage_.find(key, view) || view.facts.hosted.empty()) return false;
   if (!view.facts.stamp.is_current()) return false;
   copy = {view.facts.slot_offset, view.facts.hosted, view.facts.subtable};
-  // Another attachment's copies come after its term.
-  std::atomic_thread_fence(std::memory_order_acquire);
+  // Looked at last: another attachment's copies come after its term.
   return term_.load(std::memory_order_relaxed) == term;
 }
 
@@ -295,8 +298,8 @@ bool ClientCache::take_handed(const Key& key, Successor& successor) {
   facts.version = handed.version;
   facts.value_bytes = handed.value_bytes;
   facts.codec = handed.codec;
-  facts.slot_offset = handed.slot_offset;
-  facts.hosted.word = handed.hosted;
+  // A split may have carried it elsewhere since.
+  facts.hosted.word = handed.slot_offset == facts.slot_offset ? handed.hosted : 0;
   facts.stamp = now;
   const uint32_t uses = CacheStorage::uses_of(view);
   if (!storage_.put_locked(key, facts, handed.value, handed.value_crc)) return false;

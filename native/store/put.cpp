@@ -319,6 +319,7 @@ Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutPro
   kept.follow(opens ? host->end_write(key.hash, opened) : host->renew(key.hash, successor));
   if (step != Step::kDone) co_return step;
   coherence.note_write_at_once();
+  cache->note_ending(0);
   if (after.hosted()) host->note_hosted(key.hash, draft.version());
   retire(channel, copy.slot);
   progress.slot = {copy.slot_offset, after};

@@ -126,7 +126,7 @@ def shm_size(root: Path) -> Check:
         without = "clients with copies send messages instead"
         return Check("/dev/shm", OK, f"not there ({error.strerror}): {without}")
     size = format_bytes(space.f_blocks * space.f_frsize)
-    use = "6 MiB a node of clients with copies; a region is a memfd"
+    use = "7 MiB a node of clients with copies; a region is a memfd"
     return Check("/dev/shm", OK, f"{size}, for {use}")
 
 
