@@ -1,6 +1,7 @@
 #include "cache/coherence.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/assert.hpp"
 #include "base/time_scale.hpp"
@@ -295,6 +296,24 @@ bool Coherence::clear_later(const kv_op& clear) {
   if (clearings_.size() == kClearingsMax) return false;
   clearings_.push_back({clear, boottime_ns()});
   return true;
+}
+
+void Coherence::end_write_later(uint64_t hash, const Stamp& opened) {
+  const std::lock_guard lock(mutex_);
+  if (open_.size() < kOpenMax) open_.push_back({hash, opened});
+}
+
+std::vector<Coherence::OpenStamp> Coherence::take_open() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(open_, {});
+}
+
+void Coherence::put_back(const std::vector<OpenStamp>& stamps) {
+  for (const OpenStamp& one : stamps) end_write_later(one.hash, one.opened);
+}
+
+void Coherence::end_writes(const std::vector<OpenStamp>& stamps) {
+  for (const OpenStamp& one : stamps) stamps_->end_write(one.hash, one.opened);
 }
 
 // A process may have stood still for as long as the record's count takes to come round.

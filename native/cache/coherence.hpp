@@ -1,15 +1,16 @@
 // One client's part in keeping the copies of a node's values coherent, as a writer and as an owner
 // of copies. It belongs to an attachment and ends with it.
 //
-// An owner registers before it reads: its group's bit in the key's coherence record, then `shared`
-// in the slot. A writer that meets `shared` freezes the slot, so that no further copy is made,
-// reads the record, has every live client of the groups in it drop its copy, and only then replaces
-// the slot. Who does not answer is not waited for, nor judged: the writer adds one to the group's
-// revoke word and waits for a cache lease, after which no client of the group can read a copy from
-// before.
+// An owner registers before it reads: its group's bit in the key's coherence record, then `hosted`
+// or `shared` in the slot. A writer that meets either freezes the slot, so that no further copy is
+// made, reads the record, has every live client of the groups in it drop its copy, and only then
+// replaces the slot. Who does not answer is not waited for, nor judged: the writer adds one to the
+// group's revoke word and waits for a cache lease, after which no client of the group can read a
+// copy from before.
 //
 // Clients of the writer's own host are spared the message: renewing the key's stamp ends their
-// copies at that moment.
+// copies at that moment. Where the slot is `hosted`, by this host, there are no others: a writer
+// that has a copy opens the stamp, replaces the slot at once, and ends the writing.
 //
 // The record's bits are cleared with the write that follows, or with the next heartbeat, if all
 // clients of a group have said that they hold nothing under the record, and nobody has registered
@@ -115,6 +116,18 @@ class Coherence {
     counts_.writes_guarded.fetch_add(1, std::memory_order_relaxed);
     counts_.writes_at_once.fetch_add(1, std::memory_order_relaxed);
   }
+  // A stamp that a write has opened without learning whether it may still be executed: a heartbeat
+  // ends the writing, once that can't be. What has been lost on the way must have been noted
+  // before. If there are too many the stamp stays open.
+  void end_write_later(uint64_t hash, const Stamp& opened);
+  // Of a heartbeat: takes those stamps, and ends the writing under them.
+  struct OpenStamp {
+    uint64_t hash;
+    Stamp opened;
+  };
+  std::vector<OpenStamp> take_open();
+  void put_back(const std::vector<OpenStamp>& stamps);
+  void end_writes(const std::vector<OpenStamp>& stamps);
   // Whether a write may return only when copies have ended, but be seen before.
   bool is_regular() const { return is_regular_; }
   // Copies of these groups may be of what this client has replaced. What has been lost on the way
@@ -184,6 +197,7 @@ class Coherence {
 
  private:
   static constexpr size_t kClearingsMax = 32;
+  static constexpr size_t kOpenMax = 1024;
 
   Task<Status> refresh_live(Remote& remote, const layout::NodeLine& node);
   // Live clients of the record's groups that must be told; groups of those that need not be are
@@ -220,6 +234,7 @@ class Coherence {
     uint64_t wanted_ns;  // of boottime
   };
   std::vector<Clearing> clearings_;
+  std::vector<OpenStamp> open_;
   // By place; as of `admissions_` and `deaths_`.
   std::vector<uint32_t> live_;
   uint64_t admissions_ = 0;

@@ -15,14 +15,15 @@
 // begins with, stamps only go up, and nothing in it is ever locked, so a client may die at any
 // moment. Clients that share no such file, for whatever reason, send each other messages.
 //
-// Keys share stamps: then a copy ends for nothing. One whose writer died while it was open, or
-// never learned what became of its CAS, stays open: clients of this host make no more copies of its
-// keys.
+// Keys share stamps: then a copy ends for nothing. One whose writer died while it was open stays
+// open: clients of this host make no more copies of its keys.
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 
 #include "base/variant.hpp"
@@ -130,6 +131,12 @@ class HostStamps {
     return stamp.line == &line_of(hash) && stamp.value != 0;
   }
   HandedValues& handed() { return table_->handed; }
+  uint64_t count_open() const {
+    const auto is_open = [](const StampLine& line) {
+      return Stamp{&line, line.stamp.load(std::memory_order_relaxed)}.is_open();
+    };
+    return uint64_t(std::count_if(std::begin(table_->lines), std::end(table_->lines), is_open));
+  }
 
  private:
   static constexpr unsigned kStampBits = 16;

@@ -253,8 +253,8 @@ void CacheStorage::make_room(Shard& shard, Ring& ring, uint64_t bytes) {
 bool CacheStorage::put_locked(const Key& key, const CopyFacts& facts, const void* value,
                               uint32_t value_crc) {
   if (facts.value_bytes > value_bytes_max_) return false;
+  if (facts.subtable / layout::kPageBytes > UINT32_MAX) return false;
   Shard& shard = shard_of(key.hash);
-  KV_ASSERT(facts.subtable / layout::kPageBytes <= UINT32_MAX);
   const Header header{.hash = key.hash,
                       .version = facts.version,
                       .slot_offset = facts.slot_offset,

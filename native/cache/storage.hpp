@@ -76,8 +76,9 @@ class CacheStorage {
 
   // Larger ones don't come in.
   uint64_t value_bytes_max() const { return value_bytes_max_; }
-  // In place of an earlier copy. False: it is too large, or what `value` holds does not have the
-  // checksum of key and value that it has at the node: its owner has changed it meanwhile.
+  // In place of an earlier copy. False: it is too large, or its subtable too far away, or what
+  // `value` holds does not have the checksum of key and value that it has at the node: its owner
+  // has changed it meanwhile.
   bool put_locked(const Key& key, const CopyFacts& facts, const void* value, uint32_t value_crc);
   // Whether there was a copy; `uses` is then how often it was read, up to kUsesMax.
   bool drop_locked(uint64_t hash, uint32_t& uses);

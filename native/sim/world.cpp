@@ -384,6 +384,7 @@ class World final : private Clients, private BlockUsers {
       result.cache_handed += stats.cache_handed;
       result.leases_waited += stats.leases_waited;
     }
+    for (const auto& [host, stamps] : workload_.stamps) result.stamps_open += stamps->count_open();
     for (const Operation& operation : workload_.history) {
       result.unknown += operation.outcome == OperationOutcome::kUnknown;
     }

@@ -134,6 +134,7 @@ struct WorldResult {
   uint64_t invalidations = 0;
   uint64_t invalidations_spared = 0;
   uint64_t writes_at_once = 0;
+  uint64_t stamps_open = 0;  // at the end
   uint64_t cache_handed = 0;
   uint64_t leases_waited = 0;
   Measured measured;

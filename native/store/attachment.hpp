@@ -159,6 +159,13 @@ class Attachment {
     Successor successor;
     if (cache != nullptr && cache->drop_ended(key, successor)) expect(key.hash, successor);
   }
+  // The slot, if it is remembered as this word, is `shared` by now.
+  void expect_shared(uint64_t hash, layout::Slot slot) {
+    KnownAddress known;
+    if (!addresses.find(hash, known) || !known.slot.leads_where(slot)) return;
+    known.slot = slot.with_shared();
+    addresses.remember(hash, known);
+  }
   // And another client of this host may have handed over what came after it: then there is a copy
   // of that now.
   bool take_handed(const Key& key) {

@@ -3,152 +3,22 @@
 // too, a tombstone, so that the fence stays.
 
 #include <array>
-#include <cstring>
 #include <optional>
 
-#include "base/crc32c.hpp"
 #include "base/variant.hpp"
 #include "index/split.hpp"
 #include "layout/object.hpp"
 #include "store/client.hpp"
+#include "store/draft.hpp"
 #include "store/operations.hpp"
 
 namespace kvstore {
 
-using layout::ObjectHeader;
 using layout::Slot;
 
 namespace {
 
 constexpr unsigned kAttemptsMax = 100'000;
-// An object up to this size is put together in scratch memory and written by one WRITE.
-constexpr uint64_t kAssembleBytesMax = 16 << 10;
-
-// What an object is to hold, beside its key.
-struct Contents {
-  const void* value = nullptr;
-  uint64_t value_bytes = 0;
-  uint8_t codec = 0;
-  uint64_t ttl_ms = 0;
-  bool tombstone = false;
-  bool fenced = false;
-  layout::Fence fence = {};
-
-  unsigned size_class(const Key& key) const {
-    return layout::object_class(key.bytes, value_bytes, fenced);
-  }
-};
-
-// An object on its way: its block, and the WRITEs that bring it there.
-class Draft {
- public:
-  Draft(const Attachment& attachment, const Key& key, const Contents& contents, Block block,
-        uint64_t version)
-      : block_(block),
-        value_at_(layout::value_offset(block.size_class, key.bytes)),
-        assembled_(value_at_ + contents.value_bytes <= kAssembleBytesMax &&
-                   (contents.value_bytes == 0 || !KV_BUGGIFY(value_first))),
-        head_(assembled_ ? value_at_ + contents.value_bytes : layout::kHeaderBytes + key.bytes),
-        contents_(contents),
-        fenced_(contents.fenced),
-        extension_{contents.fence, layout::fence_checksum(contents.fence)} {
-    header_.key_bytes = uint16_t(key.bytes);
-    header_.flags = uint8_t((contents.tombstone ? layout::kObjectTombstone : 0) |
-                            (contents.fenced ? layout::kObjectFence : 0));
-    header_.codec = contents.codec;
-    header_.value_bytes = contents.value_bytes;
-    header_.key_hash = key.hash;
-    header_.version = version;
-    header_.address_generation = block.offset / layout::kUnitBytes;
-    header_.expiry_ticks = expiry_ticks(attachment, contents.ttl_ms);
-    std::memcpy(head_.data() + layout::kHeaderBytes, key.data, key.bytes);
-    const uint32_t key_crc = crc32c(0, key.data, key.bytes);
-    if (assembled_) {
-      std::memset(head_.data() + layout::kHeaderBytes + key.bytes, 0,
-                  value_at_ - layout::kHeaderBytes - key.bytes);
-      const uint32_t crc = contents.value_bytes == 0
-                               ? key_crc
-                               : crc32c_copy(key_crc, head_.data() + value_at_, contents.value,
-                                             contents.value_bytes);
-      seal(crc);
-      first_[0] = write_op(block.offset, head_.data(), head_.size());
-    } else {
-      first_[0] = with_crc(write_op(block.offset + value_at_, contents.value, contents.value_bytes),
-                           key_crc);
-    }
-    const uint64_t extension_at =
-        layout::extension_offset(block.size_class, key.bytes, contents.value_bytes);
-    first_[1] = write_op(block.offset + extension_at, &extension_, sizeof extension_);
-    pending_ = is_whole();
-    second_ = first_[0];
-  }
-  Draft(const Draft&) = delete;
-  Draft& operator=(const Draft&) = delete;
-
-  // Whether one WRITE is all of it.
-  bool is_whole() const { return assembled_ && !fenced_ && !KV_VARIANT(publish_before_write); }
-  // To be posted before anything else, unless it is whole.
-  std::span<kv_op> first() { return {first_, KV_VARIANT(publish_before_write) ? 0 : writes()}; }
-  std::span<kv_op> withheld() { return {first_, KV_VARIANT(publish_before_write) ? writes() : 0}; }
-  // Call once `first` has completed: its checksum goes into the header.
-  void first_completed() {
-    pending_ = false;
-    if (assembled_ || KV_VARIANT(publish_before_write)) return;
-    seal(uint32_t(first_[0].result));
-    second_ = write_op(block_.offset, head_.data(), head_.size());
-    pending_ = true;
-  }
-  // What must still be written before the object may be published; call `posted` when it is on its
-  // way.
-  std::span<kv_op> pending() { return {&second_, pending_ ? 1u : 0u}; }
-  void posted() { pending_ = false; }
-  uint64_t version() const { return header_.version; }
-  bool buries() const { return contents_.tombstone; }
-  Replacement replacement(const Key& key) const {
-    const uint64_t address = block_.offset / layout::kUnitBytes;
-    return {Slot{}.successor(key.fingerprint(), 0, block_.size_class, address),
-            contents_.value_bytes, contents_.ttl_ms == 0 && !contents_.tombstone};
-  }
-  void finish_copy(ClientCache::Fill& fill, const Attachment& attachment, const Key& key,
-                   const SlotRef& ref, uint64_t subtable) const {
-    fill.finish(key,
-                {.value_bytes = contents_.value_bytes,
-                 .version = header_.version,
-                 .slot_offset = ref.offset,
-                 .subtable = subtable,
-                 .record = attachment.geometry.record_of(key.hash),
-                 .codec = contents_.codec,
-                 .hosted = ref.slot.hosted() && !fenced_ ? ref.slot : Slot{}},
-                value(), header_.value_crc);
-  }
-  // Only of a broken variant.
-  void hand_early(ClientCache::Fill& fill, const Key& key) const {
-    fill.hand_early(key, {.value_bytes = contents_.value_bytes, .version = header_.version},
-                    value(), header_.value_crc);
-  }
-
- private:
-  size_t writes() const { return fenced_ ? 2 : 1; }
-  const void* value() const { return assembled_ ? head_.data() + value_at_ : contents_.value; }
-  void seal(uint32_t value_crc) {
-    header_.value_crc = value_crc;
-    layout::seal(header_);
-    std::memcpy(head_.data(), &header_, sizeof header_);
-  }
-
-  const Block block_;
-  const uint64_t value_at_;
-  const bool assembled_;
-  bool pending_ = false;
-  const Scratch head_;
-  const Contents& contents_;
-  const bool fenced_;
-  const layout::FenceExtension extension_;
-  ObjectHeader header_{};
-  kv_op first_[2] = {};
-  kv_op second_{};
-};
-
 enum class Step {
   kDone,     // published
   kAgain,    // somebody else was faster, or a split is under way: look up again
@@ -297,7 +167,8 @@ Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutPro
   ClientCache* const cache = coherence.cache();
   HostStamps* const host = coherence.host();
   ClientCache::HostedCopy copy;
-  if (cache == nullptr || host == nullptr || !draft.is_whole()) co_return Step::kAgain;
+  if (cache == nullptr || host == nullptr) co_return Step::kAgain;
+  if (!draft.is_whole() || draft.buries()) co_return Step::kAgain;
   if (!cache->find_hosted(key, coherence.term(), copy)) co_return Step::kAgain;
   const Replacement to = draft.replacement(key);
   const uint32_t record = attachment.geometry.record_of(key.hash);
@@ -314,13 +185,23 @@ Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutPro
   bool executed = false;
   const Step step =
       co_await swing(channel, {copy.slot_offset, copy.slot}, after, draft, {}, executed);
-  // It may still come to be executed: the stamp stays open.
-  if (step == Step::kUnknown) co_return step;
+  if (step == Step::kUnknown) {
+    // It may still come to be executed.
+    channel.note_lost();
+    if (opens) coherence.end_write_later(key.hash, opened);
+    co_return step;
+  }
+  // Whoever makes a copy from here on must know whose the slot is.
+  if (step == Step::kDone && after.hosted()) host->note_hosted(key.hash, draft.version());
   kept.follow(opens ? host->end_write(key.hash, opened) : host->renew(key.hash, successor));
+  if (step == Step::kAgain) {
+    // Most likely a client of another host has made a copy.
+    attachment.expect_shared(key.hash, copy.slot);
+    draft.note_copied_elsewhere();
+  }
   if (step != Step::kDone) co_return step;
   coherence.note_write_at_once();
   cache->note_ending(0);
-  if (after.hosted()) host->note_hosted(key.hash, draft.version());
   retire(channel, copy.slot);
   progress.slot = {copy.slot_offset, after};
   progress.subtable = copy.subtable;

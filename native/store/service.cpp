@@ -244,7 +244,9 @@ Task<Status> Service::open_for_copies(Channel& channel) {
 Task<Status> Service::pay_debts(Channel& channel) {
   Coherence& coherence = channel.attachment->coherence;
   const uint64_t owed = coherence.begin_payment();
+  const std::vector<Coherence::OpenStamp> open = coherence.take_open();
   const bool may_pay = !client_.any_unfenced(channel.member());
+  may_pay ? coherence.end_writes(open) : coherence.put_back(open);
   const Status s = co_await coherence.pay(channel.remote, may_pay ? owed : 0);
   coherence.end_payment(may_pay && s == Status::kOk ? 0 : owed);
   if (s != Status::kOk) co_return s;

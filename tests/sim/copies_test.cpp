@@ -77,6 +77,27 @@ TEST_CASE("sim copies: clients of one host spare each other messages") {
   check(options, 10);
 }
 
+TEST_CASE("sim copies: no stamp stays open whose writer lives on") {
+  WorldOptions options = copying();
+  options.hosts = 1;
+  options.node.timing.breaks_per_million = 20'000;
+  options.node.timing.late_per_million = 50'000;
+  options.node.timing.late_ns_max = 100'000'000;
+  options.timeout_ns = 20'000'000;
+  options.think_ns_max = 200'000;
+  uint64_t at_once = 0, unknown = 0;
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    const WorldResult result = run_world(options, seed);
+    CAPTURE(seed);
+    CHECK(result.good());
+    CHECK(result.stamps_open == 0);
+    at_once += result.writes_at_once;
+    unknown += result.unknown;
+  }
+  CHECK(at_once > 0);
+  CHECK(unknown > 0);
+}
+
 TEST_CASE("sim copies: some clients share a host, under every fault") {
   WorldOptions options = copying();
   options.hosts = 2;
