@@ -83,7 +83,8 @@ class Prompt:
         # By the clocks of two machines, or one that is set, it may begin in the future, or so long
         # ago that its blocks are the next to go.
         age_ns = min(max(0, time.time_ns() - self.began_ns), _AGE_NS_MAX)
-        return Reuse(array("I", numbers), max(1, time.monotonic_ns() - age_ns))
+        used_ns = max(1, time.monotonic_ns() - age_ns)
+        return Reuse(array("I", numbers), used_ns)
 
     def _category(self, place: int) -> int:
         uses = self.uses[place] if place < len(self.uses) else 1

@@ -21,6 +21,7 @@
 #include "layout/layout.hpp"
 #include "lock/space.hpp"
 #include "store/address_cache.hpp"
+#include "store/node_clock.hpp"
 #include "store/reuse_model.hpp"
 
 namespace kvstore {
@@ -121,16 +122,7 @@ class Attachment {
   void saw_clock(uint64_t node_ms, uint64_t now_ns) {
     clock_difference_ms_.store(int64_t(node_ms) - int64_t(now_ns / kMillisecond),
                                std::memory_order_relaxed);
-    // The word that was read is up to a tick of the node old, so the greatest difference is the
-    // best; it fades as clocks may drift apart, a millisecond a second.
-    const int64_t here_ms = int64_t(monotonic_ns() / kMillisecond);
-    const int64_t faded_ms = monotonic_difference_ms_.load(std::memory_order_relaxed) -
-                             (here_ms - difference_seen_ms_ + 999) / 1000;
-    const int64_t seen_ms = int64_t(node_ms) - here_ms;
-    if (difference_seen_ms_ == 0 || seen_ms >= faded_ms) {
-      monotonic_difference_ms_.store(seen_ms, std::memory_order_relaxed);
-      difference_seen_ms_ = here_ms;
-    }
+    recency_clock_.saw(node_ms, monotonic_ns() / kMillisecond);
   }
   // Never less than what it said before: what has expired stays expired, although each heartbeat
   // estimates the difference of the clocks anew.
@@ -181,10 +173,9 @@ class Attachment {
     return true;
   }
 
-  // The node's clock at a time of ours: good enough for recency, and no look at a clock.
+  // Good enough for recency.
   uint64_t node_clock_at_ms(uint64_t monotonic_ns) const {
-    return uint64_t(int64_t(monotonic_ns / kMillisecond) +
-                    monotonic_difference_ms_.load(std::memory_order_relaxed));
+    return recency_clock_.at_ms(monotonic_ns / kMillisecond);
   }
 
  private:
@@ -209,8 +200,7 @@ class Attachment {
   std::atomic<uint64_t> sequence_{1};
   std::atomic<uint64_t> heard_ns_{monotonic_ns()};
   std::atomic<int64_t> clock_difference_ms_{0};
-  std::atomic<int64_t> monotonic_difference_ms_{0};
-  int64_t difference_seen_ms_ = 0;  // of the service thread
+  NodeClock recency_clock_;
   mutable std::atomic<uint64_t> clock_told_ms_{0};
 };
 

@@ -302,7 +302,7 @@ Task<Evicted> evict_sampled(Channel& channel, unsigned size_class, unsigned want
   const unsigned limit = std::min(wanted, std::max(1u, victims.ranked / 4));
   for (unsigned i = 0; i < victims.count; ++i) {
     if (evicted.total >= limit) {
-      if (!channel.eviction_pool.full()) channel.eviction_pool.keep(victims.chosen[i].entry);
+      channel.eviction_pool.put_back(victims.chosen[i].entry);
       continue;
     }
     if (channel.remote.broken()) break;

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -46,7 +47,15 @@ class EvictionPool {
   void saw(unsigned groups, unsigned used) { used_per_group_ = (used + groups - 1) / groups; }
   unsigned used_per_group() const { return used_per_group_; }
   bool full() const { return count_ == kEntries; }
+  // The first is kept first, for it should go first.
   void keep(const EvictionEntry& entry) { entries_[count_++] = entry; }
+  // It was taken, should have gone before all that were kept since, and did not: if there is no
+  // room the last makes it.
+  void put_back(const EvictionEntry& entry) {
+    count_ = std::min(count_ + 1, kEntries);
+    std::copy_backward(entries_.data(), entries_.data() + count_ - 1, entries_.data() + count_);
+    entries_.front() = entry;
+  }
 
  private:
   uint64_t incarnation_ = 0;
