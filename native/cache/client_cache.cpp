@@ -12,9 +12,9 @@ namespace {
 constexpr uint64_t kHitNs = 150;
 constexpr uint64_t kGainNsMin = 50;
 constexpr uint64_t kUsesThatPayMin = 4;
-// Where ending copies takes no time at all, as nobody has to be asked.
-constexpr uint64_t kNoEndingNs = kMillisecond / 1000;
+// Where ending copies takes next to no time beside a get: nobody has to be asked, over a network.
 constexpr uint64_t kUsesThatPayUnasked = 2;
+constexpr uint64_t kGetsOverEnding = 4;
 constexpr uint64_t kUsesThatPayMax = 200;
 constexpr uint64_t kPauseNsMin = kSecond;
 constexpr uint32_t kPausesMax = 6;  // the last is of 64 s
@@ -123,7 +123,8 @@ uint32_t ClientCache::uses_that_pay() const {
   const uint64_t gain_ns = std::max(get_ns - std::min(get_ns, kHitNs), kGainNsMin);
   const uint64_t making_ns = making_ns_.get() - std::min(making_ns_.get(), get_ns);
   const uint64_t ending_ns = ending_ns_.get();
-  const uint64_t least = ending_ns < kNoEndingNs ? kUsesThatPayUnasked : kUsesThatPayMin;
+  const bool unasked = ending_ns * kGetsOverEnding < get_ns;
+  const uint64_t least = unasked ? kUsesThatPayUnasked : kUsesThatPayMin;
   return uint32_t(std::clamp((making_ns + ending_ns) / gain_ns, least, kUsesThatPayMax));
 }
 

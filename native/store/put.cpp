@@ -170,6 +170,7 @@ Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutPro
   if (cache == nullptr || host == nullptr) co_return Step::kAgain;
   if (!draft.is_whole() || draft.buries()) co_return Step::kAgain;
   if (!cache->find_hosted(key, coherence.term(), copy)) co_return Step::kAgain;
+  const uint64_t began_ns = monotonic_ns();
   const Replacement to = draft.replacement(key);
   const uint32_t record = attachment.geometry.record_of(key.hash);
   ClientCache::Fill kept;
@@ -183,8 +184,10 @@ Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutPro
   const bool opens = !KV_VARIANT(hosted_writes_openly);
   const Stamp opened = opens ? host->begin_write(key.hash, successor) : Stamp{};
   bool executed = false;
+  const uint64_t posted_ns = monotonic_ns();
   const Step step =
       co_await swing(channel, {copy.slot_offset, copy.slot}, after, draft, {}, executed);
+  const uint64_t answered_ns = monotonic_ns();
   if (step == Step::kUnknown) {
     // It may still come to be executed.
     channel.note_lost();
@@ -201,11 +204,12 @@ Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutPro
   }
   if (step != Step::kDone) co_return step;
   coherence.note_write_at_once();
-  cache->note_ending(0);
   retire(channel, copy.slot);
   progress.slot = {copy.slot_offset, after};
   progress.subtable = copy.subtable;
   if (kept.begun()) draft.finish_copy(kept, attachment, key, progress.slot, progress.subtable);
+  // What it takes here others take again, for the copies that they make anew.
+  cache->note_ending(2 * (posted_ns - began_ns + monotonic_ns() - answered_ns));
   co_return Step::kDone;
 }
 
