@@ -9,9 +9,12 @@ shown; before a read it looks what all have noted. A read that returns less is s
 the calls explains it. So is one that finds a key absent which nobody has tried to delete since.
 Messages between the processes can be lost and late on the way. Of a node with the consistency
 `regular` only what a call has written counts: what has been read there may be ahead of copies.
+With `--one-writer` nothing is deleted, and each key has one process that replaces it, without a
+condition.
 
     bench/stale_read_probe.py --fabric shm --reads 1000000
     bench/stale_read_probe.py --fabric tcp --reads 1000000 --lost 100000 --late 100000 --json
+    bench/stale_read_probe.py --fabric tcp --one-writer
     bench/stale_read_probe.py --system mooncake --reads 20000
 """
 
@@ -105,9 +108,7 @@ class Worker:
                 self.counts["failed"] += 1
 
     def _may_write(self, key: int) -> bool:
-        """Mooncake has no conditions: there each key has one writer."""
-        one_writer = self._options.system == "mooncake"
-        return not one_writer or key % self._options.processes == self._number
+        return not self._options.one_writer or key % self._options.processes == self._number
 
     def _read(self, key: int) -> tuple[int, Any]:
         before = self._notes.highest(key)
@@ -137,7 +138,8 @@ class Worker:
         else:
             # Without a condition on the version what was read may be older than what others know.
             number = (max(seen, self._notes.highest(key)) | 1) + 1
-            self._client.replace(self._names[key], version, number)
+            condition = None if self._options.one_writer else version
+            self._client.replace(self._names[key], condition, number)
             self._wrote("replaced", key, number)
 
     # An inserter does not see which state its key is in. What was there before the last delete has
@@ -303,6 +305,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--apart", action="store_true", help="processes end each other's copies by messages alone"
     )
     parser.add_argument(
+        "--one-writer",
+        action="store_true",
+        help="each key has one, without conditions; no deletes; mooncake: always",
+    )
+    parser.add_argument(
         "--consistency", choices=("linearizable", "regular"), default="linearizable"
     )
     parser.add_argument("--lost", type=int, default=0, help="of a million messages")
@@ -316,7 +323,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if mooncake and (options.fabric == "shm" or options.lost or options.late):
         parser.error("mooncake runs over tcp, and its messages can't be lost or late here")
     options.fabric = options.fabric or ("tcp" if mooncake else "shm")
-    options.deletes = 0.0 if mooncake else options.deletes
+    options.one_writer = options.one_writer or mooncake
+    options.deletes = 0.0 if options.one_writer else options.deletes
     return options
 
 

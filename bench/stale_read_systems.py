@@ -34,7 +34,7 @@ class Client(Protocol):
         """Write the number if the name is absent."""
 
     def replace(self, name: str, version: Any, number: int) -> None:
-        """Write the number if nobody has since that version."""
+        """Write the number if nobody has since that version; None: whoever has."""
 
     def delete(self, name: str, version: Any) -> None:
         """Make the name absent if nobody has written it since that version."""
@@ -91,7 +91,7 @@ class KvstoreClient:
         stats = self._store.stats()
         names = (
             *("cache_hits", "cache_handed", "cache_fills"),
-            *("cache_invalidated", "cache_revoked", "leases_waited"),
+            *("cache_invalidated", "cache_revoked", "writes_at_once", "leases_waited"),
         )
         return {name: getattr(stats, name) for name in names}
 

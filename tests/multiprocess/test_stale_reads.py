@@ -34,3 +34,22 @@ def test_no_read_is_stale(fabric: str, faults: tuple[str, ...]) -> None:
     assert row["failed"] == 0
     assert row["stale_reads"] == 0, row["examples"]
     assert finished.returncode == 0
+
+
+@pytest.mark.parametrize("fabric", ["shm", "tcp"])
+def test_no_read_is_stale_beside_writes_of_one_round_trip(fabric: str) -> None:
+    reads = 12_000
+    command = [sys.executable, str(PROBE), "--fabric", fabric, "--reads", str(reads), "--json"]
+    finished = subprocess.run(
+        [*command, "--writes", "0.02", "--one-writer"],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=200,
+    )
+    row = json.loads(finished.stdout)
+    assert row["reads"] == reads
+    assert row["writes_at_once"] > 0
+    assert row["cache_handed"] > 0
+    assert row["failed"] == 0
+    assert row["stale_reads"] == 0, row["examples"]
+    assert finished.returncode == 0
