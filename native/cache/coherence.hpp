@@ -118,7 +118,7 @@ class Coherence {
   }
   // A stamp that a write has opened without learning whether it may still be executed: a heartbeat
   // ends the writing, once that can't be. What has been lost on the way must have been noted
-  // before. If there are too many the stamp stays open.
+  // before. If there are too many, or the attachment ends before, the stamp stays open.
   void end_write_later(uint64_t hash, const Stamp& opened);
   // Of a heartbeat: takes those stamps, and ends the writing under them.
   struct OpenStamp {

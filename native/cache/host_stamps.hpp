@@ -15,8 +15,8 @@
 // begins with, stamps only go up, and nothing in it is ever locked, so a client may die at any
 // moment. Clients that share no such file, for whatever reason, send each other messages.
 //
-// Keys share stamps: then a copy ends for nothing. One whose writer died while it was open stays
-// open: clients of this host make no more copies of its keys.
+// Keys share stamps: then a copy ends for nothing. One that is open when its writer dies, leaves,
+// or is given up by the node stays open: clients of this host make no more copies of its keys.
 
 #pragma once
 

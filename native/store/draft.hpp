@@ -97,13 +97,10 @@ class Draft {
   void posted() { pending_ = false; }
   uint64_t version() const { return header_.version; }
   bool buries() const { return contents_.tombstone; }
-  // Clients of another host have lately had copies of what it is to replace.
-  void note_copied_elsewhere() { copied_elsewhere_ = true; }
   Replacement replacement(const Key& key) const {
     const uint64_t address = block_.offset / layout::kUnitBytes;
     return {layout::Slot{}.successor(key.fingerprint(), 0, block_.size_class, address),
-            contents_.value_bytes, contents_.ttl_ms == 0 && !contents_.tombstone,
-            copied_elsewhere_};
+            contents_.value_bytes, contents_.ttl_ms == 0 && !contents_.tombstone};
   }
   void finish_copy(ClientCache::Fill& fill, const Attachment& attachment, const Key& key,
                    const SlotRef& ref, uint64_t subtable) const {
@@ -136,7 +133,6 @@ class Draft {
   const uint64_t value_at_;
   const bool assembled_;
   bool pending_ = false;
-  bool copied_elsewhere_ = false;
   const Scratch head_;
   const Contents& contents_;
   const bool fenced_;

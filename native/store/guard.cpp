@@ -147,10 +147,7 @@ Task<Status> end_copies(Channel& channel, uint64_t key_hash, SlotRef& ref,
     co_return s;
   }
   end_own(coherence, copies, ended.kept);
-  if (ended.kept.begun()) {
-    ended.guard =
-        replacement->copied_elsewhere ? Slot::kShared : coherence.guard_flag(copies.owners);
-  }
+  if (ended.kept.begun()) ended.guard = coherence.guard_flag(copies.owners);
   if (replacement != nullptr) announce(ref, *replacement, ended.guard, copies);
   const Status s =
       co_await coherence.end_copies(channel.remote, postbox, copies, bounds_of(channel));

@@ -91,7 +91,6 @@ struct Replacement {
   layout::Slot slot;  // fingerprint, class and address
   uint64_t value_bytes = 0;
   bool may_be_kept = false;
-  bool copied_elsewhere = false;  // clients of another host have lately had copies
 };
 
 // What a put does with the look-up of a key whose slot is remembered as guarded, a round trip

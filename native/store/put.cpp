@@ -197,11 +197,8 @@ Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutPro
   // Whoever makes a copy from here on must know whose the slot is.
   if (step == Step::kDone && after.hosted()) host->note_hosted(key.hash, draft.version());
   kept.follow(opens ? host->end_write(key.hash, opened) : host->renew(key.hash, successor));
-  if (step == Step::kAgain) {
-    // Most likely a client of another host has made a copy.
-    attachment.expect_shared(key.hash, copy.slot);
-    draft.note_copied_elsewhere();
-  }
+  // Most likely a client of another host has made a copy.
+  if (step == Step::kAgain) attachment.expect_shared(key.hash, copy.slot);
   if (step != Step::kDone) co_return step;
   coherence.note_write_at_once();
   retire(channel, copy.slot);

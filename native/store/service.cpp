@@ -240,12 +240,14 @@ Task<Status> Service::open_for_copies(Channel& channel) {
 }
 
 // Not before what was lost can't be executed any more. What is owed is looked at first: whoever
-// owes has noted before that something was lost.
+// owes has noted before that something was lost. The attachment is looked at last: lanes that take
+// another one forget what they lost.
 Task<Status> Service::pay_debts(Channel& channel) {
   Coherence& coherence = channel.attachment->coherence;
   const uint64_t owed = coherence.begin_payment();
   const std::vector<Coherence::OpenStamp> open = coherence.take_open();
-  const bool may_pay = !client_.any_unfenced(channel.member());
+  const bool may_pay = !client_.any_unfenced(channel.member()) &&
+                       client_.attachment(channel.member()) == channel.attachment;
   may_pay ? coherence.end_writes(open) : coherence.put_back(open);
   const Status s = co_await coherence.pay(channel.remote, may_pay ? owed : 0);
   coherence.end_payment(may_pay && s == Status::kOk ? 0 : owed);

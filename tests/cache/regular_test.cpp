@@ -25,7 +25,8 @@ uint64_t trips_of_a_put(uint32_t consistency, bool conditional) {
     REQUIRE(writer.settle("key"));
     REQUIRE(reader.settle("key"));
   }
-  CHECK(writer.stats().invalidations_sent == 2);
+  // A busy reader may have been asked again.
+  CHECK(writer.stats().invalidations_sent >= 2);
   return trips;
 }
 

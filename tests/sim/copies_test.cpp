@@ -77,7 +77,7 @@ TEST_CASE("sim copies: clients of one host spare each other messages") {
   check(options, 10);
 }
 
-TEST_CASE("sim copies: no stamp stays open whose writer lives on") {
+TEST_CASE("sim copies: no stamp stays open whose writer keeps its attachment") {
   WorldOptions options = copying();
   options.hosts = 1;
   options.node.timing.breaks_per_million = 20'000;
