@@ -299,6 +299,7 @@ bool Coherence::clear_later(const kv_op& clear) {
 }
 
 void Coherence::end_write_later(uint64_t hash, const Stamp& opened) {
+  if (opened.line == nullptr) return;
   const std::lock_guard lock(mutex_);
   if (open_.size() < kOpenMax) open_.push_back({hash, opened});
 }

@@ -158,55 +158,79 @@ Task<Step> replace(Channel& channel, const Key& key, SlotRef& ref, uint64_t subt
   co_return Step::kDone;
 }
 
-// The same in one round trip, of what this client has a copy of, and nobody but clients of its
-// host: their copies end before, and they make none until the slot has been replaced; whoever else
-// makes one changes the slot. kAgain: it is not so, or not any more.
-Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutProgress& progress) {
-  Attachment& attachment = *channel.attachment;
+// A put of what this client has a copy of, and nobody but clients of its host.
+struct HostedWrite {
+  ClientCache::HostedCopy copy;
+  ClientCache::Fill kept;  // of what is written, if that pays
+  Slot after;
+  Stamp opened;
+  uint64_t local_ns = 0;  // what copies have cost here
+};
+
+// Ends the copies of this host. False: it is no such put.
+bool begin_hosted(Attachment& attachment, const Key& key, const Draft& draft, HostedWrite& write) {
   Coherence& coherence = attachment.coherence;
   ClientCache* const cache = coherence.cache();
-  HostStamps* const host = coherence.host();
-  ClientCache::HostedCopy copy;
-  if (cache == nullptr || host == nullptr) co_return Step::kAgain;
-  if (!draft.is_whole() || draft.buries()) co_return Step::kAgain;
-  if (!cache->find_hosted(key, coherence.term(), copy)) co_return Step::kAgain;
+  if (cache == nullptr || coherence.host() == nullptr) return false;
+  if (!draft.is_whole() || draft.buries()) return false;
+  if (!cache->find_hosted(key, coherence.term(), write.copy)) return false;
   const uint64_t began_ns = monotonic_ns();
   const Replacement to = draft.replacement(key);
   const uint32_t record = attachment.geometry.record_of(key.hash);
-  ClientCache::Fill kept;
   if (to.may_be_kept && cache->takes(to.value_bytes)) {
-    cache->begin_rewrite(key.hash, record, coherence.term(), kept);
+    cache->begin_rewrite(key.hash, record, coherence.term(), write.kept);
   }
-  if (!kept.begun()) cache->drop(key.hash, record, ClientCache::By::kOwnWrite);
-  const Slot after = copy.slot.successor(key.fingerprint(), kept.begun() ? Slot::kHosted : 0,
-                                         to.slot.size_class(), to.slot.address());
-  const Successor successor{after.word, to.value_bytes};
-  const bool opens = !KV_VARIANT(hosted_writes_openly);
-  const Stamp opened = opens ? host->begin_write(key.hash, successor) : Stamp{};
+  if (!write.kept.begun()) cache->drop(key.hash, record, ClientCache::By::kOwnWrite);
+  write.after = write.copy.slot.successor(key.fingerprint(), write.kept.begun() ? Slot::kHosted : 0,
+                                          to.slot.size_class(), to.slot.address());
+  const Successor successor{write.after.word, to.value_bytes};
+  if (!KV_VARIANT(hosted_writes_openly)) {
+    write.opened = coherence.host()->begin_write(key.hash, successor);
+  }
+  write.local_ns = monotonic_ns() - began_ns;
+  return true;
+}
+
+// Once it is known whether the slot was replaced: copies may be made again.
+void end_hosted(Attachment& attachment, const Key& key, const Draft& draft, HostedWrite& write,
+                bool replaced) {
+  HostStamps& host = *attachment.coherence.host();
+  // Whoever makes a copy from here on must know whose the slot is.
+  if (replaced && write.after.hosted()) host.note_hosted(key.hash, draft.version());
+  const bool opened = write.opened.line != nullptr;
+  write.kept.follow(opened ? host.end_write(key.hash, write.opened) : host.renew(key.hash, {}));
+}
+
+// Replaces it in one round trip: the copies of this host have ended before, and none are made until
+// the slot has been replaced; whoever else makes one changes the slot. kAgain: it is no such put,
+// or not any more.
+Task<Step> replace_hosted(Channel& channel, const Key& key, Draft& draft, PutProgress& progress) {
+  Attachment& attachment = *channel.attachment;
+  HostedWrite write;
+  if (!begin_hosted(attachment, key, draft, write)) co_return Step::kAgain;
+  const SlotRef before{write.copy.slot_offset, write.copy.slot};
   bool executed = false;
-  const uint64_t posted_ns = monotonic_ns();
-  const Step step =
-      co_await swing(channel, {copy.slot_offset, copy.slot}, after, draft, {}, executed);
-  const uint64_t answered_ns = monotonic_ns();
+  const Step step = co_await swing(channel, before, write.after, draft, {}, executed);
   if (step == Step::kUnknown) {
     // It may still come to be executed.
     channel.note_lost();
-    if (opens) coherence.end_write_later(key.hash, opened);
+    attachment.coherence.end_write_later(key.hash, write.opened);
     co_return step;
   }
-  // Whoever makes a copy from here on must know whose the slot is.
-  if (step == Step::kDone && after.hosted()) host->note_hosted(key.hash, draft.version());
-  kept.follow(opens ? host->end_write(key.hash, opened) : host->renew(key.hash, successor));
+  const uint64_t answered_ns = monotonic_ns();
+  end_hosted(attachment, key, draft, write, step == Step::kDone);
   // Most likely a client of another host has made a copy.
-  if (step == Step::kAgain) attachment.expect_shared(key.hash, copy.slot);
+  if (step == Step::kAgain) attachment.expect_shared(key.hash, before.slot);
   if (step != Step::kDone) co_return step;
-  coherence.note_write_at_once();
-  retire(channel, copy.slot);
-  progress.slot = {copy.slot_offset, after};
-  progress.subtable = copy.subtable;
-  if (kept.begun()) draft.finish_copy(kept, attachment, key, progress.slot, progress.subtable);
+  retire(channel, before.slot);
+  progress.slot = {before.offset, write.after};
+  progress.subtable = write.copy.subtable;
+  if (write.kept.begun()) {
+    draft.finish_copy(write.kept, attachment, key, progress.slot, progress.subtable);
+  }
+  attachment.coherence.note_write_at_once();
   // What it takes here others take again, for the copies that they make anew.
-  cache->note_ending(2 * (posted_ns - began_ns + monotonic_ns() - answered_ns));
+  attachment.coherence.cache()->note_ending(2 * (write.local_ns + monotonic_ns() - answered_ns));
   co_return Step::kDone;
 }
 
