@@ -12,7 +12,7 @@
 // value itself may come after it (`cache/handed_values.hpp`).
 //
 // The memory is a file in /dev/shm for each incarnation of a node and each user. Zeros are what it
-// begins with, stamps only go up, and nothing in it is ever locked, so a client may die at any
+// begins with, no stamp recurs, and nothing in it is ever locked, so a client may die at any
 // moment. Clients that share no such file, for whatever reason, send each other messages.
 //
 // Keys share stamps: then a copy ends for nothing. One that is open when its writer dies, leaves,

@@ -72,8 +72,7 @@ class Draft {
     const uint64_t extension_at =
         layout::extension_offset(block.size_class, key.bytes, contents.value_bytes);
     first_[1] = write_op(block.offset + extension_at, &extension_, sizeof extension_);
-    pending_ = is_whole();
-    second_ = first_[0];
+    if (is_whole()) pending_ = first_;
   }
   Draft(const Draft&) = delete;
   Draft& operator=(const Draft&) = delete;
@@ -85,16 +84,16 @@ class Draft {
   std::span<kv_op> withheld() { return {first_, KV_VARIANT(publish_before_write) ? writes() : 0}; }
   // Call once `first` has completed: its checksum goes into the header.
   void first_completed() {
-    pending_ = false;
+    pending_ = nullptr;
     if (assembled_ || KV_VARIANT(publish_before_write)) return;
     seal(uint32_t(first_[0].result));
     second_ = write_op(block_.offset, head_.data(), head_.size());
-    pending_ = true;
+    pending_ = &second_;
   }
   // What must still be written before the object may be published; call `posted` when it is on its
   // way.
-  std::span<kv_op> pending() { return {&second_, pending_ ? 1u : 0u}; }
-  void posted() { pending_ = false; }
+  std::span<kv_op> pending() { return {pending_, pending_ != nullptr ? 1u : 0u}; }
+  void posted() { pending_ = nullptr; }
   uint64_t version() const { return header_.version; }
   bool buries() const { return contents_.tombstone; }
   Replacement replacement(const Key& key) const {
@@ -132,7 +131,7 @@ class Draft {
   const Block block_;
   const uint64_t value_at_;
   const bool assembled_;
-  bool pending_ = false;
+  kv_op* pending_ = nullptr;
   const Scratch head_;
   const Contents& contents_;
   const bool fenced_;
