@@ -171,6 +171,30 @@ TEST_CASE("hosted: what may be refused, or has a fence, takes the longer way") {
   }
 }
 
+TEST_CASE("hosted: the copy that a fenced put keeps does not let the next put past the fence") {
+  StoreNode node(layout::kRegionBytesMin);
+  Host host(node);
+  REQUIRE(host.writer.put("key", "first").status == Status::kOk);
+  host.read();
+  // So often that a copy of what is written pays, whatever it costs.
+  for (int i = 0; i < 1000; ++i) host.writer.get("key");
+  const std::string key = "key";
+  kv_call call = StoreClient::call_for(KV_PUT, key);
+  call.value = "fenced";
+  call.value_bytes = 6;
+  call.flags = KV_WITH_FENCE;
+  call.fence = {layout::FenceLock::make(7, 1).word, 9};
+  REQUIRE(host.writer.run(call).status == Status::kOk);
+  const uint64_t verbs = host.writer.verbs();
+  REQUIRE(host.writer.get("key").value == "fenced");
+  REQUIRE(host.writer.verbs() == verbs);
+  const PutSeen after = watch(host.writer, [&] { return host.writer.put("key", "carries"); });
+  CHECK(after.outcome.status == Status::kOk);
+  CHECK(after.at_once == 0);
+  call.fence.token = 8;
+  CHECK(host.writer.run(call).status == Status::kFencedWrite);
+}
+
 TEST_CASE("hosted: a value that ends in time is written at once, and not copied") {
   StoreNode node(layout::kRegionBytesMin);
   Host host(node);
