@@ -10,9 +10,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <unordered_set>
 #include <vector>
 
@@ -130,10 +132,16 @@ class BlockAllocator {
   Task<Status> adopt(Remote& remote, unsigned size_class);
   Task<TakeResult> take_run(Remote& remote, unsigned size_class);
   Task<Status> release_extent_of(Remote& remote, Block block);
+  // Bits to be set, by the offset of their word.
+  using FreeBits = std::map<uint64_t, uint64_t>;
   Task<Status> give_back_foreign(Remote& remote, std::vector<Block> blocks);
+  std::vector<std::span<const Block>> by_extent(std::vector<Block>& blocks) const;
+  Task<Status> find_free_bits(Remote& remote, std::span<const Block> blocks, FreeBits& free_bits);
   Task<Status> locate(Remote& remote, Block block, uint64_t& segment, layout::SegmentEntry& head);
   Task<Status> set_free_bits(Remote& remote, uint64_t word_offset, uint64_t bits);
   Task<Status> take_in(Remote& remote, uint64_t segment, const std::vector<uint64_t>& words);
+  void take_words(uint64_t segment, const std::vector<uint64_t>& words,
+                  const std::vector<size_t>& taken);
   void drop_extent(OwnedExtent& extent);
   bool leave_if_empty(OwnedExtent& extent);
   Task<Status> release_leaving(Remote& remote);

@@ -19,6 +19,7 @@ namespace {
 // Setting one bit races with at most the 63 other blocks of the word.
 constexpr unsigned kBitRacesMax = 256;
 constexpr unsigned kExtentsAtOnce = 32;
+constexpr unsigned kWordsAtOnce = 64;
 constexpr uint64_t kWindowNs = kSecond;
 
 }  // namespace
@@ -42,12 +43,9 @@ Task<Status> BlockAllocator::locate(Remote& remote, Block block, uint64_t& segme
   co_return objects&& head.size_class() == block.size_class ? Status::kOk : Status::kAbsent;
 }
 
+// One CAS if the owner has taken in what was set before.
 Task<Status> BlockAllocator::set_free_bits(Remote& remote, uint64_t word_offset, uint64_t bits) {
   uint64_t word = 0;
-  kv_op read[1] = {read_op(word_offset, &word, 8)};
-  if (const uint32_t s = co_await remote.batch(read); s != KV_FABRIC_OK) {
-    co_return from_fabric(s);
-  }
   for (unsigned race = 0; race < kBitRacesMax && (bits & ~word) != 0; ++race) {
     kv_op op[1] = {cas_op(word_offset, word, word | bits)};
     if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
@@ -72,59 +70,74 @@ Task<Status> BlockAllocator::release_extent_of(Remote& remote, Block block) {
   co_return released;
 }
 
-// One look at the head for the blocks of an extent, one CAS for those of a word.
-Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block> blocks) {
-  const layout::Geometry& geometry = segments_.geometry();
-  std::sort(blocks.begin(), blocks.end(),
-            [](const Block& a, const Block& b) { return a.offset < b.offset; });
+// Of blocks of one size class in one segment: one look at the head of their extent.
+Task<Status> BlockAllocator::find_free_bits(Remote& remote, std::span<const Block> blocks,
+                                            FreeBits& free_bits) {
+  uint64_t segment = 0;
+  SegmentEntry head;
+  const Status located = co_await locate(remote, blocks.front(), segment, head);
+  if (located != Status::kOk) co_return located;
+  const uint64_t begin = segments_.geometry().segment_offset(segment);
+  const uint64_t block_bytes = blocks.front().bytes();
+  const ExtentShape shape =
+      layout::extent_shape(block_bytes, head.run(), segments_.geometry().segment_bytes);
   Status worst = Status::kOk;
-  uint64_t begin = 0, end = 0;  // the extent located last
-  unsigned size_class = 0;
-  ExtentShape shape{};
-  uint64_t word_offset = 0, bits = 0;  // to be set
   for (const Block& block : blocks) {
-    if (!geometry.shares_extent(block.size_class)) {
-      const Status released = co_await release_extent_of(remote, block);
-      if (released != Status::kOk) worst = released;
-      if (remote.broken()) co_return released;
-      continue;
-    }
-    if (block.offset >= end || block.size_class != size_class) {
-      uint64_t segment = 0;
-      SegmentEntry head;
-      const Status s = co_await locate(remote, block, segment, head);
-      if (remote.broken()) co_return s;
-      if (s != Status::kOk) {
-        worst = s;
-        continue;
-      }
-      begin = geometry.segment_offset(segment);
-      end = begin + head.run() * geometry.segment_bytes;
-      size_class = block.size_class;
-      shape = layout::extent_shape(block.bytes(), head.run(), geometry.segment_bytes);
-    }
-    const uint64_t index = (block.offset - begin - shape.first_block_offset) / block.bytes();
+    const uint64_t index = (block.offset - begin - shape.first_block_offset) / block_bytes;
     if (block.offset < begin + shape.first_block_offset || index >= shape.blocks) {
       worst = Status::kCorrupt;
       continue;
     }
-    if (const uint64_t at = begin + index / 64 * 8; at != word_offset) {
-      if (bits != 0) {
-        const Status s = co_await set_free_bits(remote, word_offset, bits);
-        if (remote.broken()) co_return s;
-        if (s != Status::kOk) worst = s;
-      }
-      word_offset = at;
-      bits = 0;
-    }
-    bits |= uint64_t{1} << (index % 64);
-  }
-  if (bits != 0) {
-    if (const Status s = co_await set_free_bits(remote, word_offset, bits); s != Status::kOk) {
-      co_return s;
-    }
+    free_bits[begin + index / 64 * 8] |= uint64_t{1} << (index % 64);
   }
   co_return worst;
+}
+
+// Runs of blocks that one look at a head serves.
+std::vector<std::span<const Block>> BlockAllocator::by_extent(std::vector<Block>& blocks) const {
+  const layout::Geometry& geometry = segments_.geometry();
+  std::sort(blocks.begin(), blocks.end(),
+            [](const Block& a, const Block& b) { return a.offset < b.offset; });
+  std::vector<std::span<const Block>> groups;
+  for (size_t begin = 0, end; begin < blocks.size(); begin = end) {
+    const Block& first = blocks[begin];
+    end = begin + 1;
+    while (geometry.shares_extent(first.size_class) && end < blocks.size() &&
+           blocks[end].size_class == first.size_class &&
+           geometry.segment_of(blocks[end].offset) == geometry.segment_of(first.offset)) {
+      ++end;
+    }
+    groups.push_back({&first, end - begin});
+  }
+  return groups;
+}
+
+// Two or three round trips for many blocks: a look at each head, a CAS of each word. What fails for
+// itself keeps nothing else from going back.
+Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block> blocks) {
+  Status worst = Status::kOk;
+  const auto note = [&](Status s) {
+    if (s != Status::kOk) worst = s;
+    return remote.broken() ? s : Status::kOk;
+  };
+  const std::vector<std::span<const Block>> groups = by_extent(blocks);
+  FreeBits free_bits;
+  const auto look = [&](size_t i) -> Task<Status> {
+    const std::span<const Block> group = groups[i];
+    if (segments_.geometry().shares_extent(group.front().size_class)) {
+      co_return note(co_await find_free_bits(remote, group, free_bits));
+    }
+    co_return note(co_await release_extent_of(remote, group.front()));
+  };
+  const Status looked = co_await overlapped(remote, groups.size(), kExtentsAtOnce, look);
+  if (looked != Status::kOk) co_return looked;
+
+  const std::vector<std::pair<uint64_t, uint64_t>> words(free_bits.begin(), free_bits.end());
+  const auto set = [&](size_t i) -> Task<Status> {
+    co_return note(co_await set_free_bits(remote, words[i].first, words[i].second));
+  };
+  const Status all_set = co_await overlapped(remote, words.size(), kWordsAtOnce, set);
+  co_return all_set == Status::kOk ? worst : all_set;
 }
 
 Task<Status> BlockAllocator::give_back(Remote& remote, const std::vector<Block>& blocks) {
@@ -144,14 +157,29 @@ Task<Status> BlockAllocator::give_back(Remote& remote, const std::vector<Block>&
 Task<Status> BlockAllocator::take_in(Remote& remote, uint64_t segment,
                                      const std::vector<uint64_t>& words) {
   const uint64_t at = segments_.geometry().segment_offset(segment);
+  std::vector<kv_op> ops;
+  std::vector<size_t> taken;
   for (size_t w = 0; w < words.size(); ++w) {
-    if (words[w] == 0) continue;
-    // Only the owner clears bits, and what it clears is set: the subtraction borrows from nobody.
-    kv_op op[1] = {faa_op(at + w * 8, uint64_t{0} - words[w])};
-    if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
-    const std::lock_guard lock(mutex_);
-    OwnedExtent* extent = extent_of_segment_[segment];
-    KV_ASSERT(extent != nullptr && extent->harvesters > 0);
+    if (words[w] != 0) {
+      // Only the owner clears bits, and what it clears is set: the subtraction borrows from nobody.
+      ops.push_back(faa_op(at + w * 8, uint64_t{0} - words[w]));
+      taken.push_back(w);
+    }
+    if (ops.empty() || (ops.size() < kWordsAtOnce && w + 1 < words.size())) continue;
+    if (const uint32_t s = co_await remote.batch(ops); s != KV_FABRIC_OK) co_return from_fabric(s);
+    take_words(segment, words, taken);
+    ops.clear();
+    taken.clear();
+  }
+  co_return Status::kOk;
+}
+
+void BlockAllocator::take_words(uint64_t segment, const std::vector<uint64_t>& words,
+                                const std::vector<size_t>& taken) {
+  const std::lock_guard lock(mutex_);
+  OwnedExtent* extent = extent_of_segment_[segment];
+  KV_ASSERT(extent != nullptr && extent->harvesters > 0);
+  for (const size_t w : taken) {
     for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) {
       const uint32_t index = uint32_t(w * 64 + unsigned(std::countr_zero(bits)));
       const bool known =
@@ -159,7 +187,6 @@ Task<Status> BlockAllocator::take_in(Remote& remote, uint64_t segment,
       if (known) free_locked(*extent, index);  // else remote memory says what cannot be
     }
   }
-  co_return Status::kOk;
 }
 
 Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {

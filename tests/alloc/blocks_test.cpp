@@ -150,6 +150,35 @@ TEST_CASE("alloc: what another client gives back, and only that, comes in by the
   CHECK(owner.allocator.free_blocks(2) == 0);  // the bits were cleared
 }
 
+TEST_CASE("alloc: blocks of others go back with a look at each segment and a CAS of each word") {
+  FormattedRegion region(kRegionBytes);
+  Owner owner(region, 1);
+  Owner other(region, 2);
+  const std::vector<Block> blocks = take_all(owner, 8);
+  std::vector<Block> odd, even;
+  std::set<uint64_t> segments;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    (i % 2 == 0 ? even : odd).push_back(blocks[i]);
+    segments.insert(region.geometry().segment_of(blocks[i].offset));
+  }
+  const uint64_t words_least = blocks.size() / 64;
+  REQUIRE(words_least > segments.size());
+
+  VerbCounts& counts = other.client.remote.counts();
+  const uint64_t reads = counts.reads.get();
+  REQUIRE(other.give_back(odd) == Status::kOk);
+  CHECK(counts.reads.get() - reads <= 2 * segments.size());
+  const uint64_t words = counts.cas.get();
+  CHECK(words >= words_least);
+  CHECK(words <= words_least + segments.size());
+  // What the owner has not yet taken in costs a second CAS of the word.
+  REQUIRE(other.give_back(even) == Status::kOk);
+  CHECK(counts.cas.get() == 3 * words);
+
+  REQUIRE(owner.harvest() == Status::kOk);
+  CHECK(owner.allocator.free_blocks(8) == blocks.size());
+}
+
 TEST_CASE("alloc: lanes that harvest at the same time take in each block once") {
   FormattedRegion region(kRegionBytes);
   Owner owner(region, 1);
