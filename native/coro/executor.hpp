@@ -97,6 +97,8 @@ class Executor {
   uint64_t next_timer_ns() const;
   // Otherwise coroutines resume in the order in which they became ready.
   void set_ready_order(ReadyOrder* order) { ready_order_ = order; }
+  // For a thread that nobody waits for: polling would only take processor time from the others.
+  void never_spin() { spins_ = false; }
   // Is told of wakes instead of the descriptor.
   void set_waker(Waker* waker) { waker_ = waker; }
 
@@ -155,6 +157,7 @@ class Executor {
   int wake_descriptor_ = -1;
   ReadyOrder* ready_order_ = nullptr;
   Waker* waker_ = nullptr;
+  bool spins_ = true;
   // Recent spins that found work, 0..8: spinning is worth its cycles only while it does.
   unsigned spin_credit_ = 4;
 };

@@ -41,6 +41,7 @@ Service::Service(Client& client, Lane& lane, bool own_thread)
       members_(client.members()),
       wake_descriptor_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   KV_ASSERT(wake_descriptor_ >= 0);
+  lane_.executor().never_spin();
   if (own_thread) thread_ = std::thread([this] { loop(); });
 }
 

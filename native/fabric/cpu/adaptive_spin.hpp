@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -35,7 +37,12 @@ class AdaptiveSpin {
 
   bool worthwhile() { return confidence_ > 0 && quota_.take(); }
   void begin() { end_ns_ = monotonic_ns() + limit_ns_; }
-  bool go_on() const { return monotonic_ns() < end_ns_; }
+  // To be asked between two looks. Gives way to any thread that waits for this processor: it may be
+  // the one whose request is polled for.
+  bool go_on() const {
+    sched_yield();
+    return monotonic_ns() < end_ns_;
+  }
   void end(bool found) {
     quota_.give();
     confidence_ = found ? std::min(confidence_ + 1, kConfidenceMax) : confidence_ - 1;
