@@ -6,7 +6,7 @@
  *   loopback loads BYTES                one `get` for each line of stdin
  *
  * Client and server are two processes with one blocking-free socket each. Waiting is spin for at
- * most so many microseconds, then sleep in poll(), on each side. The client uses one warm buffer
+ * most so many microseconds, giving way between two looks, then sleep in poll(), on each side. The client uses one warm buffer
  * again and again. So does the server, unless it has VALUES values: then it takes their buffers in
  * turn, which are as warm, or as cold, as those of a store that holds so many. Prints one line:
  * operations, elapsed ns, p50, p99 and p99.9 in ns.
@@ -21,6 +21,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -58,7 +59,11 @@ static int receive(int socket, char* buffer, uint64_t bytes, uint64_t spin_ns) {
     if (count == 0) return 0;
     if (count < 0) {
       if (errno != EAGAIN && errno != EINTR) return 0;
-      if (spin_until == 0 || now_ns() > spin_until) wait_for(socket, POLLIN);
+      if (spin_until == 0 || now_ns() > spin_until) {
+        wait_for(socket, POLLIN);
+      } else {
+        sched_yield();
+      }
       continue;
     }
     buffer += count;

@@ -135,13 +135,11 @@ class BlockAllocator {
   // Bits to be set, by the offset of their word.
   using FreeBits = std::map<uint64_t, uint64_t>;
   Task<Status> give_back_foreign(Remote& remote, std::vector<Block> blocks);
-  std::vector<std::span<const Block>> by_extent(std::vector<Block>& blocks) const;
+  std::vector<std::span<const Block>> by_segment(std::vector<Block>& blocks) const;
   Task<Status> find_free_bits(Remote& remote, std::span<const Block> blocks, FreeBits& free_bits);
   Task<Status> locate(Remote& remote, Block block, uint64_t& segment, layout::SegmentEntry& head);
-  Task<Status> set_free_bits(Remote& remote, uint64_t word_offset, uint64_t bits);
+  Task<Status> set_free_bits(Remote& remote, FreeBits free_bits);
   Task<Status> take_in(Remote& remote, uint64_t segment, const std::vector<uint64_t>& words);
-  void take_words(uint64_t segment, const std::vector<uint64_t>& words,
-                  const std::vector<size_t>& taken);
   void drop_extent(OwnedExtent& extent);
   bool leave_if_empty(OwnedExtent& extent);
   Task<Status> release_leaving(Remote& remote);

@@ -22,6 +22,16 @@ constexpr unsigned kExtentsAtOnce = 32;
 constexpr unsigned kWordsAtOnce = 64;
 constexpr uint64_t kWindowNs = kSecond;
 
+// In batches of a size that leaves room for others on the connection.
+Task<Status> post_in_parts(Remote& remote, std::span<kv_op> ops) {
+  while (!ops.empty()) {
+    const std::span<kv_op> part = ops.first(std::min<size_t>(ops.size(), kWordsAtOnce));
+    if (const uint32_t s = co_await remote.batch(part); s != KV_FABRIC_OK) co_return from_fabric(s);
+    ops = ops.subspan(part.size());
+  }
+  co_return Status::kOk;
+}
+
 }  // namespace
 
 // The head of the extent in which the block lies.
@@ -43,14 +53,20 @@ Task<Status> BlockAllocator::locate(Remote& remote, Block block, uint64_t& segme
   co_return objects&& head.size_class() == block.size_class ? Status::kOk : Status::kAbsent;
 }
 
-// One CAS if the owner has taken in what was set before.
-Task<Status> BlockAllocator::set_free_bits(Remote& remote, uint64_t word_offset, uint64_t bits) {
-  uint64_t word = 0;
-  for (unsigned race = 0; race < kBitRacesMax && (bits & ~word) != 0; ++race) {
-    kv_op op[1] = {cas_op(word_offset, word, word | bits)};
-    if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
-    if (op[0].result == word) co_return Status::kOk;
-    word = op[0].result;
+// A CAS for each word, and one more while others change it. Most begin clear, as their owner has
+// taken in what was set before.
+Task<Status> BlockAllocator::set_free_bits(Remote& remote, FreeBits free_bits) {
+  std::vector<kv_op> ops;
+  for (const auto& [offset, bits] : free_bits) ops.push_back(cas_op(offset, 0, bits));
+  for (unsigned race = 0; race < kBitRacesMax && !ops.empty(); ++race) {
+    if (const Status s = co_await post_in_parts(remote, ops); s != Status::kOk) co_return s;
+    std::vector<kv_op> again;
+    for (const kv_op& op : ops) {
+      const uint64_t bits = free_bits[op.offset];
+      const bool done = op.result == op.operand || (bits & ~op.result) == 0;
+      if (!done) again.push_back(cas_op(op.offset, op.result, op.result | bits));
+    }
+    ops.swap(again);
   }
   co_return Status::kOk;
 }
@@ -65,6 +81,7 @@ Task<Status> BlockAllocator::release_extent_of(Remote& remote, Block block) {
     SegmentEntry head;
     const Status located = co_await locate(remote, block, segment, head);
     if (located != Status::kOk) co_return located;
+    if (segments_.geometry().segment_offset(segment) != block.offset) co_return Status::kCorrupt;
     released = co_await segments_.release(remote, segment, head);
   }
   co_return released;
@@ -77,14 +94,14 @@ Task<Status> BlockAllocator::find_free_bits(Remote& remote, std::span<const Bloc
   SegmentEntry head;
   const Status located = co_await locate(remote, blocks.front(), segment, head);
   if (located != Status::kOk) co_return located;
+  const ExtentShape shape = segments_.geometry().shape_of(segment, head);
   const uint64_t begin = segments_.geometry().segment_offset(segment);
-  const uint64_t block_bytes = blocks.front().bytes();
-  const ExtentShape shape =
-      layout::extent_shape(block_bytes, head.run(), segments_.geometry().segment_bytes);
+  const uint64_t first = begin + shape.first_block_offset;
   Status worst = Status::kOk;
   for (const Block& block : blocks) {
-    const uint64_t index = (block.offset - begin - shape.first_block_offset) / block_bytes;
-    if (block.offset < begin + shape.first_block_offset || index >= shape.blocks) {
+    const uint64_t index = (block.offset - first) / block.bytes();
+    const bool whole = block.offset >= first && (block.offset - first) % block.bytes() == 0;
+    if (!whole || index >= shape.blocks) {
       worst = Status::kCorrupt;
       continue;
     }
@@ -93,8 +110,8 @@ Task<Status> BlockAllocator::find_free_bits(Remote& remote, std::span<const Bloc
   co_return worst;
 }
 
-// Runs of blocks that one look at a head serves.
-std::vector<std::span<const Block>> BlockAllocator::by_extent(std::vector<Block>& blocks) const {
+// Runs of blocks of one size class in one segment; a block with an extent of its own is one.
+std::vector<std::span<const Block>> BlockAllocator::by_segment(std::vector<Block>& blocks) const {
   const layout::Geometry& geometry = segments_.geometry();
   std::sort(blocks.begin(), blocks.end(),
             [](const Block& a, const Block& b) { return a.offset < b.offset; });
@@ -112,32 +129,26 @@ std::vector<std::span<const Block>> BlockAllocator::by_extent(std::vector<Block>
   return groups;
 }
 
-// Two or three round trips for many blocks: a look at each head, a CAS of each word. What fails for
-// itself keeps nothing else from going back.
+// What fails for itself keeps nothing else from going back.
 Task<Status> BlockAllocator::give_back_foreign(Remote& remote, std::vector<Block> blocks) {
   Status worst = Status::kOk;
-  const auto note = [&](Status s) {
-    if (s != Status::kOk) worst = s;
-    return remote.broken() ? s : Status::kOk;
-  };
-  const std::vector<std::span<const Block>> groups = by_extent(blocks);
   FreeBits free_bits;
+  const std::vector<std::span<const Block>> groups = by_segment(blocks);
   const auto look = [&](size_t i) -> Task<Status> {
     const std::span<const Block> group = groups[i];
+    Status s = Status::kOk;
     if (segments_.geometry().shares_extent(group.front().size_class)) {
-      co_return note(co_await find_free_bits(remote, group, free_bits));
+      s = co_await find_free_bits(remote, group, free_bits);
+    } else {
+      s = co_await release_extent_of(remote, group.front());
     }
-    co_return note(co_await release_extent_of(remote, group.front()));
+    if (s != Status::kOk) worst = s;
+    co_return remote.broken() ? s : Status::kOk;
   };
   const Status looked = co_await overlapped(remote, groups.size(), kExtentsAtOnce, look);
   if (looked != Status::kOk) co_return looked;
-
-  const std::vector<std::pair<uint64_t, uint64_t>> words(free_bits.begin(), free_bits.end());
-  const auto set = [&](size_t i) -> Task<Status> {
-    co_return note(co_await set_free_bits(remote, words[i].first, words[i].second));
-  };
-  const Status all_set = co_await overlapped(remote, words.size(), kWordsAtOnce, set);
-  co_return all_set == Status::kOk ? worst : all_set;
+  const Status set = co_await set_free_bits(remote, std::move(free_bits));
+  co_return set == Status::kOk ? worst : set;
 }
 
 Task<Status> BlockAllocator::give_back(Remote& remote, const std::vector<Block>& blocks) {
@@ -153,33 +164,23 @@ Task<Status> BlockAllocator::give_back(Remote& remote, const std::vector<Block>&
   co_return given == Status::kOk ? worst : given;
 }
 
-// Clears the bits that were read in the bitmap of an own extent and takes their blocks.
+// Clears the words that were read in the bitmap of an own extent and takes their blocks, but for
+// words that somebody has changed since: the next harvest has those. No subtraction: if it were
+// lost and executed behind another harvest's, it would borrow from the blocks beside.
 Task<Status> BlockAllocator::take_in(Remote& remote, uint64_t segment,
                                      const std::vector<uint64_t>& words) {
   const uint64_t at = segments_.geometry().segment_offset(segment);
   std::vector<kv_op> ops;
-  std::vector<size_t> taken;
   for (size_t w = 0; w < words.size(); ++w) {
-    if (words[w] != 0) {
-      // Only the owner clears bits, and what it clears is set: the subtraction borrows from nobody.
-      ops.push_back(faa_op(at + w * 8, uint64_t{0} - words[w]));
-      taken.push_back(w);
-    }
-    if (ops.empty() || (ops.size() < kWordsAtOnce && w + 1 < words.size())) continue;
-    if (const uint32_t s = co_await remote.batch(ops); s != KV_FABRIC_OK) co_return from_fabric(s);
-    take_words(segment, words, taken);
-    ops.clear();
-    taken.clear();
+    if (words[w] != 0) ops.push_back(cas_op(at + w * 8, words[w], 0));
   }
-  co_return Status::kOk;
-}
-
-void BlockAllocator::take_words(uint64_t segment, const std::vector<uint64_t>& words,
-                                const std::vector<size_t>& taken) {
+  if (const Status s = co_await post_in_parts(remote, ops); s != Status::kOk) co_return s;
   const std::lock_guard lock(mutex_);
   OwnedExtent* extent = extent_of_segment_[segment];
   KV_ASSERT(extent != nullptr && extent->harvesters > 0);
-  for (const size_t w : taken) {
+  for (const kv_op& op : ops) {
+    if (op.result != op.operand) continue;
+    const size_t w = (op.offset - at) / 8;
     for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) {
       const uint32_t index = uint32_t(w * 64 + unsigned(std::countr_zero(bits)));
       const bool known =
@@ -187,6 +188,7 @@ void BlockAllocator::take_words(uint64_t segment, const std::vector<uint64_t>& w
       if (known) free_locked(*extent, index);  // else remote memory says what cannot be
     }
   }
+  co_return Status::kOk;
 }
 
 Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
@@ -357,7 +359,7 @@ Task<Status> BlockAllocator::yield(Remote& remote, unsigned size_class) {
     if (free_bits[w] == 0) continue;
     ops.push_back(faa_op(geometry.segment_offset(gone.segment) + w * 8, free_bits[w]));
   }
-  if (const uint32_t s = co_await remote.batch(ops); s != KV_FABRIC_OK) co_return from_fabric(s);
+  if (const Status s = co_await post_in_parts(remote, ops); s != Status::kOk) co_return s;
   SegmentEntry head;
   if (const Status s = co_await segments_.read_entry(remote, gone.segment, head);
       s != Status::kOk) {

@@ -133,15 +133,17 @@ bool Executor::fire_timers(uint64_t now_ns) {
   return fired;
 }
 
+// Gives way between two looks: whoever is to answer may be waiting for this very processor, and a
+// thread that is woken does not displace one that polls before that one's slice is over, most of a
+// millisecond. Where nobody waits this costs some 0.2 us. The last look is after the last time
+// away.
 bool Executor::spin(uint64_t until_ns) {
   for (;;) {
+    const bool over = monotonic_ns() >= until_ns;
     if (poll_connections() > 0 || !ready_.empty()) return true;
     if (signalled_.load(std::memory_order_relaxed)) return true;
-    // Whoever is to answer may be waiting for this very processor: a thread that is woken does not
-    // displace one that polls before that one's slice is over, most of a millisecond. Where nobody
-    // waits this costs some 0.2 us.
+    if (over) return false;
     sched_yield();
-    if (monotonic_ns() >= until_ns) return false;
   }
 }
 
@@ -167,7 +169,7 @@ Executor::Outcome Executor::wait(uint64_t deadline_ns) {
       if (spin_credit_ > 0) --spin_credit_;
     }
   }
-  return block(now_ns, until_ns);
+  return block(monotonic_ns(), until_ns);
 }
 
 Executor::Outcome Executor::block(uint64_t now_ns, uint64_t until_ns) {

@@ -97,7 +97,7 @@ class Executor {
   uint64_t next_timer_ns() const;
   // Otherwise coroutines resume in the order in which they became ready.
   void set_ready_order(ReadyOrder* order) { ready_order_ = order; }
-  // For a thread that nobody waits for: polling would only take processor time from the others.
+  // For a thread whose round trips nobody waits for one by one.
   void never_spin() { spins_ = false; }
   // Is told of wakes instead of the descriptor.
   void set_waker(Waker* waker) { waker_ = waker; }

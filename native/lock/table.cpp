@@ -96,7 +96,12 @@ Task<Status> LockTable::open(Remote& remote, SegmentTable& segments) {
     uint64_t root = 0;
     kv_op op[1] = {read_op(kRootOffset, &root, 8)};
     if (const uint32_t s = co_await remote.batch(op); s != KV_FABRIC_OK) co_return from_fabric(s);
-    const Status s = root == 0 ? co_await make(remote, segments) : co_await adopt(remote, root);
+    Status s = Status::kOk;
+    if (root == 0) {
+      s = co_await make(remote, segments);
+    } else {
+      s = co_await adopt(remote, root);
+    }
     if (s != Status::kOk && s != Status::kPending) co_return s;
   }
   co_return Status::kOk;

@@ -379,6 +379,8 @@ Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
       co_return TakeResult{Status::kOk, *block};
     }
     const TakeResult taken = co_await attachment.allocator.take(channel.remote, size_class);
+    // A harvest that was lost may have cleared the bits of blocks that nobody has taken.
+    if (channel.remote.broken()) channel.want_scrub();
     if (taken.grown) attachment.full.store(false, std::memory_order_relaxed);
     if (taken.status != Status::kOutOfMemory) co_return taken;
     attachment.full.store(true, std::memory_order_relaxed);

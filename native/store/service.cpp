@@ -173,9 +173,12 @@ Task<Status> Service::share_memory(Channel& channel, PerMember& member) {
     const Status s = co_await attachment.allocator.harvest(channel.remote, kHarvestExtents);
     if (s != Status::kOk) co_return s;
   }
-  const Status released =
-      pressed ? co_await attachment.allocator.release_empty(channel.remote, member.class_wanted)
-              : co_await attachment.allocator.release_unneeded(channel.remote);
+  Status released = Status::kOk;
+  if (pressed) {
+    released = co_await attachment.allocator.release_empty(channel.remote, member.class_wanted);
+  } else {
+    released = co_await attachment.allocator.release_unneeded(channel.remote);
+  }
   if (released != Status::kOk) co_return released;
   // Who waits for the class itself keeps what it has.
   if (!pressed || member.pressure == member.class_wanted) co_return Status::kOk;

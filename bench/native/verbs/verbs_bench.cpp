@@ -7,6 +7,7 @@
 // bench/verbs_measures.py puts the targets and perftest's figures beside it.
 
 #include <poll.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -97,7 +98,10 @@ class BareReader {
     const uint64_t spin_until_ns = monotonic_ns() + kSpinNs;
     int found = 0;
     while ((found = ibv_poll_cq(queue_.get(), 1, &completion)) == 0) {
-      if (monotonic_ns() < spin_until_ns) continue;
+      if (monotonic_ns() < spin_until_ns) {
+        sched_yield();
+        continue;
+      }
       ibv_req_notify_cq(queue_.get(), 0);
       if ((found = ibv_poll_cq(queue_.get(), 1, &completion)) != 0) break;
       ibv_cq* queue = nullptr;

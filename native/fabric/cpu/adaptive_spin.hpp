@@ -37,11 +37,12 @@ class AdaptiveSpin {
 
   bool worthwhile() { return confidence_ > 0 && quota_.take(); }
   void begin() { end_ns_ = monotonic_ns() + limit_ns_; }
-  // To be asked between two looks. Gives way to any thread that waits for this processor: it may be
-  // the one whose request is polled for.
+  // Asked before each look but the first. Gives way to threads that wait for this processor: one of
+  // them may be whose request is polled for.
   bool go_on() const {
+    if (monotonic_ns() >= end_ns_) return false;
     sched_yield();
-    return monotonic_ns() < end_ns_;
+    return true;
   }
   void end(bool found) {
     quota_.give();
