@@ -16,8 +16,9 @@ namespace kvstore {
 namespace {
 
 // A blocking round trip over loopback costs two context switches, several times what the data
-// takes; spinning for about one round trip saves them while answers do come that fast.
-constexpr uint64_t kSpinNs = 50'000;
+// takes; spinning for about two round trips saves them while answers do come that fast. Who is to
+// answer may wait for another processor: the kernel brings its thread here once this one sleeps.
+constexpr uint64_t kSpinNs = 30'000;
 constexpr unsigned kSpinCreditMax = 8;
 constexpr uint64_t kInterruptCheckNs = 50 * kMillisecond;
 

@@ -25,7 +25,7 @@ namespace {
 
 using namespace kvstore;
 
-constexpr uint64_t kSpinNs = 50'000;  // as an executor spins before it sleeps
+constexpr uint64_t kSpinNs = 30'000;  // as an executor spins before it sleeps
 // Short and many: what else the host does then hits some of them, and not the median.
 constexpr int kRounds = 61;
 constexpr uint32_t kSmallCalls = 30;
