@@ -207,6 +207,36 @@ TEST_CASE("alloc: lanes that harvest at the same time take in each block once") 
   CHECK(owner.allocator.free_blocks(2) == returned.size());
 }
 
+TEST_CASE("alloc: a harvest that was lost, and is executed behind the next one, frees no block") {
+  FormattedRegion region(kRegionBytes);
+  Owner owner(region, 1);
+  Owner other(region, 2);
+  std::vector<Block> blocks;
+  for (unsigned i = 0; i < 300; ++i) blocks.push_back(owner.take(2).block);
+  while (owner.allocator.take_local(2)) {
+  }
+  std::vector<Block> returned;
+  for (size_t i = 0; i < blocks.size(); i += 3) returned.push_back(blocks[i]);
+  REQUIRE(other.give_back(returned) == Status::kOk);
+
+  std::vector<kv_op> late;
+  owner.client.fault.before = [&](const kv_batch& batch) {
+    for (uint32_t i = 0; i < batch.op_count; ++i) {
+      if (batch.ops[i].kind != KV_OP_READ) late.push_back(batch.ops[i]);
+    }
+  };
+  owner.client.fault.batches = 1;  // the look at the bitmap
+  REQUIRE(owner.harvest() != Status::kOk);
+  REQUIRE(late.size() >= 300 / 64);
+  owner.client.fault.before = {};
+  owner.client.reconnect();
+  REQUIRE(owner.harvest() == Status::kOk);
+  CHECK(owner.allocator.free_blocks(2) == returned.size());
+  owner.client.run([&]() -> Task<uint32_t> { co_return co_await owner.client.remote.batch(late); });
+  REQUIRE(owner.harvest() == Status::kOk);
+  CHECK(owner.allocator.free_blocks(2) == returned.size());
+}
+
 TEST_CASE("alloc: a client takes over extents without an owner when nothing else is left") {
   FormattedRegion region(kRegionBytes);
   Owner gone(region, 1);
