@@ -1,7 +1,8 @@
 """Time to the first token in real vLLM engines on the processor, with and without a store.
 
-All engines have one small model of random weights; every answer is compared. They take turns, so
-that the machine's moods hit all alike, and each is asked once the others sleep:
+All engines have one small model of random weights; every answer is compared. One engine with a
+store at a time runs beside the plain one: engines that wait take memory and cores too. The two take
+turns, so that the machine's moods hit both alike, and each is asked once the other sleeps:
 
     computed   a plain engine that has nothing cached
     own cache  the same engine again: vLLM's prefix cache in its own memory
@@ -15,7 +16,8 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from kvstore.bench.document import Row, median
@@ -30,7 +32,7 @@ from kvstore.bench.llm.engines import (
 from kvstore.bench.llm.replay import Say
 from kvstore.bench.llm.ttft_peers import PEERS
 from kvstore.bench.peers.case import Unavailable
-from kvstore.bench.processes import Child, ProcessError
+from kvstore.bench.processes import Child, Node, ProcessError
 
 PREFIX_TOKENS: Final = 2048
 SUFFIX_TOKENS: Final = 32
@@ -50,80 +52,95 @@ _QUIET_S: Final = 1.2
 
 def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUNDS) -> list[Row]:
     """One row a way of answering. ProcessError where vLLM is not installed."""
+    pairs: dict[str, _Rounds] = {}
+    left_out: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         model, node = model_and_node(stack, hidden, layers)
         say("starting an engine without a store")
-        engines = {_COMPUTED: start_engine(stack, _COMPUTED, model)}
-        for fabric in ("shm", "tcp"):
-            name = f"kvstore {fabric}"
+        plain = start_engine(stack, _COMPUTED, model)
+        for name, start in _stores(node).items():
             say(f"starting an engine with {name}")
-            engines[name] = start_engine(stack, name, model, transfer_through(node, fabric))
-        left_out: dict[str, str] = {}
-        for name, start in PEERS.items():
-            say(f"starting an engine with {name}")
-            try:
-                engines[name] = start(stack, model)
-            except Unavailable as error:
-                left_out[name] = str(error)
-        turns = _Rounds(engines)
-        turns.store()
-        for number in range(rounds + 1):
-            say(f"round {number} of {rounds}")
-            turns.run()
-    # In round 0 each engine loads for the first time.
-    answers = {name: given[1:] for name, given in turns.answers.items()}
-    left_out |= turns.left_out
+            with contextlib.ExitStack() as beside, _or_left_out(name, left_out):
+                pair = _Rounds(plain, start(beside, model), random.Random(name))
+                pair.store()
+                for number in range(rounds + 1):
+                    say(f"{name}: round {number} of {rounds}")
+                    pair.run()
+                pairs[name] = pair
     return [
-        *(_row(name, answers) for name in answers),
-        *(_name_row(name) | {"reason": f"not run: {left_out[name]}"} for name in left_out),
+        *_rows_without_store(list(pairs.values())),
+        *(_row(name, pair) for name, pair in pairs.items()),
+        *(_name_row(name) | {"reason": f"not run: {why}"} for name, why in left_out.items()),
     ]
 
 
-class _Rounds:
-    """Prompts to all engines in turns, and their answers. A peer that fails is left out."""
+def _stores(node: Node) -> dict[str, Callable[[contextlib.ExitStack, Path], Child]]:
+    """How an engine with each store is started: it ends with the stack."""
 
-    def __init__(self, engines: dict[str, Child]) -> None:
-        self._engines = dict(engines)
-        self._source = random.Random(1)
+    def kvstore_over(fabric: str) -> Callable[[contextlib.ExitStack, Path], Child]:
+        transfer = transfer_through(node, fabric)
+        return lambda stack, model: start_engine(stack, f"kvstore {fabric}", model, transfer)
+
+    return {f"kvstore {fabric}": kvstore_over(fabric) for fabric in ("shm", "tcp")} | PEERS
+
+
+@contextlib.contextmanager
+def _or_left_out(name: str, left_out: dict[str, str]) -> Iterator[None]:
+    """A peer that can't be had or fails is left out."""
+    try:
+        yield
+    except (Unavailable, ProcessError) as error:
+        if name not in PEERS:
+            raise
+        left_out[name] = str(error)
+
+
+class _Rounds:
+    """Prompts to the plain engine and to one with a store in turns, and their answers."""
+
+    def __init__(self, plain: Child, storing: Child, source: random.Random) -> None:
+        self._plain = plain
+        self._storing = storing
+        self._source = source
         self._prefix = self._tokens(PREFIX_TOKENS)
-        ways = (_COMPUTED, _OWN_CACHE, *engines)
-        self.answers: dict[str, list[Answer]] = {way: [] for way in ways}
-        self.left_out: dict[str, str] = {}
+        self._computed: list[Answer] = []
+        self._own_cache: list[Answer] = []
+        self._loaded: list[Answer] = []
 
     def store(self) -> None:
-        """Have each engine store the prefix, and whatever an engine does first."""
+        """Have the prefix stored, and both engines do whatever they do first."""
         warm = self._tokens(_WARM_TOKENS)
-        for name, engine in self._each():
-            with self._or_left_out(name):
-                _ask(engine, warm)
-                _ask(engine, self._prompt())
+        for engine in (self._plain, self._storing):
+            _ask(engine, warm)
+            _ask(engine, self._prompt())
         time.sleep(_STORE_S)
 
     def run(self) -> None:
-        """Ask every engine once, with nothing in its own cache."""
+        """Ask both, with nothing in their own caches."""
         prompt = self._prompt()
-        for name, engine in self._each():
-            with self._or_left_out(name):
-                reset(engine)
-        for name, engine in self._each():
-            with self._or_left_out(name):
-                self.answers[name].append(_ask(engine, prompt))
-                if name == _COMPUTED:
-                    # The prefix is in the engine's own cache now; the suffix must not be.
-                    self.answers[_OWN_CACHE].append(_ask(engine, self._prompt()))
+        reset(self._plain)
+        reset(self._storing)
+        self._computed.append(_ask(self._plain, prompt))
+        # The prefix is in the engine's own cache now; the suffix must not be.
+        self._own_cache.append(_ask(self._plain, self._prompt()))
+        self._loaded.append(_ask(self._storing, prompt))
 
-    def _each(self) -> list[tuple[str, Child]]:
-        return list(self._engines.items())
+    # In the first round the engine loads for the first time: it does not count.
 
-    @contextlib.contextmanager
-    def _or_left_out(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except ProcessError as error:
-            if name not in PEERS:
-                raise
-            del self._engines[name], self.answers[name]
-            self.left_out[name] = str(error)
+    @property
+    def computed(self) -> list[Answer]:
+        """Of the plain engine, a round each."""
+        return self._computed[1:]
+
+    @property
+    def own_cache(self) -> list[Answer]:
+        """Of the plain engine once it has the prefix."""
+        return self._own_cache[1:]
+
+    @property
+    def loaded(self) -> list[Answer]:
+        """Of the engine that loads the prefix."""
+        return self._loaded[1:]
 
     def _prompt(self) -> list[int]:
         return self._prefix + self._tokens(SUFFIX_TOKENS)
@@ -137,23 +154,28 @@ def _name_row(name: str) -> Row:
     return {"figure": "ttft", "engine": f"vllm, {name}", "tier": tier}
 
 
-def _row(name: str, answers: dict[str, list[Answer]]) -> Row:
-    computed = answers[_COMPUTED]
-    row = _name_row(name) | {
-        "ttft_ms": 1e3 * median(answer["seconds"] for answer in answers[name]),
-        "cached_tokens": min(answer["cached"][0] for answer in answers[name]),
+def _times_row(name: str, answers: list[Answer]) -> Row:
+    return _name_row(name) | {
+        "ttft_ms": 1e3 * median(answer["seconds"] for answer in answers),
+        "cached_tokens": min(answer["cached"][0] for answer in answers),
     }
-    if name == _OWN_CACHE:
-        return row
-    same = all(
+
+
+def _rows_without_store(pairs: list[_Rounds]) -> list[Row]:
+    """Of the plain engine, in the rounds of all pairs."""
+    computed = [answer for pair in pairs for answer in pair.computed]
+    own_cache = [answer for pair in pairs for answer in pair.own_cache]
+    return [_times_row(_COMPUTED, computed), _times_row(_OWN_CACHE, own_cache)]
+
+
+def _row(name: str, pair: _Rounds) -> Row:
+    row = _times_row(name, pair.loaded)
+    row["same_tokens"] = same = all(
         answer["tokens"] == reference["tokens"]
-        for answer, reference in zip(answers[name], computed, strict=True)
+        for answer, reference in zip(pair.loaded, pair.computed, strict=True)
     )
-    row["same_tokens"] = same
-    if name == _COMPUTED:
-        return row
-    row["ratio"] = ratio = _times_ratio(answers[name], computed)
-    row["ratio_own_cache"] = _times_ratio(answers[name], answers[_OWN_CACHE])
+    row["ratio"] = ratio = _times_ratio(pair.loaded, pair.computed)
+    row["ratio_own_cache"] = _times_ratio(pair.loaded, pair.own_cache)
     if name.startswith("kvstore"):
         row |= {"target": _TARGET_COMPUTED, "pass": same and ratio <= _TARGET_COMPUTED}
     return row
