@@ -7,6 +7,7 @@
 // first contestant in the same round.
 
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -63,6 +64,8 @@ bool move_all(int fd, bool sending, uint8_t* bytes, size_t count) {
       spin_end_ns = monotonic_ns() + kSpinNs;
     } else if (monotonic_ns() > spin_end_ns) {
       wait_ready(fd, sending ? POLLOUT : POLLIN);
+    } else {
+      sched_yield();
     }
   }
   return true;

@@ -6,10 +6,10 @@
  *   loopback loads BYTES                one `get` for each line of stdin
  *
  * Client and server are two processes with one blocking-free socket each. Waiting is spin for at
- * most so many microseconds, giving way between two looks, then sleep in poll(), on each side. The client uses one warm buffer
- * again and again. So does the server, unless it has VALUES values: then it takes their buffers in
- * turn, which are as warm, or as cold, as those of a store that holds so many. Prints one line:
- * operations, elapsed ns, p50, p99 and p99.9 in ns.
+ * most so many microseconds, giving way between two looks, then sleep in poll(), on each side. The
+ * client uses one warm buffer again and again. So does the server, unless it has VALUES values:
+ * then it takes their buffers in turn, which are as warm, or as cold, as those of a store that
+ * holds so many. Prints one line: operations, elapsed ns, p50, p99 and p99.9 in ns.
  *
  * `loads` is a worker of the bench: it sleeps in between, looks at each byte that came and clears
  * it, outside the timing, and prints the JSON lines that its fellows do.

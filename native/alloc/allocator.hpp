@@ -71,7 +71,8 @@ class BlockAllocator {
 
   // Takes in what others have set free in own extents; at most `extents_max` of them are read.
   Task<Status> harvest(Remote& remote, unsigned extents_max);
-  // The same for the extent that begins at `segment`, if it is an own one.
+  // The same for the extent that begins at `segment`, if it is an own one: all that was set before
+  // the call. kPending if another lane is at it, or others go on setting bits.
   Task<Status> harvest_extent(Remote& remote, uint64_t segment);
 
   // Returns empty extents to the node, as many as a class could have done without for a second:
@@ -139,7 +140,9 @@ class BlockAllocator {
   Task<Status> find_free_bits(Remote& remote, std::span<const Block> blocks, FreeBits& free_bits);
   Task<Status> locate(Remote& remote, Block block, uint64_t& segment, layout::SegmentEntry& head);
   Task<Status> set_free_bits(Remote& remote, FreeBits free_bits);
+  std::vector<kv_op> take_words(uint64_t segment, std::span<const kv_op> swings);
   Task<Status> take_in(Remote& remote, uint64_t segment, const std::vector<uint64_t>& words);
+  Task<Status> try_harvest(Remote& remote, uint64_t segment);
   void drop_extent(OwnedExtent& extent);
   bool leave_if_empty(OwnedExtent& extent);
   Task<Status> release_leaving(Remote& remote);

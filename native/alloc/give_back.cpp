@@ -164,31 +164,49 @@ Task<Status> BlockAllocator::give_back(Remote& remote, const std::vector<Block>&
   co_return given == Status::kOk ? worst : given;
 }
 
-// Clears the words that were read in the bitmap of an own extent and takes their blocks, but for
-// words that somebody has changed since: the next harvest has those. No subtraction: if it were
-// lost and executed behind another harvest's, it would borrow from the blocks beside.
-Task<Status> BlockAllocator::take_in(Remote& remote, uint64_t segment,
-                                     const std::vector<uint64_t>& words) {
+// Of words in the bitmap of an own extent that were swung to 0: takes their blocks. Returns the
+// swings that are to be repeated, as somebody has set more bits.
+std::vector<kv_op> BlockAllocator::take_words(uint64_t segment, std::span<const kv_op> swings) {
   const uint64_t at = segments_.geometry().segment_offset(segment);
-  std::vector<kv_op> ops;
-  for (size_t w = 0; w < words.size(); ++w) {
-    if (words[w] != 0) ops.push_back(cas_op(at + w * 8, words[w], 0));
-  }
-  if (const Status s = co_await post_in_parts(remote, ops); s != Status::kOk) co_return s;
+  std::vector<kv_op> again;
   const std::lock_guard lock(mutex_);
   OwnedExtent* extent = extent_of_segment_[segment];
   KV_ASSERT(extent != nullptr && extent->harvesters > 0);
-  for (const kv_op& op : ops) {
-    if (op.result != op.operand) continue;
-    const size_t w = (op.offset - at) / 8;
-    for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) {
+  for (const kv_op& swing : swings) {
+    if (swing.result != swing.operand) {
+      if (swing.result != 0) again.push_back(cas_op(swing.offset, swing.result, 0));
+      continue;
+    }
+    const size_t w = (swing.offset - at) / 8;
+    for (uint64_t bits = swing.operand; bits != 0; bits &= bits - 1) {
       const uint32_t index = uint32_t(w * 64 + unsigned(std::countr_zero(bits)));
       const bool known =
           index < extent->shape.blocks && (extent->free_bits[w] >> (index % 64) & 1) == 0;
       if (known) free_locked(*extent, index);  // else remote memory says what cannot be
     }
   }
-  co_return Status::kOk;
+  return again;
+}
+
+// Swings words that were read in the bitmap of an own extent to 0. No subtraction: if it were lost
+// and executed behind another harvest's, it would borrow from the blocks beside.
+Task<Status> BlockAllocator::take_in(Remote& remote, uint64_t segment,
+                                     const std::vector<uint64_t>& words) {
+  const uint64_t at = segments_.geometry().segment_offset(segment);
+  std::vector<kv_op> swings;
+  for (size_t w = 0; w < words.size(); ++w) {
+    if (words[w] != 0) swings.push_back(cas_op(at + w * 8, words[w], 0));
+  }
+  size_t batches_left = swings.size() / kWordsAtOnce + kBitRacesMax;
+  for (; !swings.empty() && batches_left > 0; --batches_left) {
+    const size_t count = std::min<size_t>(swings.size(), kWordsAtOnce);
+    const std::span<kv_op> part = std::span(swings).last(count);
+    if (const uint32_t s = co_await remote.batch(part); s != KV_FABRIC_OK) co_return from_fabric(s);
+    const std::vector<kv_op> again = take_words(segment, part);
+    swings.resize(swings.size() - count);
+    swings.insert(swings.end(), again.begin(), again.end());
+  }
+  co_return swings.empty() ? Status::kOk : Status::kPending;
 }
 
 Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
@@ -197,8 +215,9 @@ Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
     const std::lock_guard lock(mutex_);
     OwnedExtent* extent = extent_of_segment_[segment];
     const bool mine = extent != nullptr && extent->extent.segment == segment;
-    // Two at once would both subtract what both have read.
-    if (!mine || extent->leaving || extent->harvesters > 0) co_return Status::kOk;
+    if (!mine || extent->leaving) co_return Status::kOk;
+    // Another lane may have cleared bits whose blocks it has yet to take.
+    if (extent->harvesters > 0) co_return Status::kPending;
     ++extent->harvesters;
     blocks = extent->shape.blocks;
   }
@@ -213,6 +232,12 @@ Task<Status> BlockAllocator::harvest_extent(Remote& remote, uint64_t segment) {
   co_return status;
 }
 
+// Nobody waits for what another lane is about to take in.
+Task<Status> BlockAllocator::try_harvest(Remote& remote, uint64_t segment) {
+  const Status s = co_await harvest_extent(remote, segment);
+  co_return s == Status::kPending ? Status::kOk : s;
+}
+
 Task<Status> BlockAllocator::harvest(Remote& remote, unsigned extents_max) {
   std::vector<uint64_t> segments;
   {
@@ -222,7 +247,7 @@ Task<Status> BlockAllocator::harvest(Remote& remote, unsigned extents_max) {
       segments.push_back(extents_[harvest_next_++ % extents_.size()]->extent.segment);
     }
   }
-  const auto step = [&](size_t i) { return harvest_extent(remote, segments[i]); };
+  const auto step = [&](size_t i) { return try_harvest(remote, segments[i]); };
   co_return co_await overlapped(remote, segments.size(), kExtentsAtOnce, step);
 }
 
@@ -242,7 +267,7 @@ Task<Status> BlockAllocator::adopt_extent(Remote& remote, uint64_t segment, Segm
     add_extent({segment, head.run()}, size_class, shape,
                std::vector<uint64_t>((shape.blocks + 63) / 64, 0));
   }
-  co_return co_await harvest_extent(remote, segment);
+  co_return co_await try_harvest(remote, segment);
 }
 
 Task<Status> BlockAllocator::adopt(Remote& remote, unsigned size_class) {

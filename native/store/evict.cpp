@@ -366,6 +366,16 @@ Task<Status> evict_in_places(Channel& channel, const Key& key) {
   co_return channel.remote.broken() ? Status::kNodeUnreachable : Status::kOk;
 }
 
+// A harvest that was lost may have cleared the bits of blocks that nobody has taken. Another
+// operation may have connected the lane again meanwhile: then nothing lost can still execute.
+void search_if_lost(Channel& channel, Status s) {
+  if (channel.remote.broken()) {
+    channel.want_scrub();
+  } else if (s == Status::kNodeUnreachable) {
+    channel.attachment->scrub_wanted.store(true, std::memory_order_release);
+  }
+}
+
 Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
   Attachment& attachment = *channel.attachment;
   Lane& lane = channel.lane();
@@ -379,14 +389,13 @@ Task<TakeResult> allocate(Channel& channel, unsigned size_class) {
       co_return TakeResult{Status::kOk, *block};
     }
     const TakeResult taken = co_await attachment.allocator.take(channel.remote, size_class);
-    // A harvest that was lost may have cleared the bits of blocks that nobody has taken.
-    if (channel.remote.broken()) channel.want_scrub();
+    search_if_lost(channel, taken.status);
     if (taken.grown) attachment.full.store(false, std::memory_order_relaxed);
     if (taken.status != Status::kOutOfMemory) co_return taken;
     attachment.full.store(true, std::memory_order_relaxed);
 
     if (attachment.evicts()) {
-      co_await evict_for(channel, size_class);
+      search_if_lost(channel, co_await evict_for(channel, size_class));
       if (channel.remote.broken()) co_return TakeResult{Status::kNodeUnreachable, {}};
     } else if (patience.is_over()) {
       co_return TakeResult{Status::kOutOfMemory, {}};

@@ -66,7 +66,7 @@ bool Scrub::round_passes(uint64_t global_epoch, uint64_t safe_epoch) {
 Task<Status> Scrub::finish_one(Channel& channel, UnreferencedSearch& search) {
   Attachment& attachment = *channel.attachment;
   const uint64_t segment = search.blocks.extent.segment;
-  // What others gave back in the meantime is free, not dead.
+  // What others gave back in the meantime is free, not dead; all of it, or it would be freed twice.
   if (const Status s = co_await attachment.allocator.harvest_extent(channel.remote, segment);
       s != Status::kOk) {
     co_return s;

@@ -207,6 +207,28 @@ TEST_CASE("alloc: lanes that harvest at the same time take in each block once") 
   CHECK(owner.allocator.free_blocks(2) == returned.size());
 }
 
+TEST_CASE("alloc: a harvest takes in whole words that others set more bits of meanwhile") {
+  FormattedRegion region(kRegionBytes);
+  Owner owner(region, 1);
+  Owner other(region, 2);
+  std::vector<Block> blocks;
+  for (unsigned i = 0; i < 200; ++i) blocks.push_back(owner.take(2).block);
+  while (owner.allocator.take_local(2)) {
+  }
+  size_t returned = 0;
+  const auto give_back_one = [&] { REQUIRE(other.give_back({blocks[returned++]}) == Status::kOk); };
+  for (unsigned i = 0; i < 100; ++i) give_back_one();
+  // Behind the look at the bitmap, and ahead of each of the first swings of its words.
+  unsigned swings = 0;
+  owner.client.fault.before = [&](const kv_batch& batch) {
+    if (batch.ops[0].kind == KV_OP_CAS && swings++ < 3) give_back_one();
+  };
+  REQUIRE(owner.harvest() == Status::kOk);
+  CHECK(swings == 4);
+  CHECK(owner.allocator.free_blocks(2) == returned);
+  CHECK(returned == 103);
+}
+
 TEST_CASE("alloc: a harvest that was lost, and is executed behind the next one, frees no block") {
   FormattedRegion region(kRegionBytes);
   Owner owner(region, 1);

@@ -176,14 +176,17 @@ TEST_CASE("store: the adaptive policy keeps the category that comes back") {
   const std::string value(2000, 'v');
   constexpr unsigned kKept = 400;
   // Keys of category 1 are put again, after longer than a node of this size remembers by recency;
-  // those of category 2 never are.
-  for (unsigned round = 0; round < 12; ++round) {
+  // those of category 2 never are. How soon that is learnt depends on what else the machine does.
+  unsigned rounds_kept = 0;
+  for (unsigned round = 0; round < 60 && rounds_kept < 3; ++round) {
     for (unsigned i = 0; i < kKept; ++i) {
       REQUIRE(put_as(client, name("back", i), value, 1).status == Status::kOk);
     }
     churn(client, value, 6000, 2);
+    const bool kept = present(client, "back", kKept) > kKept * 3 / 4;
+    rounds_kept = kept ? rounds_kept + 1 : 0;
   }
-  CHECK(present(client, "back", kKept) > kKept * 3 / 4);
+  CHECK(rounds_kept == 3);
 }
 
 TEST_CASE("store: a probe keeps nothing from eviction, a pin does, and too many pins do not") {

@@ -60,7 +60,7 @@ def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUND
         plain = start_engine(stack, _COMPUTED, model)
         for name, start in _stores(node).items():
             say(f"starting an engine with {name}")
-            with contextlib.ExitStack() as beside, _or_left_out(name, left_out):
+            with contextlib.ExitStack() as beside, _or_left_out(name, left_out, plain):
                 pair = _Rounds(plain, start(beside, model), random.Random(name))
                 pair.store()
                 for number in range(rounds + 1):
@@ -85,12 +85,12 @@ def _stores(node: Node) -> dict[str, Callable[[contextlib.ExitStack, Path], Chil
 
 
 @contextlib.contextmanager
-def _or_left_out(name: str, left_out: dict[str, str]) -> Iterator[None]:
+def _or_left_out(name: str, left_out: dict[str, str], plain: Child) -> Iterator[None]:
     """A peer that can't be had or fails is left out."""
     try:
         yield
     except (Unavailable, ProcessError) as error:
-        if name not in PEERS:
+        if name not in PEERS or not plain.is_alive():
             raise
         left_out[name] = str(error)
 
