@@ -90,7 +90,7 @@ def _or_left_out(name: str, left_out: dict[str, str], plain: Child) -> Iterator[
     try:
         yield
     except (Unavailable, ProcessError) as error:
-        if name not in PEERS or not plain.is_alive():
+        if name not in PEERS or not plain.is_alive:
             raise
         left_out[name] = str(error)
 
