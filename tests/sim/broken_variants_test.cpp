@@ -101,8 +101,8 @@ const std::map<std::string, std::string> kScenarios{
      "contains_percent=0 mail_lost_per_million=700000 timeout_ms=30"},
     {"copies_regular_crashes",
      "consistency=1 rare=cache_everything cache_kib=64 keys=40 get_percent=80 put_percent=20 "
-     "contains_percent=0 clients=6 operations=400 mail_lost_per_million=700000 lease_ms=100 "
-     "crashes_per_million=50000"},
+     "contains_percent=0 clients=6 operations=800 mail_lost_per_million=700000 lease_ms=100 "
+     "crashes_per_million=100000"},
     {"copies_two_hosts",
      "rare=cache_everything cache_kib=64 keys=4 get_percent=65 put_percent=22 think_us=20 hosts=2 "
      "clients=5 late_per_million=50000 mail_late_per_million=50000"},
@@ -252,7 +252,7 @@ constexpr Broken kBroken[] = {
     {"regular_forgets_shared", "copies_regular", 20},
     {"regular_trusts_early_owners", "copies_regular", 60},
     {"regular_forgets_debts", "copies_regular_deaf", 20},
-    {"regular_ignores_crashes", "copies_regular_crashes", 120},
+    {"regular_ignores_crashes", "copies_regular_crashes", 150},
     {"cache_takes_any", "copies_hosts", 20},
     {"cache_hands_early", "copies_hosts", 20},
     {"hosted_writes_openly", "copies_hosted", 40},
