@@ -174,7 +174,8 @@ std::vector<kv_op> BlockAllocator::take_words(uint64_t segment, std::span<const 
   KV_ASSERT(extent != nullptr && extent->harvesters > 0);
   for (const kv_op& swing : swings) {
     if (swing.result != swing.operand) {
-      if (swing.result != 0) again.push_back(cas_op(swing.offset, swing.result, 0));
+      const bool more = swing.result != 0 && !KV_VARIANT(harvest_leaves_raced);
+      if (more) again.push_back(cas_op(swing.offset, swing.result, 0));
       continue;
     }
     const size_t w = (swing.offset - at) / 8;

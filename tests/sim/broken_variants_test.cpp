@@ -65,6 +65,10 @@ const std::map<std::string, std::string> kScenarios{
      "rare=small_extents crashes_per_million=3000 batch_breaks_per_million=3000 think_us=300 "
      "operations=4000 lease_ms=60 put_percent=70 get_percent=10 keys=30 value_bytes_max=100 "
      "late_per_million=200000 late_us=5000"},
+    {"scrubs_busy",
+     "rare=small_extents crashes_per_million=3000 batch_breaks_per_million=3000 think_us=100 "
+     "clients=8 operations=4000 lease_ms=60 put_percent=70 get_percent=10 keys=60 "
+     "value_bytes_max=20 late_per_million=500000 late_us=5000"},
     {"crash_busy",
      "crashes_per_million=2000 think_us=100 operations=5000 lease_ms=100 put_percent=60 "
      "get_percent=20 late_per_million=20000"},
@@ -219,6 +223,7 @@ constexpr Broken kBroken[] = {
     {"retire_twice", "reuse", 10},
     {"search_meets_drafts", "splits_long", 60},
     {"scrub_frees_taken_blocks", "scrubs", 10},
+    {"harvest_leaves_raced", "scrubs_busy", 100},
     {"scrub_without_rounds", "crash_busy", 200},
     {"dirty_bitmap", "full", 20},
     {"adopt_without_cas", "full", 60},
