@@ -257,7 +257,7 @@ constexpr Broken kBroken[] = {
     {"regular_forgets_shared", "copies_regular", 20},
     {"regular_trusts_early_owners", "copies_regular", 60},
     {"regular_forgets_debts", "copies_regular_deaf", 20},
-    {"regular_ignores_crashes", "copies_regular_crashes", 150},
+    {"regular_ignores_crashes", "copies_regular_crashes", 120},
     {"cache_takes_any", "copies_hosts", 20},
     {"cache_hands_early", "copies_hosts", 20},
     {"hosted_writes_openly", "copies_hosted", 40},
