@@ -65,7 +65,8 @@ def measure(say: Say, *, hidden: int = 768, layers: int = 8, rounds: int = ROUND
                 pair.store()
                 for number in range(rounds + 1):
                     say(f"{name}: round {number} of {rounds}")
-                    pair.run()
+                    # In round 0 the engine loads for the first time.
+                    pair.run(counts=number > 0)
                 pairs[name] = pair
     return [
         *_rows_without_store(list(pairs.values())),
@@ -103,9 +104,10 @@ class _Rounds:
         self._storing = storing
         self._source = source
         self._prefix = self._tokens(PREFIX_TOKENS)
-        self._computed: list[Answer] = []
-        self._own_cache: list[Answer] = []
-        self._loaded: list[Answer] = []
+        #: Of the plain engine without and with the prefix in its own cache, and of the other one.
+        self.computed: list[Answer] = []
+        self.own_cache: list[Answer] = []
+        self.loaded: list[Answer] = []
 
     def store(self) -> None:
         """Have the prefix stored, and both engines do whatever they do first."""
@@ -115,32 +117,19 @@ class _Rounds:
             _ask(engine, self._prompt())
         time.sleep(_STORE_S)
 
-    def run(self) -> None:
+    def run(self, *, counts: bool) -> None:
         """Ask both, with nothing in their own caches."""
         prompt = self._prompt()
         reset(self._plain)
         reset(self._storing)
-        self._computed.append(_ask(self._plain, prompt))
+        computed = _ask(self._plain, prompt)
         # The prefix is in the engine's own cache now; the suffix must not be.
-        self._own_cache.append(_ask(self._plain, self._prompt()))
-        self._loaded.append(_ask(self._storing, prompt))
-
-    # In the first round the engine loads for the first time: it does not count.
-
-    @property
-    def computed(self) -> list[Answer]:
-        """Of the plain engine, a round each."""
-        return self._computed[1:]
-
-    @property
-    def own_cache(self) -> list[Answer]:
-        """Of the plain engine once it has the prefix."""
-        return self._own_cache[1:]
-
-    @property
-    def loaded(self) -> list[Answer]:
-        """Of the engine that loads the prefix."""
-        return self._loaded[1:]
+        own_cache = _ask(self._plain, self._prompt())
+        loaded = _ask(self._storing, prompt)
+        if counts:
+            self.computed.append(computed)
+            self.own_cache.append(own_cache)
+            self.loaded.append(loaded)
 
     def _prompt(self) -> list[int]:
         return self._prefix + self._tokens(SUFFIX_TOKENS)
