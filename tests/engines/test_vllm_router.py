@@ -202,12 +202,14 @@ def check_that_prompts_are_handed_off(pair: Server, prefill: Server, decode: Ser
     prompts = [prompt_of(number) for number in range(100, 104)]
     answers = [complete(pair, prompt) for prompt in prompts]
     assert [cached for _, cached in answers] == [672] * len(prompts)
-    # Most came by layers; whoever was asked late found whole blocks.
-    published = prefill.metric("vllm:kvstore_hand_offs_published_total")
-    assert 0 < decode.metric("vllm:kvstore_hand_offs_received_total") <= published == len(prompts)
-    assert decode.metric("vllm:kvstore_hand_offs_failed_total") == 0
     for prompt, (words, _) in zip(prompts, answers, strict=True):
         assert complete(prefill, prompt)[0] == words
+    # A counter moves with the next step of its engine, and the prompts' ends are counted on a
+    # thread: they are all in sight since the engine computed the prompts once more.
+    wait_for(lambda: prefill.metric("vllm:kvstore_hand_offs_published_total") == len(prompts))
+    # Most came by layers; whoever was asked late found whole blocks.
+    assert 0 < decode.metric("vllm:kvstore_hand_offs_received_total") <= len(prompts)
+    assert decode.metric("vllm:kvstore_hand_offs_failed_total") == 0
 
 
 def check_that_a_prompt_stays_where_it_went(
