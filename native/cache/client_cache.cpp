@@ -103,13 +103,14 @@ bool ClientCache::wants(const Key& key, uint64_t value_bytes) {
     return false;
   }
   figures_.forget(key.hash, KeyFigures::Obstacle::kTooLarge);
+  if (!interest_.read(key.hash, uses_that_pay()) && !KV_BUGGIFY(cache_everything)) {
+    counts_.bypassed.fetch_add(1, std::memory_order_relaxed);
+    figures_.note(key.hash, KeyFigures::kBypassed);
+    return false;
+  }
   const uint64_t now_ns = boottime_ns();
-  if (now_ns >= lease_until_ns_.load(std::memory_order_acquire)) return false;
-  if (now_ns < paused_until_ns_.load(std::memory_order_relaxed)) return false;
-  if (interest_.read(key.hash, uses_that_pay()) || KV_BUGGIFY(cache_everything)) return true;
-  counts_.bypassed.fetch_add(1, std::memory_order_relaxed);
-  figures_.note(key.hash, KeyFigures::kBypassed);
-  return false;
+  return now_ns < lease_until_ns_.load(std::memory_order_acquire) &&
+         now_ns >= paused_until_ns_.load(std::memory_order_relaxed);
 }
 
 bool ClientCache::wants_absence(const Key& key) {
@@ -145,7 +146,7 @@ bool ClientCache::begin_fill(uint64_t hash, uint32_t record, uint64_t term, cons
 }
 
 bool ClientCache::find_hosted(const Key& key, uint64_t term, HostedCopy& copy) const {
-  if (!is_current()) return false;
+  if (!storage_.may_have(key.hash) || !is_current()) return false;
   CacheStorage::View view;
   if (!storage_.find(key, view) || view.facts.hosted.empty()) return false;
   if (!view.facts.stamp.is_current()) return false;
@@ -205,6 +206,14 @@ void ClientCache::Fill::finish(const Key& key, const CopyFacts& facts, const voi
   }
   cache_->figures_.forget(key.hash, KeyFigures::Obstacle::kMortal);
   cache_ = nullptr;
+}
+
+void ClientCache::Fill::found_changed() {
+  if (!begun()) return;
+  const std::lock_guard lock(cache_->storage_.mutex_of(shard_));
+  for (Pending& one : cache_->pending_[shard_]) {
+    if (one.number == number_) one.spoiled = true;
+  }
 }
 
 void ClientCache::Fill::abandon() {

@@ -57,6 +57,8 @@ class ClientCache {
   // no buffer, or nullptr. False: nothing is known about it here.
   template <class PlaceFor>
   bool get(const Key& key, kv_call& call, PlaceFor&& place_for) {
+    // Where there is none a read should not cost a look at the clock.
+    if (!storage_.may_have(key.hash)) return false;
     // The lease is looked at first: what is found afterwards was right at this moment, or has been
     // read from the node since.
     if (!is_current()) return false;
@@ -82,7 +84,7 @@ class ClientCache {
   // The same for whether the key is there.
   bool contains(const Key& key, kv_call& call) {
     CacheStorage::View view;
-    if (!is_current() || !find(key, view)) return false;
+    if (!storage_.may_have(key.hash) || !is_current() || !find(key, view)) return false;
     if (view.facts.absent) return tell_absent(key, view, call);
     call.version = view.facts.version;
     call.data_bytes = view.facts.value_bytes;
@@ -110,6 +112,17 @@ class ClientCache {
   void changed(uint64_t hash) { interest_.changed(hash, uses_that_pay()); }
   // A read from the node found the slot frozen.
   void met_writer(uint64_t hash) { interest_.met_writer(hash, uses_that_pay()); }
+  // Whether a get from the node should be measured: one in eight, once some have been.
+  bool measures_get() {
+    const uint32_t number = gets_.load(std::memory_order_relaxed);
+    gets_.store(number + 1, std::memory_order_relaxed);
+    return number < kMeasuredAtFirst || number % kMeasuredGets == 0;
+  }
+  // A key is about to be read from the node, and asked about.
+  void prefetch(uint64_t hash) const {
+    interest_.prefetch(hash);
+    figures_.prefetch(hash);
+  }
   // What a get from the node took, one that made a copy, and what a write took to end copies.
   void note_get(uint64_t took_ns) { get_ns_.note(std::min(took_ns, kLongestNs)); }
   void note_making(uint64_t took_ns) { making_ns_.note(std::min(took_ns, kLongestNs)); }
@@ -130,6 +143,8 @@ class ClientCache {
     void follow(const Stamp& stamp) { stamp_ = stamp; }
     // What was read has a time to live.
     void found_mortal(uint64_t hash) { cache_->figures_.note(hash, KeyFigures::Obstacle::kMortal); }
+    // What was to be copied is there no more.
+    void found_changed();
     // Puts the copy in unless something has spoiled it. `value_crc`: of the object at the node.
     void finish(const Key& key, const CopyFacts& facts, const void* value, uint32_t value_crc);
     // Only of a broken variant.
@@ -213,6 +228,8 @@ class ClientCache {
   static constexpr uint32_t kUseAgainMs = 250;
   static constexpr size_t kUsesMax = 512;
   static constexpr uint64_t kLongestNs = kMillisecond;
+  static constexpr uint32_t kMeasuredAtFirst = 256;
+  static constexpr uint32_t kMeasuredGets = 8;
 
   // A copy that no writer of this host has ended.
   bool find(const Key& key, CacheStorage::View& view) {
@@ -252,6 +269,7 @@ class ClientCache {
   std::atomic<uint64_t> lease_until_ns_{0};
   std::atomic<uint32_t> node_ms_{0};
   std::atomic<bool> met_ended_{false};
+  std::atomic<uint32_t> gets_{0};    // that might have been measured
   std::atomic<uint32_t> pauses_{0};  // in a row
   std::atomic<uint64_t> paused_until_ns_{0};
   std::mutex uses_mutex_;

@@ -27,28 +27,33 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <memory>
+
+#include "base/table.hpp"
 
 namespace kvstore {
 
-// A mean of the last few dozen figures that any thread notes.
+// A mean of the last hundred figures that any thread notes, or of all as long as they are fewer.
 class RecentMean {
  public:
-  explicit RecentMean(uint64_t first) : mean_(first) {}
+  // `guess`: what is said until there is a figure.
+  explicit RecentMean(uint64_t guess) : mean_(guess) {}
   void note(uint64_t figure) {
+    const int64_t weight = std::min(figures_.load(std::memory_order_relaxed) + 1, kFiguresMax);
+    figures_.store(weight, std::memory_order_relaxed);
     const int64_t mean = int64_t(mean_.load(std::memory_order_relaxed));
-    mean_.store(uint64_t(mean + (int64_t(figure) - mean) / kWeight), std::memory_order_relaxed);
+    mean_.store(uint64_t(mean + (int64_t(figure) - mean) / weight), std::memory_order_relaxed);
   }
   uint64_t get() const { return mean_.load(std::memory_order_relaxed); }
 
  private:
-  static constexpr int64_t kWeight = 32;
+  static constexpr int64_t kFiguresMax = 128;
   std::atomic<uint64_t> mean_;
+  std::atomic<int64_t> figures_{0};
 };
 
 class Interest {
  public:
-  Interest() : words_(std::make_unique<std::atomic<uint64_t>[]>(kWords)) {}
+  Interest() : words_(kWords) {}
 
   // A read that missed: whether to make a copy now.
   bool read(uint64_t hash, uint32_t uses_that_pay) {
@@ -65,6 +70,7 @@ class Interest {
     }
     return false;
   }
+  void prefetch(uint64_t hash) const { __builtin_prefetch(&words_[number_of(hash)], 1); }
   // Whether it has been read lately.
   bool knows(uint64_t hash) const {
     return State(words_[number_of(hash)].load(std::memory_order_relaxed)).tag == tag_of(hash);
@@ -139,8 +145,10 @@ class Interest {
   static constexpr uint32_t kUnknown = (1u << kMeanBits) - 1;
   static constexpr uint32_t kMeanMax = kUnknown - 1;
   // A key's first change says little, and what came before it began in the middle: it weighs as
-  // one of four, the others being what would just pay.
+  // one of four, the others being what would just pay. If it did not, not many: what pays may fall
+  // soon, and then each key would have to unlearn it.
   static constexpr uint32_t kPriorChanges = 3;
+  static constexpr uint32_t kPriorReadsMax = 8;
   // Reads in a row, in what would pay, after which a key is taken to have come to rest.
   static constexpr uint32_t kRestingRuns = 4;
   // Keys in a row that turned out not to pay, for unknown ones to wait twice as long; one that did
@@ -184,9 +192,10 @@ class Interest {
   void learn(std::atomic<uint64_t>& word, State seen, uint32_t uses, uint32_t uses_that_pay) {
     const uint32_t reads = seen.run + uses;
     if (seen.mean == kUnknown) {
-      seen.mean = std::min(uses_that_pay * kUnit, kMeanMax);
+      const bool paid = reads >= uses_that_pay;
+      paid ? relieve() : doubt();
+      seen.mean = (paid ? uses_that_pay : std::min(uses_that_pay, kPriorReadsMax)) * kUnit;
       seen.count = kPriorChanges;
-      reads < uses_that_pay ? doubt() : relieve();
     }
     seen.count = std::min(seen.count + 1, kChangesMax);
     const int32_t away = int32_t(reads * kUnit) - int32_t(seen.mean);
@@ -209,7 +218,7 @@ class Interest {
   }
   std::atomic<uint64_t>& word_of(uint64_t hash) { return words_[number_of(hash)]; }
 
-  std::unique_ptr<std::atomic<uint64_t>[]> words_;
+  const Table<std::atomic<uint64_t>> words_;
   std::atomic<uint32_t> doubt_{0};
 };
 

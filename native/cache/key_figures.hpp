@@ -10,7 +10,8 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <memory>
+
+#include "base/table.hpp"
 
 namespace kvstore {
 
@@ -21,7 +22,7 @@ class KeyFigures {
   enum class Obstacle : uint32_t { kNone, kTooLarge, kMortal };
   using Counts = std::array<uint32_t, kWhats>;
 
-  KeyFigures() : lines_(std::make_unique<Line[]>(kLines)) {}
+  KeyFigures() : lines_(kLines) {}
 
   void note(uint64_t hash, What what, uint32_t times = 1) {
     std::atomic<uint32_t>& count = line_for(hash).counts[what];
@@ -30,6 +31,7 @@ class KeyFigures {
   void note(uint64_t hash, Obstacle obstacle) {
     line_for(hash).obstacle.store(uint32_t(obstacle), std::memory_order_relaxed);
   }
+  void prefetch(uint64_t hash) const { __builtin_prefetch(&lines_[number_of(hash)], 1); }
   // It is in the way no more, if it was.
   void forget(uint64_t hash, Obstacle obstacle) {
     Line& line = lines_[number_of(hash)];
@@ -67,7 +69,7 @@ class KeyFigures {
     return line;
   }
 
-  std::unique_ptr<Line[]> lines_;
+  const Table<Line> lines_;
 };
 
 }  // namespace kvstore

@@ -1,11 +1,8 @@
 #include "cache/storage.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <new>
 
 #include "base/assert.hpp"
 #include "base/crc32c.hpp"
@@ -37,19 +34,16 @@ CacheStorage::CacheStorage(uint64_t bytes) {
   const uint64_t sets = std::bit_floor(bytes / shards / kBytesPerWay / kWays);
   const uint64_t index_bytes = shards * sets * (sizeof(Set) + kWays * sizeof(uint32_t));
   const uint64_t shard_bytes = (bytes - index_bytes) / shards / kUnitBytes * kUnitBytes;
-  arena_bytes_ = shards * shard_bytes + kPastEndBytes;
-  void* memory = ::mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  arena_ = static_cast<uint8_t*>(memory);
-  sets_ = std::make_unique<Set[]>(shards * sets);
-  marks_ = std::make_unique<std::atomic<uint32_t>[]>(shards * sets * kWays);
+  memory_.emplace(shards * shard_bytes + kPastEndBytes);
+  arena_ = static_cast<uint8_t*>(memory_->data());
+  sets_.emplace(shards * sets);
+  marks_.emplace(shards * sets * kWays);
   shards_ = std::make_unique<Shard[]>(shards);
   shard_mask_ = unsigned(shards - 1);
   for (uint64_t i = 0; i < shards; ++i) {
     Shard& shard = shards_[i];
-    shard.sets = &sets_[i * sets];
-    shard.marks = &marks_[i * sets * kWays];
+    shard.sets = &(*sets_)[i * sets];
+    shard.marks = &(*marks_)[i * sets * kWays];
     shard.set_mask = sets - 1;
     shard.small.base = i * shard_bytes;
     shard.small.bytes = shard_bytes / kSmallShare / kUnitBytes * kUnitBytes;
@@ -57,10 +51,6 @@ CacheStorage::CacheStorage(uint64_t bytes) {
     shard.main.bytes = shard_bytes - shard.small.bytes;
   }
   value_bytes_max_ = shards_[0].main.bytes / kShareOfRing - value_at(layout::kKeyBytesMax);
-}
-
-CacheStorage::~CacheStorage() {
-  ::munmap(arena_, arena_bytes_);
 }
 
 // ---- reading --------------------------------------------------------------------------------
@@ -73,6 +63,15 @@ CacheStorage::Header CacheStorage::header_at(uint64_t offset) const {
 
 std::atomic<uint32_t>& CacheStorage::mark_of(const Shard& shard, const Way& way) const {
   return shard.marks[&way - &shard.sets[0].ways[0]];
+}
+
+bool CacheStorage::may_have(uint64_t hash) const {
+  const Shard& shard = shard_of(hash);
+  const Set& set = shard.sets[set_number(shard, hash)];
+  return std::ranges::any_of(set.ways, [hash](const Way& way) {
+    return way.hash.load(std::memory_order_relaxed) == hash &&
+           way.place.load(std::memory_order_relaxed) != 0;
+  });
 }
 
 bool CacheStorage::find(const Key& key, View& view) const {

@@ -18,9 +18,11 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
+#include "base/table.hpp"
 #include "cache/host_stamps.hpp"
 #include "index/key.hpp"
 #include "layout/layout.hpp"
@@ -48,7 +50,6 @@ class CacheStorage {
 
   // `bytes` is at least kBytesMin. Memory is taken as it comes to be used.
   explicit CacheStorage(uint64_t bytes);
-  ~CacheStorage();
   CacheStorage(const CacheStorage&) = delete;
   CacheStorage& operator=(const CacheStorage&) = delete;
 
@@ -62,6 +63,8 @@ class CacheStorage {
     std::atomic<uint32_t>* mark = nullptr;
   };
   bool find(const Key& key, View& view) const;
+  // Whether there is one, as far as its hash tells.
+  bool may_have(uint64_t hash) const;
   // Copies the value out. False if the copy has gone meanwhile: then what is in `into` is nothing.
   bool take(const View& view, void* into) const;
   // Notes that it was read. Once in `again_ms` it returns true, by the clock given.
@@ -177,10 +180,10 @@ class CacheStorage {
   bool pop(Shard& shard, Ring& ring, bool may_stay);
   bool move(Shard& shard, Way& way, const Header& header, uint64_t offset, Ring& to);
 
+  std::optional<ZeroMemory> memory_;
+  std::optional<Table<Set>> sets_;
+  std::optional<Table<std::atomic<uint32_t>>> marks_;
   uint8_t* arena_ = nullptr;
-  uint64_t arena_bytes_ = 0;
-  std::unique_ptr<Set[]> sets_;
-  std::unique_ptr<std::atomic<uint32_t>[]> marks_;
   unsigned shard_mask_ = 0;
   std::unique_ptr<Shard[]> shards_;
   uint64_t value_bytes_max_ = 0;

@@ -12,8 +12,8 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
-#include <memory>
 
+#include "base/table.hpp"
 #include "base/variant.hpp"
 #include "layout/layout.hpp"
 
@@ -32,7 +32,7 @@ class AddressCache {
   explicit AddressCache(uint32_t entries)
       : enabled_(entries > 1),
         mask_(std::bit_ceil(std::max(uint64_t{entries} / kWays, uint64_t{1})) - 1),
-        sets_(std::make_unique<Set[]>(mask_ + 1)) {}
+        sets_(mask_ + 1) {}
 
   bool find(uint64_t hash, KnownAddress& known) const {
     if (KV_BUGGIFY(addresses_forgotten)) return false;
@@ -97,7 +97,7 @@ class AddressCache {
 
   const bool enabled_;
   const uint64_t mask_;
-  std::unique_ptr<Set[]> sets_;
+  const Table<Set> sets_;
 };
 
 }  // namespace kvstore

@@ -212,6 +212,7 @@ class Copying {
   }
 
   bool begun() const { return fill_.begun(); }
+  void found_changed() { fill_.found_changed(); }
   // What the slot must say, if it says this, for a copy to be kept; `hosted` only if it is thought
   // to be so by this host.
   Slot guarded(Slot slot) const {
@@ -503,14 +504,15 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
     // What makes a copy ends here: the longer way below may begin one itself.
     Copying copying(channel, target);
     copying.begin(known);
+    const bool copies = copying.begun();
+    const bool measures = cache != nullptr && (copies || cache->measures_get());
+    const uint64_t began_ns = measures ? monotonic_ns() : 0;
     KnownRead read(channel, target, known, copying);
     Reading reading = read.prepare();
     if (reading == Reading::kDone) {
-      const uint64_t began_ns = cache != nullptr ? monotonic_ns() : 0;
-      const bool copies = copying.begun();
       const uint32_t posted = co_await channel.remote.batch(read.ops());
       reading = read.result(posted);
-      if (cache != nullptr) {
+      if (measures) {
         const uint64_t took_ns = monotonic_ns() - began_ns;
         copies ? cache->note_making(took_ns) : cache->note_get(took_ns);
       }
@@ -531,6 +533,7 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
       }
       co_return outcome_of(reading);
     }
+    copying.found_changed();
   }
   ++counts.address_stale;
   // Of several reads under way the first one tells.
@@ -566,6 +569,7 @@ Task<Status> get(Channel& channel, const Key& key, kv_call& call) {
     if (serve_handed(channel, *cache, key, call)) return known_outcome(Status(call.status));
     channel.attachment->drop_ended(key);
   }
+  if (cache != nullptr) cache->prefetch(key.hash);
   KnownAddress known;
   const bool remembered =
       channel.attachment->addresses.find(key.hash, known) && may_try_known(channel, call, known);

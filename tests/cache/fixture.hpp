@@ -118,7 +118,8 @@ class CopyingClient {
   Outcome contains(const std::string& key) { return run(StoreClient::call_for(KV_CONTAINS, key)); }
   // Reads until a copy serves it: four times as often as a copy must be read to pay, and some more.
   bool settle(const std::string& key) {
-    for (int i = 0; i < 1000; ++i) {
+    // A key at rest is copied after at most 800 reads, and the copy may be spoiled.
+    for (int i = 0; i < 2000; ++i) {
       const uint64_t before = cache().hits();
       get(key);
       if (cache().hits() != before) return true;
