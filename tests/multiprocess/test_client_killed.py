@@ -141,7 +141,7 @@ def test_killed_amid_index_growth(fabric: str, seed: int, start_worker: StartWor
             ]
             # Batches of 32 keys on average: with the fewest of them too the index grows twice.
             for client in doomed:
-                client.wait_lines(order.randrange(100, 500))
+                client.wait_lines(order.randrange(75, 150))
             for client in doomed:
                 for line in client.kill():
                     if line.startswith("+"):
