@@ -10,6 +10,7 @@ import threading
 import kvstore
 from tests.cli.conftest import Cli
 from tests.support.nodes import NodeProcess
+from tests.support.processes import wait_stopped
 
 
 def test_no_lock_is_in_use(cli: Cli, node: NodeProcess) -> None:
@@ -71,6 +72,7 @@ def test_a_client_that_does_not_answer_is_shown(cli: Cli, node: NodeProcess) -> 
             assert child.stdout is not None
             registration = int(child.stdout.readline())
             child.send_signal(signal.SIGSTOP)
+            wait_stopped(child.pid)
             lock, silent = cli("locks", "--json").rows
             assert (lock["state"], lock["requests"]) == ("in use", 1)
             assert (silent["state"], silent["client"]) == ("unreachable", registration)

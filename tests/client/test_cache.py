@@ -293,7 +293,7 @@ os.kill(os.getpid(), 9)
 @pytest.mark.parametrize("consistency", ["linearizable", "regular"])
 def test_copies_after_the_death_of_another_client(scheme: str, consistency: str) -> None:
     """On a regular node nobody knows which copies it has left behind, so all end."""
-    options = ("32MiB", "--consistency", consistency, "--membership-lease", "1")
+    options = ("32MiB", "--consistency", consistency, "--membership-lease", "3")
     with start_node(*options) as node, ControlClient(node.address) as control:
         target = f"{scheme}://{node.address}"
         with kvstore.connect(target, cache_bytes=8 << 20) as store:
@@ -327,7 +327,7 @@ def test_who_owes_something_leaves_without_a_farewell(
 ) -> None:
     """Then the node takes it for dead, and tells others."""
     with (
-        start_node("32MiB", "--consistency", "regular", "--membership-lease", "1") as node,
+        start_node("32MiB", "--consistency", "regular", "--membership-lease", "3") as node,
         ControlClient(node.address) as control,
     ):
         before = control.stats()["clients_live"]

@@ -56,13 +56,13 @@ TEST_CASE("coro: the deadline ends a wait and leaves later timers alone") {
   const Executor::Scope scope(executor);
   std::vector<int> order;
   const uint64_t now = monotonic_ns();
-  Task<int> task = sleep_and_note(executor, now + 60 * kMillisecond, 1, order);
+  Task<int> task = sleep_and_note(executor, now + kSecond, 1, order);
   CHECK(executor.run(never, now + 10 * kMillisecond, true) == Executor::Outcome::kDeadline);
   CHECK(monotonic_ns() >= now + 10 * kMillisecond);
   CHECK(order.empty());
   const auto done = [&] { return task.done(); };
   CHECK(executor.run(done, now + 10 * kSecond, true) == Executor::Outcome::kDone);
-  CHECK(monotonic_ns() >= now + 60 * kMillisecond);
+  CHECK(monotonic_ns() >= now + kSecond);
   CHECK(executor.run(never, monotonic_ns() - 1, true) == Executor::Outcome::kDeadline);
 }
 

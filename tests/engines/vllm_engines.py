@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from kvstore.bench.llm.engines import stop_engine
 from kvstore.bench.processes import Child, ProcessError
 from kvstore.llm import directory
 from tests.engines.conftest import ENVIRONMENT, PROMPTS
-from tests.support.processes import descendants
+from tests.support.processes import descendants, wait_stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
@@ -80,6 +81,15 @@ class Engine:
     def processes(self) -> set[int]:
         """Those that vLLM has started."""
         return descendants(self._child.pid)
+
+    def pause(self) -> None:
+        """SIGSTOP; returns once every thread has stopped."""
+        self._child.process.send_signal(signal.SIGSTOP)
+        wait_stopped(self._child.pid)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._child.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self._child.process.kill()

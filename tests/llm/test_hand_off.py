@@ -115,7 +115,7 @@ def test_what_is_published_stays_for_those_who_come_later(hand_off: HandOff) -> 
         with hand_off.publish(HASHES) as publication:
             assert [publication.put(pieces(i)).stored for i in range(LAYERS)] == [expected] * LAYERS
     filled = buffers()
-    assert hand_off.receive(HASHES, filled, timeout_s=0.5).complete
+    assert hand_off.receive(HASHES, filled, timeout_s=WAIT_S).complete
     assert filled == [pieces(layer) for layer in range(LAYERS)]
 
 
@@ -179,12 +179,13 @@ def test_a_prompt_that_nobody_finishes_a_layer_of(hand_off: HandOff) -> None:
 def test_a_publisher_that_is_slow_is_not_waited_for(hand_off: HandOff) -> None:
     with hand_off.publish(HASHES) as publication:
         publication.put(pieces(0))
-        received = hand_off.receive(HASHES, buffers(), timeout_s=0.2)
+        # Enough for the layer that is there, and no more.
+        received = hand_off.receive(HASHES, buffers(), timeout_s=2.0)
         assert received == Received(1, False, "late")
         # It goes on as if nobody had waited.
         for layer in range(1, LAYERS):
             publication.put(pieces(layer))
-    assert hand_off.receive(HASHES, buffers(), timeout_s=0.5).complete
+    assert hand_off.receive(HASHES, buffers(), timeout_s=WAIT_S).complete
 
 
 def test_a_piece_that_is_lost_ends_the_hand_off(hand_off: HandOff, store: kvstore.Store) -> None:
@@ -232,5 +233,5 @@ def test_a_receiver_that_has_the_first_blocks_wants_the_rest(hand_off: HandOff) 
         for layer in range(LAYERS):
             publication.put(pieces(layer))
     filled = [some[2:] for some in buffers()]
-    assert hand_off.receive(HASHES[2:], filled, timeout_s=0.5).complete
+    assert hand_off.receive(HASHES[2:], filled, timeout_s=WAIT_S).complete
     assert filled == [pieces(layer)[2:] for layer in range(LAYERS)]

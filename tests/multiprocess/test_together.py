@@ -7,7 +7,7 @@ import time
 
 import kvstore
 from tests.multiprocess.conftest import LEASE_S, StartWorker, target_on, wait_swept
-from tests.multiprocess.content import check_value
+from tests.multiprocess.content import check_value, value_of
 from tests.support.nodes import start_node
 
 LEASE = f"--membership-lease={LEASE_S}"
@@ -69,6 +69,10 @@ def test_readers_see_whole_values_while_writers_die(fabric: str, start_worker: S
     order = random.Random(1)
     with start_node("32MiB", LEASE) as node:
         target = target_on(node, fabric)
+        # Readers find something from the first moment on.
+        with kvstore.connect(target) as store:
+            for key in (f"shared-{i}" for i in range(16)):
+                store.put(key, value_of(key, 0, 1000))
         readers = [start_worker("verify", target, 16, 1.2, seed) for seed in range(2)]
         writer = start_worker("overwrite", target, 16, 1.2, 7)
         for round_number in range(3):

@@ -113,10 +113,10 @@ def churn(target: str, prefix: str, count: str, value_bytes: str) -> None:
 def overwrite(target: str, keys: str, seconds: str, seed: str) -> None:
     """Overwrites the shared keys with values of all sizes; now and then deletes one."""
     order = random.Random(int(seed))
-    end = time.monotonic() + float(seconds)
     puts = 0
     with kvstore.connect(target) as store:
         say("ready")
+        end = time.monotonic() + float(seconds)
         while time.monotonic() < end:
             key = f"shared-{order.randrange(int(keys))}"
             if order.random() < 0.05:
@@ -130,12 +130,12 @@ def overwrite(target: str, keys: str, seconds: str, seed: str) -> None:
 def verify(target: str, keys: str, seconds: str, seed: str) -> None:
     """Reads the shared keys, singly, in batches and into buffers, and checks every byte."""
     order = random.Random(int(seed))
-    end = time.monotonic() + float(seconds)
     hits = 0
     buffer = bytearray(1 << 17)
     names = [f"shared-{i}" for i in range(int(keys))]
     with kvstore.connect(target) as store:
         say("ready")
+        end = time.monotonic() + float(seconds)
         while time.monotonic() < end:
             key = order.choice(names)
             value = store.get(key)
@@ -150,9 +150,9 @@ def verify(target: str, keys: str, seconds: str, seed: str) -> None:
 
 def increment(target: str, seconds: str) -> None:
     """Adds one to a counter by compare-and-put, for ever if `seconds` is 0; a line for each."""
-    end = time.monotonic() + float(seconds)
     with kvstore.connect(target) as store:
         say("ready")
+        end = time.monotonic() + float(seconds)
         while float(seconds) == 0 or time.monotonic() < end:
             found = store.get_versioned("counter")
             assert found is not None

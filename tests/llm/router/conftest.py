@@ -109,7 +109,7 @@ class Starter:
         command = [sys.executable, "-m", "kvstore.cli", "router", "--listen", "127.0.0.1:0"]
         instances = [word for server in servers for word in ("--instance", server.url)]
         instances += [word for server in prefills for word in ("--prefill", server.url)]
-        return self._start([*command, *instances, "--health-interval", "0.1", *options])
+        return self._start([*command, *instances, *options])
 
     def end(self) -> None:
         for process in self._started:
