@@ -12,9 +12,7 @@
 
 namespace kvstore {
 
-inline constexpr uint64_t kHugePageBytes = 2 << 20;
-
-// Memory of its own, of zeros, taken as it comes to be used.
+// Memory of its own, of zeros, taken as it comes to be used: in pages of either size.
 class ZeroMemory {
  public:
   // Throws std::bad_alloc.
@@ -36,6 +34,8 @@ class ZeroMemory {
   void* data() const { return data_; }
 
  private:
+  static constexpr uint64_t kHugePageBytes = 2 << 20;
+
   uint64_t mapped_bytes_;
   void* mapped_;
   void* data_;

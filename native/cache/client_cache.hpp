@@ -112,7 +112,7 @@ class ClientCache {
   void changed(uint64_t hash) { interest_.changed(hash, uses_that_pay()); }
   // A read from the node found the slot frozen.
   void met_writer(uint64_t hash) { interest_.met_writer(hash, uses_that_pay()); }
-  // Whether a get from the node should be measured: one in eight, once some have been.
+  // Whether a get from the node should be measured: one in seven, once some have been.
   bool measures_get() {
     const uint32_t number = gets_.load(std::memory_order_relaxed);
     gets_.store(number + 1, std::memory_order_relaxed);
@@ -229,7 +229,7 @@ class ClientCache {
   static constexpr size_t kUsesMax = 512;
   static constexpr uint64_t kLongestNs = kMillisecond;
   static constexpr uint32_t kMeasuredAtFirst = 256;
-  static constexpr uint32_t kMeasuredGets = 8;
+  static constexpr uint32_t kMeasuredGets = 7;
 
   // A copy that no writer of this host has ended.
   bool find(const Key& key, CacheStorage::View& view) {
@@ -252,10 +252,12 @@ class ClientCache {
   Interest interest_;
   AbsenceBalance absence_;
   KeyFigures figures_;
-  // As long as nothing is known: a get over the network, a message and its answer.
+  // As long as nothing is known: a get over the network, a message and its answer. The first answer
+  // may have been waited for in vain.
   RecentMean get_ns_{20'000};
   RecentMean making_ns_{20'000};
-  RecentMean ending_ns_{100'000};
+  RecentMean ending_ns_{100'000, 8};
+  std::atomic<uint32_t> gets_{0};  // that might have been measured
   CacheCounts counts_;
   std::array<Stripe, kStripes> stripes_;
   // By shard, under its lock.
@@ -269,7 +271,6 @@ class ClientCache {
   std::atomic<uint64_t> lease_until_ns_{0};
   std::atomic<uint32_t> node_ms_{0};
   std::atomic<bool> met_ended_{false};
-  std::atomic<uint32_t> gets_{0};    // that might have been measured
   std::atomic<uint32_t> pauses_{0};  // in a row
   std::atomic<uint64_t> paused_until_ns_{0};
   std::mutex uses_mutex_;

@@ -32,18 +32,20 @@ CacheStorage::CacheStorage(uint64_t bytes) {
   KV_ASSERT(bytes >= kBytesMin);
   const uint64_t shards = std::bit_floor(std::clamp<uint64_t>(bytes / kShardBytes, 1, kShardsMax));
   const uint64_t sets = std::bit_floor(bytes / shards / kBytesPerWay / kWays);
-  const uint64_t index_bytes = shards * sets * (sizeof(Set) + kWays * sizeof(uint32_t));
+  const uint64_t index_bytes = shards * sets * (sizeof(Set) + (kWays + 1) * sizeof(uint32_t));
   const uint64_t shard_bytes = (bytes - index_bytes) / shards / kUnitBytes * kUnitBytes;
   memory_.emplace(shards * shard_bytes + kPastEndBytes);
   arena_ = static_cast<uint8_t*>(memory_->data());
   sets_.emplace(shards * sets);
   marks_.emplace(shards * sets * kWays);
+  tags_.emplace(shards * sets);
   shards_ = std::make_unique<Shard[]>(shards);
   shard_mask_ = unsigned(shards - 1);
   for (uint64_t i = 0; i < shards; ++i) {
     Shard& shard = shards_[i];
     shard.sets = &(*sets_)[i * sets];
     shard.marks = &(*marks_)[i * sets * kWays];
+    shard.tags = &(*tags_)[i * sets];
     shard.set_mask = sets - 1;
     shard.small.base = i * shard_bytes;
     shard.small.bytes = shard_bytes / kSmallShare / kUnitBytes * kUnitBytes;
@@ -63,15 +65,6 @@ CacheStorage::Header CacheStorage::header_at(uint64_t offset) const {
 
 std::atomic<uint32_t>& CacheStorage::mark_of(const Shard& shard, const Way& way) const {
   return shard.marks[&way - &shard.sets[0].ways[0]];
-}
-
-bool CacheStorage::may_have(uint64_t hash) const {
-  const Shard& shard = shard_of(hash);
-  const Set& set = shard.sets[set_number(shard, hash)];
-  return std::ranges::any_of(set.ways, [hash](const Way& way) {
-    return way.hash.load(std::memory_order_relaxed) == hash &&
-           way.place.load(std::memory_order_relaxed) != 0;
-  });
 }
 
 bool CacheStorage::find(const Key& key, View& view) const {
@@ -144,10 +137,20 @@ CacheStorage::Way& CacheStorage::way_for(Shard& shard, uint64_t hash) {
   return *least;
 }
 
+// All that changes tags of a shard holds its lock.
+void CacheStorage::set_tag(Shard& shard, const Way& way, uint32_t tag) {
+  const uint64_t number = uint64_t(&way - &shard.sets[0].ways[0]);
+  std::atomic<uint32_t>& tags = shard.tags[number / kWays];
+  const unsigned shift = unsigned(number % kWays * 8);
+  const uint32_t others = tags.load(std::memory_order_relaxed) & ~(uint32_t{0xff} << shift);
+  tags.store(others | tag << shift, std::memory_order_relaxed);
+}
+
 // Its bytes stay where they are until the ring comes round.
 void CacheStorage::forget(Shard& shard, Way& way) {
   const Header header = header_at(offset_of(way.place.load(std::memory_order_relaxed)));
   way.place.store(0, std::memory_order_relaxed);
+  set_tag(shard, way, 0);
   order_writes();
   const auto record = shard.records.find(header.record);
   KV_ASSERT(record != shard.records.end());
@@ -283,6 +286,7 @@ bool CacheStorage::put_locked(const Key& key, const CopyFacts& facts, const void
   mark_of(shard, way).store(0, std::memory_order_relaxed);
   way.hash.store(key.hash, std::memory_order_relaxed);
   way.place.store(uint64_t{++shard.number} << 32 | offset / kUnitBytes, std::memory_order_release);
+  set_tag(shard, way, tag_of(key.hash));
   return true;
 }
 

@@ -48,7 +48,8 @@ class CacheStorage {
  public:
   static constexpr uint64_t kBytesMin = 64 << 10;
 
-  // `bytes` is at least kBytesMin. Memory is taken as it comes to be used.
+  // `bytes` is at least kBytesMin. Memory is taken as it comes to be used, in huge pages where
+  // there are any.
   explicit CacheStorage(uint64_t bytes);
   CacheStorage(const CacheStorage&) = delete;
   CacheStorage& operator=(const CacheStorage&) = delete;
@@ -63,8 +64,14 @@ class CacheStorage {
     std::atomic<uint32_t>* mark = nullptr;
   };
   bool find(const Key& key, View& view) const;
-  // Whether there is one, as far as its hash tells.
-  bool may_have(uint64_t hash) const;
+  // Whether there is one, as far as eight bits of its hash tell.
+  bool may_have(uint64_t hash) const {
+    const Shard& shard = shard_of(hash);
+    const uint32_t tags = shard.tags[set_number(shard, hash)].load(std::memory_order_relaxed);
+    // A byte that is zero here is a tag that is the same.
+    const uint32_t other = tags ^ tag_of(hash) * kEachByte;
+    return ((other - kEachByte) & ~other & kEachByte << 7) != 0;
+  }
   // Copies the value out. False if the copy has gone meanwhile: then what is in `into` is nothing.
   bool take(const View& view, void* into) const;
   // Notes that it was read. Once in `again_ms` it returns true, by the clock given.
@@ -131,6 +138,7 @@ class CacheStorage {
   static_assert(sizeof(Header) <= kUnitBytes);
 
   static constexpr unsigned kWays = 4;
+  static constexpr uint32_t kEachByte = 0x01010101;
   struct Way {
     std::atomic<uint64_t> hash{0};
     // Unit in the arena in the low half, a number that goes up in the high half; 0: nothing.
@@ -153,6 +161,9 @@ class CacheStorage {
     // Beside each way: uses in the low 8 bits, above them when `note_use` last said true. A late
     // reader may write to it, so it must not lie among bytes that are used again.
     std::atomic<uint32_t>* marks = nullptr;
+    // Of each set a byte a way, zero where there is no copy. So many lie close together that a read
+    // of what has no copy seldom waits for memory.
+    std::atomic<uint32_t>* tags = nullptr;
     uint64_t set_mask = 0;
     Ring small;
     Ring main;
@@ -164,6 +175,7 @@ class CacheStorage {
   static uint64_t set_number(const Shard& shard, uint64_t hash) {
     return (hash * 0x9e3779b97f4a7c15ull >> 32) & shard.set_mask;
   }
+  static uint32_t tag_of(uint64_t hash) { return 1 + uint32_t(hash >> 40) % 255; }
   static uint64_t offset_of(uint64_t place) { return uint64_t{uint32_t(place)} * kUnitBytes; }
 
   Shard& shard_of(uint64_t hash) const { return shards_[shard_index(hash)]; }
@@ -171,6 +183,7 @@ class CacheStorage {
   std::atomic<uint32_t>& mark_of(const Shard& shard, const Way& way) const;
   Way* way_of(Shard& shard, uint64_t hash) const;
   Way& way_for(Shard& shard, uint64_t hash);
+  void set_tag(Shard& shard, const Way& way, uint32_t tag);
   void forget(Shard& shard, Way& way);
   bool has_room(const Ring& ring, uint64_t bytes) const;
   uint64_t claim(Ring& ring, uint64_t bytes);
@@ -183,6 +196,7 @@ class CacheStorage {
   std::optional<ZeroMemory> memory_;
   std::optional<Table<Set>> sets_;
   std::optional<Table<std::atomic<uint32_t>>> marks_;
+  std::optional<Table<std::atomic<uint32_t>>> tags_;
   uint8_t* arena_ = nullptr;
   unsigned shard_mask_ = 0;
   std::unique_ptr<Shard[]> shards_;

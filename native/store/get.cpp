@@ -500,6 +500,7 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
   ClientCache* const cache = channel.attachment->coherence.cache();
   LaneCounts& counts = channel.lane().counts();
   const uint64_t hash = target.key.hash;
+  bool first = false;
   {
     // What makes a copy ends here: the longer way below may begin one itself.
     Copying copying(channel, target);
@@ -509,7 +510,8 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
     const uint64_t began_ns = measures ? monotonic_ns() : 0;
     KnownRead read(channel, target, known, copying);
     Reading reading = read.prepare();
-    if (reading == Reading::kDone) {
+    const bool posts = reading == Reading::kDone;
+    if (posts) {
       const uint32_t posted = co_await channel.remote.batch(read.ops());
       reading = read.result(posted);
       if (measures) {
@@ -533,12 +535,12 @@ Task<Status> read_known(Channel& channel, Target target, KnownAddress known) {
       }
       co_return outcome_of(reading);
     }
-    copying.found_changed();
+    // Of several reads under way the first one tells.
+    KnownAddress still;
+    first = addresses.find(hash, still) && still.slot.word == known.slot.word;
+    if (first && posts) copying.found_changed();
   }
   ++counts.address_stale;
-  // Of several reads under way the first one tells.
-  KnownAddress still;
-  const bool first = addresses.find(hash, still) && still.slot.word == known.slot.word;
   if (cache != nullptr && first) cache->changed(hash);
   addresses.forget(hash);
   co_return co_await find_and_read(channel, target);

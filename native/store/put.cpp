@@ -549,6 +549,8 @@ Task<Status> remove_found(Channel& channel, const Key& key, const Found& found, 
 }  // namespace
 
 Task<Status> put(Channel& channel, const Key& key, kv_call& call) {
+  channel.attachment->addresses.prefetch(key.hash);
+  if (ClientCache* const cache = channel.attachment->coherence.cache()) cache->prefetch(key.hash);
   const Contents contents{.value = call.value,
                           .value_bytes = call.value_bytes,
                           .codec = uint8_t(call.codec),
