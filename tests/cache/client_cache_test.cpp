@@ -47,6 +47,18 @@ TEST_CASE("client cache: a change of what it has no copy of is a change all the 
   CHECK(owner.state().reads_to_wait > 0);
 }
 
+TEST_CASE("client cache: a copy that came too late counts as one that nobody has read") {
+  Owner owner;
+  owner.read(kReads);
+  {
+    ClientCache::Fill fill;
+    REQUIRE(owner.cache.begin_fill(owner.key.hash, kRecord, owner.term, {}, fill));
+    fill.found_changed();
+  }
+  CHECK(!owner.cache.wants(owner.key, 10));
+  CHECK(owner.state().reads_to_wait > 0);
+}
+
 TEST_CASE("client cache: a change during the making of a copy counts once, however that ends") {
   for (const bool finishes : {false, true}) {
     CAPTURE(finishes);

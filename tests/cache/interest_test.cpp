@@ -113,6 +113,33 @@ TEST_CASE("a key of which many reads meet a writer is copied only if it is read 
   CHECK(interest.read(kKey, kPays));
 }
 
+TEST_CASE("a key that did not pay while much had to has not to unlearn it when little has to") {
+  Interest interest;
+  for (int change = 0; change < 4; ++change) interest.taken(kKey, 0, 20 * kPays);
+  CHECK(!interest.read(kKey, kPays));
+  // One that did pay is copied at once.
+  interest.taken(kKey + 1, 20 * kPays, 20 * kPays);
+  CHECK(interest.read(kKey + 1, 20 * kPays));
+}
+
+TEST_CASE("a mean is of what there was, and later of the last hundred figures or so") {
+  RecentMean mean(1000);
+  CHECK(mean.get() == 1000);
+  mean.note(100);
+  CHECK(mean.get() == 100);
+  mean.note(200);
+  CHECK(mean.get() == 150);
+  for (int i = 0; i < 2000; ++i) mean.note(400);
+  // Small differences count as well.
+  CHECK(mean.get() >= 398);
+  for (int i = 0; i < 128; ++i) mean.note(0);
+  CHECK(mean.get() > 100);
+  CHECK(mean.get() < 200);
+  RecentMean doubtful(1000, 9);
+  doubtful.note(2000);
+  CHECK(doubtful.get() == 1100);
+}
+
 TEST_CASE("where most keys turn out not to pay, unknown ones wait longer, up to a bound") {
   Interest interest;
   const auto key = [](uint64_t number) { return (number + 1) * 0x9e3779b97f4a7c15ull; };
