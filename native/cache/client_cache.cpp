@@ -11,6 +11,9 @@ namespace {
 // A read from a copy.
 constexpr uint64_t kHitNs = 150;
 constexpr uint64_t kGainNsMin = 50;
+// As long as nothing is known: a get over a network, and what a message and its answer take.
+constexpr uint64_t kGuessedGetNs = 20'000;
+constexpr uint64_t kGuessedGetsPerEnding = 5;
 constexpr uint64_t kUsesThatPayMin = 4;
 // Where ending copies takes next to no time beside a get: nobody has to be asked, over a network.
 constexpr uint64_t kUsesThatPayUnasked = 2;
@@ -120,10 +123,10 @@ bool ClientCache::wants_absence(const Key& key) {
 }
 
 uint32_t ClientCache::uses_that_pay() const {
-  const uint64_t get_ns = get_ns_.get();
+  const uint64_t get_ns = get_ns_.get(kGuessedGetNs);
   const uint64_t gain_ns = std::max(get_ns - std::min(get_ns, kHitNs), kGainNsMin);
-  const uint64_t making_ns = making_ns_.get() - std::min(making_ns_.get(), get_ns);
-  const uint64_t ending_ns = ending_ns_.get();
+  const uint64_t making_ns = std::max(making_ns_.get(get_ns), get_ns) - get_ns;
+  const uint64_t ending_ns = ending_ns_.get(get_ns * kGuessedGetsPerEnding);
   const bool unasked = ending_ns * kGetsOverEnding < get_ns;
   const uint64_t least = unasked ? kUsesThatPayUnasked : kUsesThatPayMin;
   return uint32_t(std::clamp((making_ns + ending_ns) / gain_ns, least, kUsesThatPayMax));

@@ -252,11 +252,9 @@ class ClientCache {
   Interest interest_;
   AbsenceBalance absence_;
   KeyFigures figures_;
-  // As long as nothing is known: a get over the network, a message and its answer. The first answer
-  // may have been waited for in vain.
-  RecentMean get_ns_{20'000};
-  RecentMean making_ns_{20'000};
-  RecentMean ending_ns_{100'000, 8};
+  RecentMean get_ns_;
+  RecentMean making_ns_;
+  RecentMean ending_ns_;
   std::atomic<uint32_t> gets_{0};  // that might have been measured
   CacheCounts counts_;
   std::array<Stripe, kStripes> stripes_;

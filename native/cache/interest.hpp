@@ -35,22 +35,26 @@ namespace kvstore {
 // A mean of the last hundred figures that any thread notes, or of all as long as they are fewer.
 class RecentMean {
  public:
-  // `guess` is what is said until there is a figure; then it weighs as much as so many figures.
-  explicit RecentMean(uint64_t guess, int64_t weighs = 0)
-      : mean_(int64_t(guess) * kUnit), figures_(weighs) {}
   void note(uint64_t figure) {
     const int64_t weight = std::min(figures_.load(std::memory_order_relaxed) + 1, kFiguresMax);
     figures_.store(weight, std::memory_order_relaxed);
     const int64_t mean = mean_.load(std::memory_order_relaxed);
     mean_.store(mean + (int64_t(figure) * kUnit - mean) / weight, std::memory_order_relaxed);
   }
-  uint64_t get() const { return uint64_t(mean_.load(std::memory_order_relaxed) / kUnit); }
+  // As long as there are few figures a guess counts as two of them.
+  uint64_t get(uint64_t guess) const {
+    const int64_t figures = figures_.load(std::memory_order_relaxed);
+    const int64_t mean = mean_.load(std::memory_order_relaxed) / kUnit;
+    if (figures >= kFiguresMax) return uint64_t(mean);
+    return uint64_t((mean * figures + int64_t(guess) * kGuessWeighs) / (figures + kGuessWeighs));
+  }
 
  private:
+  static constexpr int64_t kGuessWeighs = 2;
   static constexpr int64_t kFiguresMax = 128;
   static constexpr int64_t kUnit = kFiguresMax;  // so that small differences count too
-  std::atomic<int64_t> mean_;
-  std::atomic<int64_t> figures_;
+  std::atomic<int64_t> mean_{0};
+  std::atomic<int64_t> figures_{0};
 };
 
 class Interest {

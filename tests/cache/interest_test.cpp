@@ -123,21 +123,21 @@ TEST_CASE("a key that did not pay while much had to has not to unlearn it when l
 }
 
 TEST_CASE("a mean is of what there was, and later of the last hundred figures or so") {
-  RecentMean mean(1000);
-  CHECK(mean.get() == 1000);
+  constexpr uint64_t kGuess = 1000;
+  RecentMean mean;
+  CHECK(mean.get(kGuess) == kGuess);
   mean.note(100);
-  CHECK(mean.get() == 100);
+  CHECK(mean.get(kGuess) == (100 + 2 * kGuess) / 3);
+  CHECK(mean.get(100) == 100);
   mean.note(200);
-  CHECK(mean.get() == 150);
+  CHECK(mean.get(150) == 150);
   for (int i = 0; i < 2000; ++i) mean.note(400);
-  // Small differences count as well.
-  CHECK(mean.get() >= 398);
+  // Small differences count as well, and nobody guesses any more.
+  CHECK(mean.get(kGuess) >= 398);
+  CHECK(mean.get(kGuess) <= 400);
   for (int i = 0; i < 128; ++i) mean.note(0);
-  CHECK(mean.get() > 100);
-  CHECK(mean.get() < 200);
-  RecentMean doubtful(1000, 9);
-  doubtful.note(2000);
-  CHECK(doubtful.get() == 1100);
+  CHECK(mean.get(kGuess) > 100);
+  CHECK(mean.get(kGuess) < 200);
 }
 
 TEST_CASE("where most keys turn out not to pay, unknown ones wait longer, up to a bound") {

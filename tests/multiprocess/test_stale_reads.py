@@ -38,7 +38,7 @@ def test_no_read_is_stale(fabric: str, faults: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("fabric", ["shm", "tcp"])
 def test_no_read_is_stale_beside_writes_of_one_round_trip(fabric: str) -> None:
-    reads = 12_000
+    reads = 60_000
     command = [sys.executable, str(PROBE), "--fabric", fabric, "--reads", str(reads), "--json"]
     finished = subprocess.run(
         [*command, "--writes", "0.02", "--one-writer"],
