@@ -118,8 +118,9 @@ class CopyingClient {
   Outcome contains(const std::string& key) { return run(StoreClient::call_for(KV_CONTAINS, key)); }
   // Reads until a copy serves it: four times as often as a copy must be read to pay, and some more.
   bool settle(const std::string& key) {
-    // A key at rest is copied after at most 800 reads, and the copy may be spoiled.
-    for (int i = 0; i < 2000; ++i) {
+    for (int i = 0; i < 1000; ++i) {
+      // Without a lease no copy is made, and a thousand reads take less than a late heartbeat.
+      REQUIRE(eventually_true([&] { return cache().is_current(); }));
       const uint64_t before = cache().hits();
       get(key);
       if (cache().hits() != before) return true;

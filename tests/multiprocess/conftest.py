@@ -14,9 +14,8 @@ from tests.support.clients import ClientProcess, start_client
 from tests.support.nodes import NodeProcess
 
 WORKER = "tests.multiprocess.worker"
-#: Seconds, for nodes whose clients die: short, so that tests need not wait long, and above what a
-#: client on a loaded machine may be silent for.
-LEASE_S = 2.0
+#: Seconds, for nodes whose clients die: short, so that tests need not wait long.
+LEASE_S = 0.6
 
 StartWorker = Callable[..., ClientProcess]
 

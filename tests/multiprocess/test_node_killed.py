@@ -21,9 +21,9 @@ from tests.multiprocess.conftest import (
 from tests.multiprocess.content import value_of
 from tests.support.nodes import NodeProcess, start_again, start_node, target_of
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 1.0
 #: What a call may take that needs not wait, on a machine that is busy with other things.
-FAST_S = 2.5
+FAST_S = 0.5
 
 
 def check_failing_is_fast(calls: list[Call]) -> None:
